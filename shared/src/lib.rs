@@ -1,0 +1,12 @@
+//! What the gateway, the engine and the simulator have in common: time, ids, seeded randomness,
+//! token and block identity, OpenAI wire types, configuration errors and the one telemetry path.
+//!
+//! This crate knows neither the gateway nor the engine. Apart from [`clock`], nothing here reads a clock.
+
+pub mod block_hash;
+pub mod clock;
+pub mod ids;
+pub mod rng;
+pub mod time;
+pub mod tokens;
+pub mod trace;

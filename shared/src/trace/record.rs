@@ -1,0 +1,349 @@
+//! Records: the facts of one sampled request in one service, until they are folded into spans.
+//!
+//! A record is bounded and owns no content. It is shared between the parts of a service that see the request (core, server
+//! task) and a table of open records, so that an abandoned one can be folded as far as it got.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::ids::{InstanceId, SpanId, TraceId};
+use crate::time::Time;
+use crate::trace::span::{Kind, Span, Status};
+
+/// The most facts a record holds; further ones are counted on the root span.
+pub const MAX_FACTS: usize = 256;
+/// The most bytes of facts a record holds. Facts own no heap data but shared names, so this bounds their size.
+pub const MAX_BYTES: usize = 16 * 1024;
+
+/// Facts of one component. `fold` is the one place where that component's span names and attributes are set.
+pub trait Fact: Sized + Send + 'static {
+    /// Turns the facts of one finished record into spans, the service's outermost span first.
+    fn fold(record: &Record<Self>, out: &mut Vec<Span>);
+}
+
+/// What a record knows from the start.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// The id of the service's outermost span, drawn before anything is sent.
+    pub span_id: SpanId,
+    /// The caller's span, if there is one.
+    pub parent: Option<SpanId>,
+    /// The W3C trace state.
+    pub tracestate: Option<Arc<str>>,
+    /// The service instance.
+    pub instance: InstanceId,
+    /// When the outermost span starts.
+    pub opened: Time,
+    /// How much to fold: 1 lifecycle, 2 decisions, 3 fine.
+    pub detail: u8,
+}
+
+/// The facts of one request, in the order in which they were noted.
+#[derive(Debug)]
+pub struct Record<F> {
+    /// Identity of the record.
+    pub head: Head,
+    /// Facts with their times.
+    pub facts: Vec<(Time, F)>,
+    /// How many facts did not fit.
+    pub cut: u32,
+    /// When the record was closed.
+    pub closed: Time,
+    /// Whether nobody finished it: deadline, shutdown, panic or crash.
+    pub abandoned: bool,
+}
+
+impl<F> Record<F> {
+    /// A span of this record: `span_id` under `parent`, to be completed by the caller.
+    pub fn span(
+        &self,
+        name: &'static str,
+        kind: Kind,
+        parent: Option<SpanId>,
+        span_id: SpanId,
+        start: Time,
+        end: Time,
+    ) -> Span {
+        Span {
+            trace_id: self.head.trace_id,
+            span_id,
+            parent,
+            parent_is_remote: false,
+            tracestate: self.head.tracestate.clone(),
+            instance: self.head.instance,
+            name: name.into(),
+            kind,
+            start,
+            end: end.max(start),
+            attrs: Vec::new(),
+            events: Vec::new(),
+            links: Vec::new(),
+            status: Status::Unset,
+        }
+    }
+
+    /// The service's outermost span, under the caller's span.
+    pub fn outermost(&self, name: &'static str, kind: Kind, end: Time) -> Span {
+        let mut span = self.span(name, kind, self.head.parent, self.head.span_id, self.head.opened, end);
+        span.parent_is_remote = self.head.parent.is_some();
+        span
+    }
+
+    /// The id of the `n`-th inner span; `n` starts at 0.
+    pub fn inner_id(&self, n: usize) -> SpanId {
+        self.head.span_id.derive(n as u64)
+    }
+
+    const CAPACITY: usize = {
+        let fit = MAX_BYTES / size_of::<(Time, F)>();
+        if fit < MAX_FACTS { fit } else { MAX_FACTS }
+    };
+}
+
+/// A closed record of any component, ready to be folded.
+pub trait Closed: Send {
+    /// Its identity.
+    fn head(&self) -> &Head;
+    /// Folds it into spans.
+    fn fold(&self, out: &mut Vec<Span>);
+}
+
+impl<F: Fact> Closed for Record<F> {
+    fn head(&self) -> &Head {
+        &self.head
+    }
+    fn fold(&self, out: &mut Vec<Span>) {
+        F::fold(self, out);
+    }
+}
+
+/// An open record of any component, as the table of open records sees it.
+pub trait Open: Send + Sync {
+    /// Closes it as abandoned; `None` if it was closed meanwhile.
+    fn abandon(&self, now: Time) -> Option<Box<dyn Closed>>;
+    /// When it was opened; `None` if it was closed meanwhile.
+    fn opened(&self) -> Option<Time>;
+}
+
+/// Where closed records go. `accept` never blocks.
+pub trait Sink: Send + Sync {
+    /// Takes a closed record, or drops and counts it.
+    fn accept(&self, record: Box<dyn Closed>);
+    /// Registers an open record for the clean-up of stale ones.
+    fn opened(&self, record: Weak<dyn Open>);
+}
+
+struct Slot<F: Fact> {
+    record: Mutex<Option<Record<F>>>,
+    sink: Arc<dyn Sink>,
+}
+
+impl<F: Fact> Slot<F> {
+    fn lock(&self) -> MutexGuard<'_, Option<Record<F>>> {
+        // A panic while a fact is noted leaves the record as it was before: still worth folding.
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self, now: Time, abandoned: bool) -> Option<Record<F>> {
+        let mut record = self.lock().take()?;
+        record.closed = now;
+        record.abandoned = abandoned;
+        Some(record)
+    }
+}
+
+impl<F: Fact> Open for Slot<F> {
+    fn abandon(&self, now: Time) -> Option<Box<dyn Closed>> {
+        Some(Box::new(self.close(now, true)?))
+    }
+    fn opened(&self) -> Option<Time> {
+        self.lock().as_ref().map(|r| r.head.opened)
+    }
+}
+
+impl<F: Fact> Drop for Slot<F> {
+    fn drop(&mut self) {
+        // The last holder went away without finishing: a cancelled task, a crashed engine.
+        let last = self.lock().as_ref().map(|r| r.facts.last().map_or(r.head.opened, |(at, _)| *at));
+        if let Some(record) = last.and_then(|at| self.close(at, true)) {
+            self.sink.accept(Box::new(record));
+        }
+    }
+}
+
+/// A handle on a request's record, or nothing at all for an unsampled request. Clones share the record.
+pub struct Trail<F: Fact>(Option<Arc<Slot<F>>>);
+
+impl<F: Fact> Trail<F> {
+    /// The trail of a request that is not recorded.
+    pub const fn off() -> Trail<F> {
+        Trail(None)
+    }
+
+    /// Opens a record that will be closed into `sink`.
+    pub fn open(head: Head, sink: &Arc<dyn Sink>) -> Trail<F> {
+        let record = Record { closed: head.opened, head, facts: Vec::with_capacity(32), cut: 0, abandoned: false };
+        let slot = Arc::new(Slot { record: Mutex::new(Some(record)), sink: Arc::clone(sink) });
+        let open: Arc<dyn Open> = slot.clone();
+        sink.opened(Arc::downgrade(&open));
+        Trail(Some(slot))
+    }
+
+    /// Whether facts are recorded.
+    #[inline]
+    pub const fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Records a fact; the closure runs only for a recorded request.
+    #[inline]
+    pub fn note(&self, at: Time, fact: impl FnOnce() -> F) {
+        if let Some(slot) = &self.0 {
+            note(slot, at, fact());
+        }
+    }
+
+    /// Changes the newest fact that `pick` accepts, or records a new one: how runs of tokens stay one fact.
+    pub fn amend<R>(&self, at: Time, pick: impl FnMut(&mut F) -> Option<R>, fact: impl FnOnce() -> F) {
+        let Some(slot) = &self.0 else { return };
+        let found =
+            slot.lock().as_mut().is_some_and(|r| r.facts.iter_mut().rev().map(|(_, f)| f).find_map(pick).is_some());
+        if !found {
+            note(slot, at, fact());
+        }
+    }
+
+    /// The trace and the outermost span, if recorded and still open.
+    pub fn ids(&self) -> Option<(TraceId, SpanId)> {
+        self.0.as_ref()?.lock().as_ref().map(|r| (r.head.trace_id, r.head.span_id))
+    }
+
+    /// Closes the record at `now` and hands it to the pipeline. Later notes by other holders are ignored.
+    pub fn finish(self, now: Time) {
+        if let Some(slot) = &self.0
+            && let Some(record) = slot.close(now, false)
+        {
+            slot.sink.accept(Box::new(record));
+        }
+    }
+}
+
+#[inline(never)]
+fn note<F: Fact>(slot: &Slot<F>, at: Time, fact: F) {
+    if let Some(record) = slot.lock().as_mut() {
+        if record.facts.len() < Record::<F>::CAPACITY {
+            record.facts.push((at, fact));
+        } else {
+            record.cut += 1;
+        }
+    }
+}
+
+impl<F: Fact> Clone for Trail<F> {
+    fn clone(&self) -> Self {
+        Trail(self.0.clone())
+    }
+}
+
+impl<F: Fact> Default for Trail<F> {
+    fn default() -> Self {
+        Trail::off()
+    }
+}
+
+impl<F: Fact> std::fmt::Debug for Trail<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Trail({:?})", self.ids())
+    }
+}
+
+/// A sink for tests: folds every record at once and keeps the spans.
+#[derive(Default)]
+pub struct Folded(Mutex<Vec<Span>>);
+
+impl Folded {
+    /// The spans folded so far.
+    pub fn take(&self) -> Vec<Span> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for Folded {
+    fn accept(&self, record: Box<dyn Closed>) {
+        record.fold(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    fn opened(&self, _: Weak<dyn Open>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Tick(u32);
+    impl Fact for Tick {
+        fn fold(record: &Record<Tick>, out: &mut Vec<Span>) {
+            let mut root = record.outermost("root", Kind::Server, record.closed);
+            root.set("facts", record.facts.len() as u64).set("cut", record.cut).set("abandoned", record.abandoned);
+            root.set_some("last", record.facts.last().map(|(_, f)| f.0));
+            out.push(root);
+        }
+    }
+
+    fn head() -> Head {
+        let ids = (TraceId::new(1).unwrap(), SpanId::new(2).unwrap());
+        let opened = Time::from_nanos(10);
+        Head {
+            trace_id: ids.0,
+            span_id: ids.1,
+            parent: None,
+            tracestate: None,
+            instance: InstanceId(0),
+            opened,
+            detail: 2,
+        }
+    }
+
+    fn run(work: impl FnOnce(Trail<Tick>)) -> Vec<Span> {
+        let folded = Arc::new(Folded::default());
+        let sink: Arc<dyn Sink> = folded.clone();
+        work(Trail::open(head(), &sink));
+        folded.take()
+    }
+
+    #[test]
+    fn a_finished_record_is_folded_once() {
+        let spans = run(|t| {
+            let other = t.clone();
+            t.note(Time::from_nanos(11), || Tick(7));
+            t.finish(Time::from_nanos(12));
+            other.note(Time::from_nanos(13), || Tick(8));
+            other.finish(Time::from_nanos(14));
+        });
+        assert_eq!(spans.len(), 1);
+        assert_eq!((spans[0].end, spans[0].get("last")), (Time::from_nanos(12), Some(&Value::Int(7))));
+    }
+
+    #[test]
+    fn a_dropped_record_is_abandoned_at_its_last_fact() {
+        let spans = run(|t| t.note(Time::from_nanos(11), || Tick(7)));
+        assert_eq!((spans[0].end, spans[0].get("abandoned")), (Time::from_nanos(11), Some(&Value::Bool(true))));
+    }
+
+    #[test]
+    fn a_record_is_bounded_and_counts_what_is_cut() {
+        let spans = run(|t| {
+            (0..1000).for_each(|i| t.note(Time::from_nanos(11), || Tick(i)));
+            t.finish(Time::from_nanos(12));
+        });
+        assert_eq!(spans[0].get("facts"), Some(&Value::Int(256)));
+        assert_eq!(spans[0].get("cut"), Some(&Value::Int(744)));
+    }
+
+    #[test]
+    fn an_unrecorded_request_builds_no_fact() {
+        Trail::<Tick>::off().note(Time::ZERO, || unreachable!("the closure must not run"));
+    }
+
+    use crate::trace::span::Value;
+}
