@@ -1,1 +1,2 @@
 //! igsim
+pub mod client;

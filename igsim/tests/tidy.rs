@@ -56,7 +56,8 @@ fn cores_are_sans_io() {
 #[test]
 fn folding_is_pure() {
     for crate_dir in ["engine-sim", "gateway"] {
-        let files: Vec<_> = sources(&format!("{crate_dir}/src")).into_iter().filter(|(p, _)| p.ends_with("spans.rs")).collect();
+        let files: Vec<_> =
+            sources(&format!("{crate_dir}/src")).into_iter().filter(|(p, _)| p.ends_with("spans.rs")).collect();
         assert_eq!(files.len(), 1, "one place where {crate_dir}'s spans are named");
         assert_eq!(mentions(&files, IO), Vec::<String>::new());
         assert_eq!(mentions(&files, CLOCKS), Vec::<String>::new());
@@ -93,7 +94,8 @@ fn dependencies_point_one_way() {
     for member in members {
         let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
         for other in members.iter().filter(|m| **m != member) {
-            let depends = manifest.lines().any(|l| l.starts_with(&format!("{other}.")) || l.starts_with(&format!("{other} =")));
+            let depends =
+                manifest.lines().any(|l| l.starts_with(&format!("{other}.")) || l.starts_with(&format!("{other} =")));
             assert!(!depends || allowed(member).contains(other), "{member} must not depend on {other}");
         }
     }
