@@ -1,0 +1,206 @@
+//! The gateway's core: open requests, the pool and the director, behind one `handle`.
+//!
+//! It knows no sockets; a driver tells it what arrived and does what it answers.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use shared::rng::Seed;
+use shared::time::{Stopwatch, Time};
+
+pub use crate::core::pool::{Endpoint, EndpointConfig, EndpointId, EndpointMetrics, ScrapeError};
+pub use crate::core::request::{Output, Rejection, RequestInfo, RequestKey, SessionKey};
+
+use crate::core::config::GatewayConfig;
+use crate::core::director::Director;
+use crate::core::pool::Health;
+use crate::spans::GatewayFact;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A request was received and parsed.
+    Request(Box<RequestInfo>),
+    /// An endpoint was scraped.
+    Metrics {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// What it answered.
+        metrics: Result<EndpointMetrics, ScrapeError>,
+    },
+    /// A request could not be sent, no byte came back: another endpoint may be tried.
+    AttemptFailed {
+        /// The request.
+        key: RequestKey,
+        /// The endpoint that could not be reached.
+        endpoint: EndpointId,
+    },
+    /// The head of a response arrived: from now on the request stays where it is.
+    ResponseStarted {
+        /// The request.
+        key: RequestKey,
+        /// The endpoint that answers.
+        endpoint: EndpointId,
+    },
+    /// A dispatched request is over, well or badly.
+    Finished {
+        /// The request.
+        key: RequestKey,
+        /// The endpoint it was sent to last.
+        endpoint: EndpointId,
+    },
+    /// The pool changed.
+    Endpoint(EndpointChange),
+}
+
+/// A change of the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointChange {
+    /// A new endpoint; it gets the next id.
+    Added(EndpointConfig),
+    /// An endpoint gets no new requests, those it has go on.
+    Draining(EndpointId),
+    /// A draining endpoint is back, or one was replaced under its name: what its cache held is forgotten.
+    Restarted(EndpointId),
+    /// Which models an endpoint serves became known.
+    Models(EndpointId, Vec<Arc<str>>),
+}
+
+/// The core of one gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    director: Director,
+    open: FxHashMap<RequestKey, Open>,
+    retries: u32,
+    pool_name: (Arc<str>, Arc<str>),
+}
+
+/// A dispatched request.
+#[derive(Debug)]
+struct Open {
+    info: Box<RequestInfo>,
+    endpoint: EndpointId,
+    attempt: u32,
+    tried: Vec<EndpointId>,
+}
+
+impl Gateway {
+    /// A gateway in front of `endpoints`, which get the ids 0, 1, ...
+    ///
+    /// # Panics
+    /// If `config` has problems: they are found and shown by [`GatewayConfig::validate`].
+    pub fn new(config: GatewayConfig, endpoints: Vec<EndpointConfig>, seed: Seed) -> Gateway {
+        let problems = config.validate();
+        assert!(problems.is_empty(), "the configuration is validated before it is used: {}", problems[0]);
+        let retries = config.limits.retries;
+        let pool_name = (config.pool.name.as_str().into(), config.pool.namespace.as_str().into());
+        Gateway { director: Director::new(&config, endpoints, seed), open: FxHashMap::default(), retries, pool_name }
+    }
+
+    /// Takes what happened at `now` and appends what is to be done to `out`.
+    ///
+    /// `watch` times the stages of a decision; for a request that nobody records it should be [`shared::time::Stopped`].
+    pub fn handle(&mut self, now: Time, input: Input, watch: &mut dyn Stopwatch, out: &mut Vec<Output>) {
+        match input {
+            Input::Request(info) => self.request(now, info, watch, out),
+            Input::Metrics { endpoint, metrics } => self.director.pool.scraped(endpoint, metrics),
+            Input::AttemptFailed { key, endpoint } => self.attempt_failed(now, key, endpoint, watch, out),
+            Input::ResponseStarted { key, endpoint } => self.response_started(key, endpoint),
+            Input::Finished { key, endpoint } => self.finished(key, endpoint),
+            Input::Endpoint(change) => self.director.change(change),
+        }
+    }
+
+    /// When the core wants to be advanced: never, as no request waits inside it.
+    pub fn next_wakeup(&self) -> Option<Time> {
+        None
+    }
+
+    /// Does what is due at `now`: nothing, see [`Gateway::next_wakeup`].
+    pub fn advance(&mut self, _now: Time, _out: &mut Vec<Output>) {}
+
+    /// All endpoints, by id.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        self.director.pool.endpoints()
+    }
+
+    /// How many dispatched requests are not finished.
+    pub fn open_requests(&self) -> usize {
+        self.open.len()
+    }
+
+    fn request(&mut self, now: Time, mut info: Box<RequestInfo>, watch: &mut dyn Stopwatch, out: &mut Vec<Output>) {
+        let key = info.key;
+        assert!(!self.open.contains_key(&key), "request {key:?} is already open");
+        self.director.prioritise(&mut info);
+        self.describe(now, &info);
+        match self.director.direct(now, &info, &[], watch) {
+            Err(rejection) => out.push(Output::Reject { key, rejection }),
+            Ok(endpoint) => {
+                self.open.insert(key, Open { info, endpoint, attempt: 0, tried: Vec::new() });
+                out.push(Output::Dispatch { key, endpoint, attempt: 0 });
+            }
+        }
+    }
+
+    /// Records what the request asks for.
+    fn describe(&self, now: Time, info: &RequestInfo) {
+        info.trail.note(now, || GatewayFact::Parsed {
+            id: info.id.clone(),
+            model: Arc::clone(&info.model),
+            size_bytes: info.size_bytes,
+            priority: info.priority,
+            streaming: info.streaming,
+        });
+        if info.objective.is_some() || info.fairness_id.is_some() {
+            let (objective, fairness_id) = (&info.objective, &info.fairness_id);
+            info.trail
+                .note(now, || GatewayFact::Labels { objective: objective.clone(), fairness_id: fairness_id.clone() });
+        }
+        let (name, namespace) = &self.pool_name;
+        info.trail.note(now, || GatewayFact::Pool { name: Arc::clone(name), namespace: Arc::clone(namespace) });
+    }
+
+    fn attempt_failed(
+        &mut self,
+        now: Time,
+        key: RequestKey,
+        endpoint: EndpointId,
+        watch: &mut dyn Stopwatch,
+        out: &mut Vec<Output>,
+    ) {
+        self.director.pool.get_mut(endpoint).health = Health::Ejected;
+        let Some(mut open) = self.open.remove(&key) else { return };
+        self.director.leave(open.endpoint);
+        open.tried.push(endpoint);
+        let next = if open.attempt < self.retries {
+            self.director.direct(now, &open.info, &open.tried, watch)
+        } else {
+            Err(Rejection::Unreachable)
+        };
+        let Ok(next) = next else {
+            return out.push(Output::Reject { key, rejection: Rejection::Unreachable });
+        };
+        open.attempt += 1;
+        open.endpoint = next;
+        let attempt = open.attempt;
+        let failed = &self.director.pool.get(endpoint).config.name;
+        open.info.trail.note(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
+        self.open.insert(key, open);
+        out.push(Output::Dispatch { key, endpoint: next, attempt });
+    }
+
+    fn response_started(&mut self, key: RequestKey, endpoint: EndpointId) {
+        if let Some(open) = self.open.get_mut(&key).filter(|o| o.endpoint == endpoint) {
+            // Only a further attempt would need them.
+            open.info.prefix = Vec::new();
+        }
+    }
+
+    fn finished(&mut self, key: RequestKey, endpoint: EndpointId) {
+        if let Some(open) = self.open.remove(&key) {
+            assert_eq!(open.endpoint, endpoint, "{key:?} finished where it was not sent");
+            self.director.leave(endpoint);
+        }
+    }
+}
