@@ -1,1 +1,4 @@
-//! igsim
+//! The simulator: scenarios, workloads, drivers, reports.
+
+pub mod report;
+pub mod stats;
