@@ -1,4 +1,5 @@
 //! The simulator: scenarios, workloads, drivers, reports.
 
+pub mod client;
 pub mod report;
 pub mod stats;
