@@ -12,3 +12,4 @@ pub mod rng;
 pub mod time;
 pub mod tokens;
 pub mod trace;
+pub mod units;
