@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod report;
+pub mod scenario;
 pub mod stats;

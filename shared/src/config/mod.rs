@@ -7,6 +7,7 @@
 //! This module knows no scenario, gateway or engine.
 
 mod document;
+mod emit;
 mod error;
 mod overrides;
 mod schema;
@@ -17,6 +18,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
+pub use emit::to_yaml;
 pub use error::{ConfigErrors, Excerpt, Problem, Problems};
 pub use suggest::{did_you_mean, one_of};
 
@@ -81,7 +83,7 @@ where
 
     let config: T = match serde_path_to_error::deserialize(&document.value) {
         Ok(config) => config,
-        Err(e) => return fail(document.locate(vec![error::from_serde(&e)])),
+        Err(e) => return fail(document.locate(vec![refused(&root, &document, &e)])),
     };
     let mut problems = Problems::default();
     config.validate(&mut problems);
@@ -89,6 +91,19 @@ where
         none if none.is_empty() => Ok(Loaded { config, value: document.value, source: source.to_owned() }),
         some => fail(document.locate(some)),
     }
+}
+
+/// What the type's own `Deserialize` refused: it knows what is wrong, the schema knows what is allowed.
+fn refused(root: &schema::Root, document: &Document, e: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    let mut problem = error::from_serde(e);
+    if let Some(steps) = overrides::parse_path(&problem.path)
+        && let Some(value) = overrides::lookup(&document.value, &steps)
+        && let Some(expected) = root.expected_at(&steps)
+    {
+        problem.found = schema::describe(value);
+        problem.expected = expected;
+    }
+    problem
 }
 
 fn read(path: &Path) -> Result<String, Problem> {

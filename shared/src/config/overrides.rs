@@ -76,7 +76,8 @@ pub(super) fn parse_path(path: &str) -> Option<Vec<Step>> {
     Some(steps)
 }
 
-fn lookup<'v>(value: &'v Value, steps: &[Step]) -> Option<&'v Value> {
+/// The value at `steps`.
+pub(super) fn lookup<'v>(value: &'v Value, steps: &[Step]) -> Option<&'v Value> {
     steps.iter().try_fold(value, |here, step| match step {
         Step::Key(k) => here.get(k),
         Step::Index(i) => here.get(i),

@@ -44,6 +44,22 @@ impl Root {
     /// # Errors
     /// The path of the first step that does not exist, and the names that exist there.
     pub(super) fn knows(&self, steps: &[Step]) -> Result<(), (String, Vec<String>)> {
+        self.walk(steps).map(|_| ())
+    }
+
+    /// What is allowed at `steps`, where the schema says it in words of its own (`x-expected`).
+    pub(super) fn expected_at(&self, steps: &[Step]) -> Option<String> {
+        let schemas = self.walk(steps).ok()?;
+        let named = |s: &&Value| {
+            let own = s.get("x-expected").or_else(|| self.resolve(s)?.get("x-expected"));
+            own.and_then(Value::as_str).map(str::to_owned)
+        };
+        let branches = self.branches_of_all(&schemas);
+        let inner = || branches.iter().find_map(|b| b.get("x-expected")?.as_str().map(str::to_owned));
+        schemas.iter().find_map(named).or_else(inner)
+    }
+
+    fn walk<'s>(&'s self, steps: &[Step]) -> Result<Vec<&'s Value>, (String, Vec<String>)> {
         let mut here = vec![&self.0];
         let mut path = String::new();
         for step in steps {
@@ -58,7 +74,7 @@ impl Root {
                 return Err((path, names));
             }
         }
-        Ok(())
+        Ok(here)
     }
 
     fn child<'s>(&'s self, schema: &'s Object, step: &Step) -> Option<&'s Value> {
@@ -129,7 +145,11 @@ impl Root {
         for (key, value) in map {
             let child = join(path, key);
             match (fields.and_then(|f| f.get(key)), schema.get("additionalProperties")) {
-                (Some(field), _) => self.node(field, value, &child, out),
+                (Some(field), _) => {
+                    let before = out.len();
+                    self.node(field, value, &child, out);
+                    out[before..].iter_mut().filter(|p| p.path == child).for_each(|p| hint_default(p, field));
+                }
                 (None, Some(Value::Bool(false))) => out.push(unknown_key(&child, key, fields)),
                 (None, Some(any)) => self.node(any, value, &child, out),
                 (None, None) => {}
@@ -236,6 +256,15 @@ pub(super) fn describe(value: &Value) -> String {
         Value::String(s) => format!("{s:?}"),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a mapping".to_owned(),
+    }
+}
+
+fn hint_default(problem: &mut Problem, field: &Value) {
+    let plain = |v: &&Value| matches!(v, Value::Bool(_) | Value::Number(_) | Value::String(_));
+    if let Some(default) = field.get("default").filter(plain)
+        && problem.help.is_none()
+    {
+        problem.help = Some(format!("the default is {}", default.as_str().map_or(default.to_string(), str::to_owned)));
     }
 }
 

@@ -107,6 +107,7 @@ parts:
     error: plant.yaml: count: found -3, expected an integer of at least 1
        2 | count: -3
          |        ^^
+    help: the default is 0
     error: plant.yaml: kidn: found an unknown key, expected one of count, kind, name, parts, rate, seed, shape
        3 | kidn: tree
          | ^^^^
@@ -165,21 +166,25 @@ fn types_are_named() {
     error: plant.yaml: seed: found -1, expected an integer of at least 0
        2 | seed: -1
          |       ^^
+    help: the default is 0
     ");
     assert_snapshot!(error("name: a\ncount: 4294967296\n"), @r"
     error: plant.yaml: count: found 4294967296, expected an integer of at least 1 and at most 4294967295
        2 | count: 4294967296
          |        ^^^^^^^^^^
+    help: the default is 0
     ");
     assert_snapshot!(error("name: a\ncount: 1.5\n"), @r"
     error: plant.yaml: count: found 1.5, expected an integer of at least 1
        2 | count: 1.5
          |        ^^^
+    help: the default is 0
     ");
     assert_snapshot!(error("name: a\nrate: fast\n"), @r#"
     error: plant.yaml: rate: found "fast", expected a number
        2 | rate: fast
          |       ^^^^
+    help: the default is 0.0
     "#);
     assert_snapshot!(error("name: a\nparts: 4\n"), @r"
     error: plant.yaml: parts: found 4, expected a list
@@ -260,6 +265,7 @@ fn wrong_overrides_are_shown_where_they_were_given() {
     error: plant.yaml: count: found 0, expected an integer of at least 1
     --set | count=0
           |       ^
+    help: the default is 0
     ");
     assert_snapshot!(check("cuont", "1"), @r"
     error: plant.yaml: cuont: found an unknown key, expected one of count, kind, name, parts, rate, seed, shape
