@@ -33,8 +33,10 @@ pub struct EngineConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct SchedulerConfig {
     /// Most tokens in one step. 8192 on GPUs of 70 GiB or more, 2048 on smaller ones.
+    #[schemars(range(min = 1))]
     pub max_num_batched_tokens: u32,
     /// Most requests in one step. 1024 on GPUs of 70 GiB or more, 256 on smaller ones.
+    #[schemars(range(min = 1))]
     pub max_num_seqs: u32,
     /// Whether a prompt may be split over several steps.
     pub enable_chunked_prefill: bool,

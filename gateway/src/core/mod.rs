@@ -1,0 +1,6 @@
+//! The gateway's decisions, without input or output: driven by a socket or by an event queue, repeatable from a seed.
+
+pub mod config;
+pub mod pool;
+pub mod prefix_index;
+pub mod scheduler;
