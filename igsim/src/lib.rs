@@ -1,2 +1,6 @@
-//! igsim
+//! The simulator: scenarios, workloads, drivers, reports.
+
 pub mod client;
+pub mod report;
+pub mod scenario;
+pub mod stats;

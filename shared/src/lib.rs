@@ -5,6 +5,7 @@
 
 pub mod block_hash;
 pub mod clock;
+pub mod config;
 pub mod ids;
 pub mod openai;
 pub mod rng;

@@ -106,6 +106,7 @@ impl JsonSchema for HumanDur {
         json_schema!({
             "type": "string",
             "description": "A number and a unit (ns, us, ms, s, m, h), for example 50ms or 1.5s.",
+            "x-expected": "a duration such as 50ms or 1.5s",
             "pattern": "^[0-9]+(\\.[0-9]+)? ?(ns|us|ms|s|m|h)$",
         })
     }
