@@ -4,3 +4,4 @@
 //! gateway.
 
 pub mod core;
+pub mod spans;
