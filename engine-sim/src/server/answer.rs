@@ -135,7 +135,6 @@ impl Shape {
 }
 
 /// A request in the engine and what is left to write of its answer. Dropping it early aborts the request.
-#[derive(Debug)]
 pub(super) struct Answer {
     app: Arc<App>,
     key: RequestKey,

@@ -92,11 +92,11 @@ impl Server {
         let listener = TcpListener::bind(address).await?;
         let started = clock.anchor().unix_nanos(clock.now());
         let app = App {
+            max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             engine,
             tracer,
             clock,
             model: config.model,
-            max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             engine_config: config.engine,
             max_body_bytes: config.max_body_bytes,
             prompt_tokens_details: config.prompt_tokens_details,
