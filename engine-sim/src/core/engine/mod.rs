@@ -10,7 +10,7 @@
 mod api;
 mod notes;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 
@@ -228,7 +228,9 @@ impl Engine {
         if matches!(reason, RejectReason::QueueFull { .. }) {
             self.metrics.admission_rejections_queued_reqs += 1;
         }
-        request.trail.note(now, || EngineFact::Failed { error_type: reason.as_str() });
+        request
+            .trail
+            .note(now, || EngineFact::Failed { error_type: reason.as_str(), http_status: reason.http_status() });
         self.emit(Output::Rejected { key: request.key, at: now, reason });
     }
 
