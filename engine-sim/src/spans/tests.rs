@@ -71,7 +71,7 @@ impl Rig {
             let trail = &self.trails[output.key().0 as usize];
             match output {
                 Output::Tokens { at, .. } => {
-                    trail.amend(at, |f| matches!(f, EngineFact::FirstWrite).then_some(()), || EngineFact::FirstWrite)
+                    trail.amend(at, |f| matches!(f, EngineFact::FirstWrite).then_some(()), || EngineFact::FirstWrite);
                 }
                 Output::Finished { at, reason, .. } => {
                     if reason != FinishReason::Abort {

@@ -254,6 +254,9 @@ impl Engine {
 
     fn add(&mut self, now: Time, request: NewRequest) {
         self.taken += 1;
+        let named = request.prompt.keys.len() as u32 * self.config.cache.block_size + request.prompt.tail.len() as u32;
+        let complete = !self.config.cache.enable_prefix_caching || named == request.prompt.tokens;
+        assert!(complete, "the prompt was prepared with this engine's configuration");
         let ix = self.scheduler.add(NewSequence {
             tag: request.key.0,
             prompt_tokens: request.prompt.tokens,
