@@ -131,7 +131,11 @@ impl<'a> Fold<'a> {
         self.inputs = Some(at);
     }
 
+    /// Core and server may both note a refusal: the first one stands.
     fn failed(&mut self, error_type: &'static str, http_status: u16) {
+        if self.root.get("error.type").is_some() {
+            return;
+        }
         if http_status >= 500 {
             self.root.fail(error_type, "the engine refused or failed the request");
         } else {

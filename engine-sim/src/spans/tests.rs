@@ -79,7 +79,11 @@ impl Rig {
                     }
                     trail.clone().finish(at);
                 }
-                Output::Rejected { at, .. } => trail.clone().finish(at),
+                Output::Rejected { at, reason, .. } => {
+                    let failed = EngineFact::Failed { error_type: reason.as_str(), http_status: reason.http_status() };
+                    trail.note(at, || failed);
+                    trail.clone().finish(at);
+                }
             }
         }
         self.trails.clear();
