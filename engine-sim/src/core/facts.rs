@@ -19,6 +19,8 @@ pub enum EngineFact {
         model: Arc<str>,
         /// The request's external id.
         request: RequestId,
+        /// What is asked for.
+        operation: Operation,
     },
     /// Server, any time: what the request asks for. Absent values were not given.
     Asked {
@@ -54,6 +56,8 @@ pub enum EngineFact {
     Failed {
         /// Value of `error.type`.
         error_type: &'static str,
+        /// Status of the answer: from 500 on it is the engine's fault.
+        http_status: u16,
     },
     /// Core, at entry into a waiting queue.
     Queued {
@@ -80,6 +84,25 @@ pub enum EngineFact {
     Preempted,
     /// Core, when the last token is handed to the stream.
     Finished(FinishFact),
+}
+
+/// What a request asks an engine for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    TextCompletion,
+}
+
+impl Operation {
+    /// Value of `gen_ai.operation.name`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Operation::Chat => "chat",
+            Operation::TextCompletion => "text_completion",
+        }
+    }
 }
 
 /// Why a request waits.

@@ -118,6 +118,14 @@ impl RejectReason {
             RejectReason::EmptyPrompt => "empty_prompt",
         }
     }
+
+    /// Status of vLLM's answer.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            RejectReason::QueueFull { .. } => 503,
+            RejectReason::TooLong { .. } | RejectReason::EmptyPrompt => 400,
+        }
+    }
 }
 
 /// What happened to a request, in engine core time.

@@ -10,7 +10,7 @@
 mod api;
 mod notes;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 
@@ -228,7 +228,9 @@ impl Engine {
         if matches!(reason, RejectReason::QueueFull { .. }) {
             self.metrics.admission_rejections_queued_reqs += 1;
         }
-        request.trail.note(now, || EngineFact::Failed { error_type: reason.as_str() });
+        request
+            .trail
+            .note(now, || EngineFact::Failed { error_type: reason.as_str(), http_status: reason.http_status() });
         self.emit(Output::Rejected { key: request.key, at: now, reason });
     }
 
@@ -252,6 +254,9 @@ impl Engine {
 
     fn add(&mut self, now: Time, request: NewRequest) {
         self.taken += 1;
+        let named = request.prompt.keys.len() as u32 * self.config.cache.block_size + request.prompt.tail.len() as u32;
+        let complete = !self.config.cache.enable_prefix_caching || named == request.prompt.tokens;
+        assert!(complete, "the prompt was prepared with this engine's configuration");
         let ix = self.scheduler.add(NewSequence {
             tag: request.key.0,
             prompt_tokens: request.prompt.tokens,
