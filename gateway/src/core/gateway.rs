@@ -204,3 +204,175 @@ impl Gateway {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use shared::ids::RequestId;
+    use shared::time::{Dur, Stopped};
+    use shared::trace::Trail;
+
+    use crate::core::config::ScorerConfig;
+
+    fn gateway(n: u32, change: impl FnOnce(&mut GatewayConfig)) -> Gateway {
+        let mut config = GatewayConfig::default();
+        change(&mut config);
+        let endpoints = (0..n).map(|i| EndpointConfig::new(&format!("e{i}"), "127.0.0.1", 8000)).collect();
+        let mut gateway = Gateway::new(config, endpoints, Seed(3));
+        (0..n).for_each(|i| report(&mut gateway, i, 0));
+        gateway
+    }
+
+    fn report(gateway: &mut Gateway, endpoint: u32, waiting: u32) {
+        let at = Time::ZERO;
+        let m = EndpointMetrics { waiting, running: 0, kv_usage: 0.0, block_size: 16, num_gpu_blocks: 9, at };
+        step(gateway, Input::Metrics { endpoint: EndpointId(endpoint), metrics: Ok(m) });
+    }
+
+    fn step(gateway: &mut Gateway, input: Input) -> Option<Output> {
+        step_at(gateway, Time::ZERO, input)
+    }
+
+    fn step_at(gateway: &mut Gateway, now: Time, input: Input) -> Option<Output> {
+        let mut out = Vec::new();
+        gateway.handle(now, input, &mut Stopped(now), &mut out);
+        assert!(out.len() <= 1);
+        out.pop()
+    }
+
+    fn request(key: u64) -> Box<RequestInfo> {
+        Box::new(RequestInfo {
+            key: RequestKey(key),
+            id: RequestId::sanitise("r"),
+            model: "m".into(),
+            streaming: false,
+            size_bytes: 10,
+            priority: 0,
+            objective: None,
+            fairness_id: None,
+            session: None,
+            prompt_tokens_estimate: 4,
+            prefix: Vec::new(),
+            trail: Trail::off(),
+        })
+    }
+
+    fn endpoint(output: Option<Output>) -> u32 {
+        let Some(Output::Dispatch { endpoint, .. }) = output else { panic!("{output:?}") };
+        endpoint.0
+    }
+
+    fn rejection(output: Option<Output>) -> Rejection {
+        let Some(Output::Reject { rejection, .. }) = output else { panic!("{output:?}") };
+        rejection
+    }
+
+    #[test]
+    fn requests_with_a_common_prefix_go_where_it_was_sent() {
+        let mut g = gateway(4, |_| {});
+        let mut ask = |key, prefix: &[u64]| {
+            let mut r = request(key);
+            r.prefix = prefix.to_vec();
+            endpoint(step(&mut g, Input::Request(r)))
+        };
+        let first = ask(1, &[1, 2, 3]);
+        assert!((2..20).all(|key| ask(key, &[1, 2, 3, key]) == first));
+        assert!((20..40).any(|key| ask(key, &[key]) != first));
+    }
+
+    #[test]
+    fn a_session_stays_until_it_expires() {
+        let only = vec![ScorerConfig::of("session-affinity-scorer", 1.0)];
+        let mut g = gateway(8, |c| c.profile.scorers = only);
+        let mut ask = |key, at| {
+            let mut r = request(key);
+            r.session = Some(SessionKey(5));
+            endpoint(step_at(&mut g, Time::ZERO + at, Input::Request(r)))
+        };
+        let first = ask(0, Dur::ZERO);
+        assert!((1..50).all(|key| ask(key, Dur::from_secs(key)) == first));
+        assert!((50..80).any(|key| ask(key, Dur::from_secs(400 * key)) != first));
+    }
+
+    #[test]
+    fn refusals_are_data() {
+        let mut g = gateway(2, |c| {
+            c.objectives.insert("batch".into(), -1);
+        });
+        let unknown = EndpointChange::Models(EndpointId(0), vec!["m".into()]);
+        step(&mut g, Input::Endpoint(unknown));
+        step(&mut g, Input::Endpoint(EndpointChange::Models(EndpointId(1), vec!["m".into()])));
+        let mut other = request(1);
+        other.model = "x".into();
+        assert_eq!(rejection(step(&mut g, Input::Request(other))), Rejection::UnknownModel);
+
+        (0..2).for_each(|i| report(&mut g, i, 9));
+        let mut sheddable = request(2);
+        sheddable.objective = Some("batch".into());
+        assert_eq!(rejection(step(&mut g, Input::Request(sheddable))), Rejection::Saturated);
+        endpoint(step(&mut g, Input::Request(request(3))));
+
+        (0..2).for_each(|i| {
+            step(&mut g, Input::Endpoint(EndpointChange::Draining(EndpointId(i))));
+        });
+        assert_eq!(rejection(step(&mut g, Input::Request(request(4)))), Rejection::NoEndpoints);
+        assert_eq!(g.open_requests(), 1);
+    }
+
+    #[test]
+    fn an_endpoint_that_cannot_be_reached_is_left_out_until_it_answers_a_scrape() {
+        let mut g = gateway(2, |_| {});
+        let key = RequestKey(1);
+        let first = EndpointId(endpoint(step(&mut g, Input::Request(request(1)))));
+        let second = EndpointId(endpoint(step(&mut g, Input::AttemptFailed { key, endpoint: first })));
+        assert_ne!(first, second);
+        // One retry is all there is.
+        let last = step(&mut g, Input::AttemptFailed { key, endpoint: second });
+        assert_eq!(rejection(last), Rejection::Unreachable);
+        assert_eq!(rejection(step(&mut g, Input::Request(request(2)))), Rejection::NoEndpoints);
+        report(&mut g, first.0, 0);
+        assert_eq!(endpoint(step(&mut g, Input::Request(request(3)))), first.0);
+        assert_eq!(g.endpoints().iter().map(|e| e.in_flight).sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn a_new_endpoint_gets_requests_once_it_is_scraped() {
+        let mut g = gateway(0, |_| {});
+        step(&mut g, Input::Endpoint(EndpointChange::Added(EndpointConfig::new("new", "h", 1))));
+        assert_eq!(rejection(step(&mut g, Input::Request(request(1)))), Rejection::NoEndpoints);
+        report(&mut g, 0, 0);
+        assert_eq!(endpoint(step(&mut g, Input::Request(request(2)))), 0);
+    }
+
+    proptest! {
+        /// Invariant: requests are conserved. Each is refused at once, or open at one endpoint until it is finished or refused.
+        #[test]
+        fn requests_are_conserved(steps in proptest::collection::vec((0u8..4, 0usize..4), 0..200)) {
+            let mut g = gateway(3, |_| {});
+            let mut open: Vec<(RequestKey, EndpointId)> = Vec::new();
+            for (next_key, (action, which)) in steps.into_iter().enumerate() {
+                let chosen = which.min(open.len().saturating_sub(1));
+                let output = match action {
+                    0 => step(&mut g, Input::Request(request(next_key as u64))),
+                    1 if !open.is_empty() => {
+                        let (key, endpoint) = open.swap_remove(chosen);
+                        step(&mut g, Input::Finished { key, endpoint })
+                    }
+                    2 if !open.is_empty() => {
+                        let (key, endpoint) = open.swap_remove(chosen);
+                        step(&mut g, Input::AttemptFailed { key, endpoint })
+                    }
+                    _ => { report(&mut g, which as u32 % 3, 1); None }
+                };
+                if let Some(Output::Dispatch { key, endpoint, .. }) = output {
+                    open.push((key, endpoint));
+                }
+                prop_assert_eq!(g.open_requests(), open.len());
+                for (i, e) in g.endpoints().iter().enumerate() {
+                    prop_assert_eq!(e.in_flight as usize, open.iter().filter(|(_, at)| at.index() == i).count());
+                }
+            }
+        }
+    }
+}
