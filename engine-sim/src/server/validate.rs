@@ -3,12 +3,12 @@
 use axum::http::{HeaderMap, StatusCode};
 use shared::block_hash::ExtraKeys;
 use shared::openai::{Prompt, Request, StreamOptions};
-use shared::rng::mix64;
 use shared::tokens::{ContentId, TokenId};
 
 use super::App;
 use super::api::{Api, ApiError};
 use crate::core::facts::EngineFact;
+use crate::core::filler::{natural_length, output_content};
 use crate::core::sequence::SamplingParams;
 
 /// vLLM's default for completions; chat has the rest of the context.
@@ -64,7 +64,7 @@ pub(super) fn accept(
         (None, Api::Chat) => room,
     };
     let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let content = ContentId(output_content(tokens, request.seed));
+    let content = output_content(tokens, request.seed);
     let header = headers.get("x-vllm-priority").and_then(|v| v.to_str().ok()?.parse().ok());
     Ok(Accepted {
         prompt_tokens,
@@ -159,15 +159,4 @@ fn check_length(app: &App, prompt: u32, asked: Option<i64>) -> Result<u32, ApiEr
         return Err(ApiError::parameter(&text, "input_tokens", prompt));
     }
     Ok(limit - prompt)
-}
-
-/// The output of a prompt is always the same filler, as with a greedy sampler; a seed makes another one.
-fn output_content(tokens: &[TokenId], seed: Option<i64>) -> u64 {
-    let tail = tokens.iter().rev().take(64);
-    tail.fold(mix64(tokens.len() as u64 ^ seed.unwrap_or(0) as u64), |h, t| mix64(h ^ u64::from(t.0)))
-}
-
-/// Where filler ends by itself unless the caller ignores it: 32 to 543 tokens, from the content, so that it repeats.
-fn natural_length(content: ContentId) -> u32 {
-    32 + (mix64(content.0) % 512) as u32
 }
