@@ -80,10 +80,11 @@ impl<R: BufRead> Lines<R> {
 
     fn parse(&mut self, text: &str) -> Result<Recorded, Wrong> {
         let line: Line = serde_json::from_str(text).map_err(|e| {
-            self.wrong(
-                format!("a line that does not fit ({e})"),
-                "an object with timestamp, input_length, output_length and hash_ids",
-            )
+            // The line and column of the text it was given mean nothing to the reader of a file.
+            let text = e.to_string();
+            let why = text.split(" at line ").next().unwrap_or_default();
+            let expected = "an object with timestamp, input_length, output_length and hash_ids";
+            self.wrong(format!("a line that does not fit ({why})"), expected)
         })?;
         let input = tokens(self.line, "input_length", line.input_length)?;
         let output_tokens = tokens(self.line, "output_length", line.output_length)?;

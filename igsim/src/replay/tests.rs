@@ -111,8 +111,8 @@ fn wrong_mooncake_lines_are_named_after_what_came_before() {
         assert_eq!((all.len(), all[0].is_ok()), (2, true));
         all[1].clone().unwrap_err().to_string()
     };
-    assert_snapshot!(check("{"), @"t:3: found a line that does not fit (EOF while parsing an object at line 2 column 0), expected an object with timestamp, input_length, output_length and hash_ids");
-    assert_snapshot!(check("{\"timestamp\": 1, \"input_length\": 1, \"output_length\": 1}"), @"t:3: found a line that does not fit (missing field `hash_ids` at line 1 column 55), expected an object with timestamp, input_length, output_length and hash_ids");
+    assert_snapshot!(check("{"), @"t:3: found a line that does not fit (EOF while parsing an object), expected an object with timestamp, input_length, output_length and hash_ids");
+    assert_snapshot!(check("{\"timestamp\": 1, \"input_length\": 1, \"output_length\": 1}"), @"t:3: found a line that does not fit (missing field `hash_ids`), expected an object with timestamp, input_length, output_length and hash_ids");
     assert_snapshot!(check("{\"timestamp\": 1, \"input_length\": 1, \"output_length\": 1, \"hash_ids\": [1]}"), @"t:3: found timestamp 1, expected a time not before that of the line before");
     assert_snapshot!(check("{\"timestamp\": 28000, \"input_length\": 600, \"output_length\": 1, \"hash_ids\": [1]}"), @"t:3: found 1 hash_ids, expected 2, one for each 512 of 600 tokens");
     assert_snapshot!(check("{\"timestamp\": 28000, \"input_length\": 1, \"output_length\": 0, \"hash_ids\": [1]}"), @"t:3: found output_length 0, expected 1 to 16777216 tokens");

@@ -105,7 +105,7 @@ pub struct Plan {
 #[derive(Debug)]
 enum Source {
     /// Sessions that start by themselves; the next one's number.
-    Open(Process, u64),
+    Open(Box<Process>, u64),
     /// Clients that wait; how many have started, and how many sessions each has had.
     Closed { started: u32, sessions: Vec<u64> },
     /// A recorded trace.
@@ -123,7 +123,7 @@ impl Plan {
             (None, Some(Arrivals::Closed { concurrency, .. })) => {
                 Source::Closed { started: 0, sessions: vec![0; *concurrency as usize] }
             }
-            (None, Some(open)) => Source::Open(Process::new(open, seed), 0),
+            (None, Some(open)) => Source::Open(Box::new(Process::new(open, seed)), 0),
             // Validation asks for arrivals; without any, nothing comes.
             (None, None) => Source::Closed { started: 0, sessions: Vec::new() },
         };
