@@ -4,3 +4,4 @@
 //! only by what it reports over the wire.
 
 pub mod core;
+pub mod spans;

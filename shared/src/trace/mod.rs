@@ -1,11 +1,33 @@
 //! The one telemetry path: facts recorded where they happen, folded into spans in the background.
 //!
 //! A sampled request owns a [`Trail`]; an unsampled one carries [`Trail::off`], one branch at every recording site. When the
-//! request ends its record goes through the pipeline to a worker, which folds it into [`span::Span`]s and hands them to the
+//! request ends its record goes through the [`pipeline`] to a worker, which folds it into [`span::Span`]s and hands them to the
 //! exporters. Nothing in here reads a clock or blocks the request.
 
+pub mod check;
+pub mod config;
+pub mod context;
+mod env;
+pub mod exporter;
+mod id_source;
+pub mod otlp_json;
+pub mod pipeline;
 pub mod record;
+pub mod registry;
+pub mod resource;
+pub mod sampler;
+pub mod set;
 pub mod span;
+pub mod stats;
+pub mod tree;
+mod worker;
 
+pub use config::TelemetryConfig;
+pub use context::TraceContext;
+pub use pipeline::{Started, Telemetry, TelemetryError, Tracer};
 pub use record::{Fact, Head, Record, Sink, Trail};
+pub use resource::Resource;
+pub use sampler::{Ratio, Sampler, SamplerKind};
+pub use set::TraceSet;
 pub use span::{Event, Kind, Link, Span, Status, Value};
+pub use stats::Stats;

@@ -101,10 +101,23 @@ impl<F> Record<F> {
     };
 }
 
+/// How a record ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// When it was closed.
+    pub closed: Time,
+    /// Whether nobody finished it.
+    pub abandoned: bool,
+    /// How many facts did not fit.
+    pub cut: u32,
+}
+
 /// A closed record of any component, ready to be folded.
 pub trait Closed: Send {
     /// Its identity.
     fn head(&self) -> &Head;
+    /// How it ended.
+    fn ending(&self) -> Ending;
     /// Folds it into spans.
     fn fold(&self, out: &mut Vec<Span>);
 }
@@ -112,6 +125,9 @@ pub trait Closed: Send {
 impl<F: Fact> Closed for Record<F> {
     fn head(&self) -> &Head {
         &self.head
+    }
+    fn ending(&self) -> Ending {
+        Ending { closed: self.closed, abandoned: self.abandoned, cut: self.cut }
     }
     fn fold(&self, out: &mut Vec<Span>) {
         F::fold(self, out);

@@ -1,0 +1,283 @@
+//! Telemetry configuration: built once from layers, command line over scenario file over environment over defaults.
+//!
+//! A wrong value on the command line or in a file is an error; a wrong environment variable is a warning and the default is
+//! used, as the OpenTelemetry specification asks. The variables themselves are read in [`super::env`].
+
+use std::fmt;
+use std::path::PathBuf;
+
+use http::Uri;
+
+use crate::time::Dur;
+use crate::trace::env::EnvLayer;
+use crate::trace::exporter::console::ConsoleTarget;
+use crate::trace::exporter::memory::MemorySpans;
+use crate::trace::sampler::{Ratio, Sampler, SamplerKind};
+
+/// The share of traces kept unless something else is asked for.
+pub const DEFAULT_RATIO: f64 = 0.1;
+
+/// How telemetry behaves in one process.
+#[derive(Clone, Debug)]
+pub struct TelemetryConfig {
+    /// No ids, no parsing, no records: inbound headers are forwarded untouched (`OTEL_SDK_DISABLED`).
+    pub disabled: bool,
+    /// Decides which traces are recorded.
+    pub sampler: Sampler,
+    /// How much a record is folded into: 1 lifecycle, 2 decisions, 3 fine.
+    pub detail: u8,
+    /// Where spans go; none means that they are folded and counted only.
+    pub exporters: Vec<ExporterConfig>,
+    /// Records that may wait for the worker; further ones are dropped and counted.
+    pub channel_capacity: usize,
+    /// The longest time a span waits for its batch to fill.
+    pub schedule_delay: Dur,
+    /// The most spans in one batch.
+    pub max_batch: usize,
+    /// The most spans that wait for one network exporter; further batches are dropped and counted.
+    pub max_queue: usize,
+    /// The longest time for one export, with its retries.
+    pub export_timeout: Dur,
+    /// The age at which an open record is given up and folded as abandoned.
+    pub max_open: Dur,
+    /// The longest time that shutdown waits for exporters.
+    pub flush_timeout: Dur,
+    /// Whether W3C trace context is read and written (`OTEL_PROPAGATORS`).
+    pub trace_context: bool,
+    /// `OTEL_SERVICE_NAME`: for a process of one service, which passes it to its [`super::Resource`].
+    pub service_name: Option<String>,
+    /// Attributes added to every resource that does not set them itself.
+    pub resource_attributes: Vec<(String, String)>,
+    /// Salt of virtual trace ids, so that two sendings of one run do not collide in a backend.
+    pub run_id: Option<String>,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> TelemetryConfig {
+        TelemetryConfig {
+            disabled: false,
+            sampler: SamplerKind::ParentBasedTraceIdRatio.with(default_ratio()),
+            detail: 2,
+            exporters: Vec::new(),
+            channel_capacity: 8_192,
+            schedule_delay: Dur::from_secs(1),
+            max_batch: 512,
+            max_queue: 16_384,
+            export_timeout: Dur::from_secs(10),
+            max_open: Dur::from_secs(600),
+            flush_timeout: Dur::from_secs(5),
+            trace_context: true,
+            service_name: None,
+            resource_attributes: Vec::new(),
+            run_id: None,
+        }
+    }
+}
+
+/// A destination of spans.
+#[derive(Clone, Debug)]
+pub enum ExporterConfig {
+    /// A collector or backend.
+    Otlp(OtlpConfig),
+    /// A file of OTLP JSON lines, replaced if it exists.
+    File(PathBuf),
+    /// Trees for people.
+    Console(ConsoleTarget),
+    /// Kept in memory, for tests and reports.
+    Memory(MemorySpans),
+}
+
+/// How to reach a collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpConfig {
+    /// The whole URL for HTTP (with `/v1/traces`), scheme and authority for gRPC.
+    pub endpoint: String,
+    /// Transport and encoding.
+    pub protocol: OtlpProtocol,
+    /// Headers (HTTP) or metadata (gRPC) of every request, for example for authentication.
+    pub headers: Vec<(String, String)>,
+    /// The longest time for one batch, with its retries.
+    pub timeout: Dur,
+    /// Whether bodies are compressed with gzip.
+    pub gzip: bool,
+}
+
+/// OTLP transports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// `grpc`
+    Grpc,
+    /// `http/protobuf`
+    HttpProtobuf,
+}
+
+impl fmt::Display for OtlpProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OtlpProtocol::Grpc => "grpc",
+            OtlpProtocol::HttpProtobuf => "http/protobuf",
+        })
+    }
+}
+
+/// What a command line or a file says; `None` leaves the choice to the layer below.
+#[derive(Clone, Debug, Default)]
+pub struct Layer {
+    /// Turns telemetry off or on.
+    pub disabled: Option<bool>,
+    /// The kind of sampler.
+    pub sampler: Option<SamplerKind>,
+    /// The ratio of a ratio sampler; alone it means `parentbased_traceidratio`.
+    pub ratio: Option<f64>,
+    /// The detail level, 1 to 3.
+    pub detail: Option<u8>,
+    /// Where spans go; replaces all exporters of the layers below.
+    pub exporters: Option<Vec<ExporterChoice>>,
+    /// The longest time a span waits for its batch to fill.
+    pub schedule_delay: Option<Dur>,
+    /// The age at which an open record is given up.
+    pub max_open: Option<Dur>,
+    /// The longest time that shutdown waits for exporters.
+    pub flush_timeout: Option<Dur>,
+    /// Salt of virtual trace ids.
+    pub run_id: Option<String>,
+}
+
+/// An exporter as a user asks for it; what is left open comes from the environment.
+#[derive(Clone, Debug)]
+pub enum ExporterChoice {
+    /// OTLP to `url`: `http://host:4318`, `https://host/path`, `http://host:4317` (gRPC by its port).
+    Otlp {
+        /// The endpoint; `None` takes `OTEL_EXPORTER_OTLP_ENDPOINT` or the default of the protocol.
+        url: Option<String>,
+        /// The protocol; `None` derives it from the port.
+        protocol: Option<OtlpProtocol>,
+    },
+    /// A file of OTLP JSON lines.
+    File(PathBuf),
+    /// Trees for people.
+    Console(ConsoleTarget),
+    /// Kept in memory.
+    Memory(MemorySpans),
+}
+
+/// A value on the command line or in a file that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: found `{found}`, {allowed}")]
+pub struct ConfigError {
+    /// The field, for example `tracing.ratio`.
+    pub field: &'static str,
+    /// What was found.
+    pub found: String,
+    /// What is allowed.
+    pub allowed: &'static str,
+}
+
+impl TelemetryConfig {
+    /// Builds the configuration from its layers; `env` is usually `&|k| std::env::var(k).ok()`.
+    ///
+    /// Returns warnings about environment variables that were ignored. Fails on a value that the user gave in `command_line`
+    /// or `file`.
+    pub fn resolve(
+        command_line: &Layer,
+        file: &Layer,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(TelemetryConfig, Vec<String>), ConfigError> {
+        let mut warnings = Vec::new();
+        let env = EnvLayer::read(env, &mut warnings);
+        let layers = [command_line, file];
+        let first = |pick: fn(&Layer) -> Option<Dur>| layers.iter().find_map(|l| pick(l));
+        let defaults = TelemetryConfig::default();
+        let export_timeout = env.export_timeout.unwrap_or(defaults.export_timeout);
+        let choices = layers.iter().find_map(|l| l.exporters.clone()).or_else(|| env.exporters.clone());
+        let exporters = choices.unwrap_or_default().into_iter().map(|c| exporter(c, &env)).collect::<Result<_, _>>()?;
+        let max_queue = env.max_queue.unwrap_or(defaults.max_queue);
+        let config = TelemetryConfig {
+            disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
+            sampler: sampler(&layers, &env)?,
+            detail: detail(&layers)?.unwrap_or(defaults.detail),
+            exporters,
+            schedule_delay: first(|l| l.schedule_delay).or(env.schedule_delay).unwrap_or(defaults.schedule_delay),
+            max_batch: env.max_batch.unwrap_or(defaults.max_batch).min(max_queue),
+            max_queue,
+            export_timeout,
+            max_open: first(|l| l.max_open).unwrap_or(defaults.max_open),
+            flush_timeout: first(|l| l.flush_timeout).unwrap_or(defaults.flush_timeout),
+            trace_context: env.trace_context.unwrap_or(defaults.trace_context),
+            service_name: env.service_name,
+            resource_attributes: env.resource_attributes,
+            run_id: layers.iter().find_map(|l| l.run_id.clone()),
+            channel_capacity: defaults.channel_capacity,
+        };
+        Ok((config, warnings))
+    }
+}
+
+fn default_ratio() -> Ratio {
+    Ratio::new(DEFAULT_RATIO).unwrap_or_else(|| unreachable!("the default ratio lies in 0..=1"))
+}
+
+/// The highest layer that names a kind or a ratio decides the kind; a kind without a ratio takes that of a layer below.
+fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
+    let mut kind = None;
+    let mut ratio = None;
+    for layer in layers {
+        if kind.is_none() && (layer.sampler.is_some() || layer.ratio.is_some()) {
+            kind = Some(layer.sampler.unwrap_or(SamplerKind::ParentBasedTraceIdRatio));
+        }
+        if let (None, Some(p)) = (&ratio, layer.ratio) {
+            let allowed = "a number from 0 to 1 is allowed";
+            ratio = Some(Ratio::new(p).ok_or(ConfigError { field: "tracing.ratio", found: p.to_string(), allowed })?);
+        }
+    }
+    let kind = kind.or(env.sampler).unwrap_or(SamplerKind::ParentBasedTraceIdRatio);
+    Ok(kind.with(ratio.or_else(|| env.ratio.clone()).unwrap_or_else(default_ratio)))
+}
+
+fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {
+    match layers.iter().find_map(|l| l.detail) {
+        Some(level) if !(1..=3).contains(&level) => {
+            let allowed = "1 (lifecycle), 2 (decisions) and 3 (fine) are allowed";
+            Err(ConfigError { field: "tracing.detail", found: level.to_string(), allowed })
+        }
+        level => Ok(level),
+    }
+}
+
+fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, ConfigError> {
+    Ok(match choice {
+        ExporterChoice::File(path) => ExporterConfig::File(path),
+        ExporterChoice::Console(target) => ExporterConfig::Console(target),
+        ExporterChoice::Memory(spans) => ExporterConfig::Memory(spans),
+        ExporterChoice::Otlp { url, protocol } => ExporterConfig::Otlp(match url {
+            Some(url) => env.otlp.complete(otlp_endpoint(&url, protocol)?),
+            None => env.otlp.resolve(protocol),
+        }),
+    })
+}
+
+/// Endpoint and protocol of an OTLP URL that a user typed.
+///
+/// Without a protocol, port 4317 means gRPC and everything else HTTP. For HTTP `/v1/traces` is appended to a URL that does not
+/// end with it already, so that a collector's base address is enough.
+pub fn otlp_endpoint(url: &str, protocol: Option<OtlpProtocol>) -> Result<(String, OtlpProtocol), ConfigError> {
+    let allowed = "a URL like http://127.0.0.1:4318 (HTTP) or http://127.0.0.1:4317 (gRPC) is allowed";
+    let wrong = || ConfigError { field: "otlp", found: url.to_owned(), allowed };
+    let uri: Uri = url.parse().map_err(|_| wrong())?;
+    let web = matches!(uri.scheme_str(), Some("http" | "https"));
+    if !web || uri.host().is_none_or(str::is_empty) {
+        return Err(wrong());
+    }
+    let protocol = protocol.unwrap_or_else(|| protocol_of_port(&uri));
+    let base = url.trim_end_matches('/');
+    let endpoint = match protocol {
+        OtlpProtocol::HttpProtobuf if !base.ends_with("/v1/traces") => format!("{base}/v1/traces"),
+        OtlpProtocol::HttpProtobuf | OtlpProtocol::Grpc => base.to_owned(),
+    };
+    Ok((endpoint, protocol))
+}
+
+/// gRPC for its registered port 4317, HTTP otherwise.
+pub(crate) fn protocol_of_port(uri: &Uri) -> OtlpProtocol {
+    if uri.port_u16() == Some(4317) { OtlpProtocol::Grpc } else { OtlpProtocol::HttpProtobuf }
+}

@@ -1,0 +1,62 @@
+//! Destinations of spans. An exporter takes whole batches, counts what it does with every span and never fails its caller.
+
+pub mod console;
+pub(crate) mod file;
+pub mod memory;
+pub mod otlp;
+mod sdk;
+mod transport;
+
+use std::sync::Arc;
+
+use crate::time::{Anchor, Dur};
+use crate::trace::config::{ExporterConfig, TelemetryConfig};
+use crate::trace::pipeline::TelemetryError;
+use crate::trace::resource::Resource;
+use crate::trace::span::Span;
+use crate::trace::stats::ExporterCounters;
+
+/// Spans on their way out, shared by all exporters.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) spans: Vec<Span>,
+    /// Indexed by the spans' instance ids.
+    pub(crate) resources: Arc<Vec<Arc<Resource>>>,
+    pub(crate) anchor: Anchor,
+}
+
+/// Called when everything given to an exporter so far is settled; dropping it is the call.
+pub(crate) type Settled = crossbeam_channel::Sender<()>;
+
+/// A destination of spans.
+pub(crate) trait Exporter: Send {
+    /// Takes a batch; every span of it is counted as exported or dropped sooner or later.
+    fn export(&mut self, batch: &Arc<Batch>);
+    /// Drops `settled` once everything taken so far is exported or dropped.
+    fn flush(&mut self, settled: Settled);
+    /// Asks for the end: what is not exported within `timeout` is dropped. Does not wait.
+    fn stop(&mut self, timeout: Dur);
+    /// Waits for the end that [`Exporter::stop`] asked for, not much longer than its timeout.
+    fn join(&mut self);
+    /// The counts.
+    fn counters(&self) -> &Arc<ExporterCounters>;
+}
+
+/// Makes the exporters of a configuration; `threads` says whether they may have threads of their own.
+pub(crate) fn build(config: &TelemetryConfig, threads: bool) -> Result<Vec<Box<dyn Exporter>>, TelemetryError> {
+    config.exporters.iter().map(|e| build_one(e, config, threads)).collect()
+}
+
+fn build_one(
+    exporter: &ExporterConfig,
+    config: &TelemetryConfig,
+    threads: bool,
+) -> Result<Box<dyn Exporter>, TelemetryError> {
+    Ok(match exporter {
+        ExporterConfig::File(path) => Box::new(file::FileExporter::create(path)?),
+        ExporterConfig::Console(target) => Box::new(console::ConsoleExporter::new(target.clone())),
+        ExporterConfig::Memory(spans) => Box::new(memory::MemoryExporter::new(spans.clone())),
+        ExporterConfig::Otlp(otlp) if threads => Box::new(otlp::OtlpExporter::start(otlp, config)?),
+        ExporterConfig::Otlp(otlp) => return Err(TelemetryError::VirtualNetwork(otlp.endpoint.clone())),
+    })
+}

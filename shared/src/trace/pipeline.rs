@@ -1,0 +1,510 @@
+//! The telemetry of a process: tracers for its service instances, one worker, its exporters.
+//!
+//! In a live run the worker is a thread behind a bounded channel, and a request never waits for it. In a virtual run folding
+//! and writing happen on the calling thread, in the order in which records close, so that the same seed gives the same bytes.
+//! There is no global state: whoever owns the [`Telemetry`] hands out [`Tracer`]s.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use http::HeaderMap;
+
+use crate::clock::RunClock;
+use crate::ids::{InstanceId, SpanId, TraceId};
+use crate::rng::Seed;
+use crate::time::{Anchor, Dur, Time};
+use crate::trace::config::TelemetryConfig;
+use crate::trace::context::{self, Propagation, TraceContext};
+use crate::trace::exporter;
+use crate::trace::id_source::IdSource;
+use crate::trace::record::{Closed, Fact, Head, Open, Sink, Trail};
+use crate::trace::resource::Resource;
+use crate::trace::sampler::Sampler;
+use crate::trace::stats::{Counters, ExporterCounters, Stats};
+use crate::trace::worker::{NewlyOpened, Resources, Worker};
+
+/// Telemetry that cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The trace file cannot be created.
+    #[error("cannot create the trace file {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// An exporter cannot be built.
+    #[error("cannot build the exporter: {0}")]
+    Exporter(String),
+    /// Virtual runs write files; sending them is a step of its own, which shifts their time to the present.
+    #[error("a virtual run cannot export to {0} while it runs: write a trace file and send it afterwards")]
+    VirtualNetwork(String),
+    /// The operating system gives no thread.
+    #[error("cannot start the telemetry thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The telemetry of a process. Dropping it shuts it down.
+pub struct Telemetry {
+    shared: Option<Arc<Shared>>,
+    driver: Driver,
+    exporters: Vec<Arc<ExporterCounters>>,
+    flush_timeout: Dur,
+}
+
+/// Makes records for one service instance. Cheap to clone.
+#[derive(Clone)]
+pub struct Tracer {
+    shared: Option<Arc<Shared>>,
+    instance: InstanceId,
+}
+
+/// A request that began: its place in a trace, drawn before any span exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Trace id, own outermost span id, sampled flag and trace state: what to inject, or to derive children from.
+    pub context: TraceContext,
+    /// The caller's span.
+    pub parent: Option<SpanId>,
+}
+
+impl Telemetry {
+    /// Telemetry of a live run: random ids, a worker thread, deadlines by `clock`.
+    ///
+    /// # Errors
+    /// If an exporter cannot be built or a thread cannot be started; a collector that does not answer is no error.
+    pub fn live(config: TelemetryConfig, clock: RunClock) -> Result<Telemetry, TelemetryError> {
+        if config.disabled {
+            return Ok(Telemetry::off());
+        }
+        let exporters = exporter::build(&config, true)?;
+        let counts = exporters.iter().map(|e| Arc::clone(e.counters())).collect();
+        let state = State::default();
+        let worker = state.worker(&config, clock.anchor(), exporters);
+        let (records, waiting) = crossbeam_channel::bounded(config.channel_capacity.max(1));
+        let (control, orders) = crossbeam_channel::unbounded();
+        let sink = Arc::new(LiveSink {
+            records,
+            waiting: waiting.clone(),
+            stopped: AtomicBool::new(false),
+            counters: Arc::clone(&state.counters),
+            newly_opened: Arc::clone(&state.newly_opened),
+        });
+        let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink) };
+        let spawned = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || thread.run());
+        let thread = Some(spawned.map_err(TelemetryError::Thread)?);
+        let shared = Arc::new(state.share(&config, IdSource::live(), sink.clone()));
+        let driver = Driver::Live { control, thread, clock, sink };
+        Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout })
+    }
+
+    /// Telemetry of a virtual run: ids from `seed`, everything on the calling thread, in order.
+    ///
+    /// # Errors
+    /// If an exporter cannot be built, or needs the network.
+    pub fn inline(config: TelemetryConfig, anchor: Anchor, seed: Seed) -> Result<Telemetry, TelemetryError> {
+        if config.disabled {
+            return Ok(Telemetry::off());
+        }
+        let exporters = exporter::build(&config, false)?;
+        let counts = exporters.iter().map(|e| Arc::clone(e.counters())).collect();
+        let state = State::default();
+        let worker = state.worker(&config, anchor, exporters);
+        let sink = Arc::new(InlineSink {
+            worker: Mutex::new(Some(worker)),
+            counters: Arc::clone(&state.counters),
+            newly_opened: Arc::clone(&state.newly_opened),
+        });
+        let ids = IdSource::seeded(seed, config.run_id.as_deref());
+        let shared = Arc::new(state.share(&config, ids, sink.clone()));
+        let driver = Driver::Inline(sink);
+        Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout })
+    }
+
+    /// No telemetry at all: what `OTEL_SDK_DISABLED` means.
+    pub fn off() -> Telemetry {
+        Telemetry { shared: None, driver: Driver::Off, exporters: Vec::new(), flush_timeout: Dur::ZERO }
+    }
+
+    /// A tracer for a service instance.
+    ///
+    /// # Panics
+    /// For more than 65,536 instances.
+    pub fn tracer(&self, mut resource: Resource) -> Tracer {
+        let Some(shared) = &self.shared else { return Tracer::off() };
+        resource.add_missing(&shared.resource_attributes);
+        let index = shared.resources.add(resource);
+        let instance = u16::try_from(index).map(InstanceId).expect("a process has at most 65,536 service instances");
+        Tracer { shared: Some(Arc::clone(shared)), instance }
+    }
+
+    /// The counts so far.
+    pub fn stats(&self) -> Stats {
+        let Some(shared) = &self.shared else { return Stats::default() };
+        let mut stats = shared.counters.stats();
+        stats.malformed_contexts = shared.propagation.malformed();
+        stats.exporters = self.exporters.iter().map(|e| e.stats()).collect();
+        // Records that slipped into the channel behind the worker's last look.
+        if let Driver::Live { sink, .. } = &self.driver
+            && sink.stopped.load(Ordering::SeqCst)
+        {
+            stats.records_dropped += sink.waiting.len() as u64;
+        }
+        stats
+    }
+
+    /// Waits until everything closed so far is exported or dropped; false if `timeout` ends first.
+    pub fn flush(&self, timeout: Dur) -> bool {
+        let (settled, wait) = crossbeam_channel::bounded(0);
+        match &self.driver {
+            Driver::Off => return true,
+            Driver::Inline(sink) => {
+                if let Some(worker) = sink.lock().as_mut() {
+                    worker.flush(&settled);
+                }
+                drop(settled);
+            }
+            Driver::Live { control, .. } => {
+                if control.send(Order::Flush(settled)).is_err() {
+                    return true;
+                }
+            }
+        }
+        matches!(wait.recv_timeout(timeout.to_std()), Err(crossbeam_channel::RecvTimeoutError::Disconnected))
+    }
+
+    /// What a panic hook calls before the process ends: folds all open records as abandoned, flushes, waits at most the flush
+    /// timeout. Not needed for a panic that a server survives: a dropped trail closes its own record.
+    pub fn on_panic(&self) -> impl Fn() + Send + Sync + 'static {
+        let control = match &self.driver {
+            Driver::Live { control, clock, .. } => Some((control.clone(), *clock)),
+            Driver::Off | Driver::Inline(_) => None,
+        };
+        let timeout = self.flush_timeout.to_std();
+        move || {
+            // The worker cannot wait for itself.
+            let is_worker = std::thread::current().name() == Some("telemetry");
+            if let (Some((control, clock)), false) = (&control, is_worker) {
+                let (settled, wait) = crossbeam_channel::bounded(0);
+                if control.send(Order::Abandon(clock.now(), settled)).is_ok() {
+                    let _ = wait.recv_timeout(timeout);
+                }
+            }
+        }
+    }
+
+    /// Folds records that are still open as abandoned at `now`, flushes within the flush timeout, and stops.
+    pub fn shutdown(mut self, now: Time) -> Stats {
+        self.stop(Some(now));
+        self.stats()
+    }
+
+    fn stop(&mut self, now: Option<Time>) {
+        let timeout = self.flush_timeout;
+        match &mut self.driver {
+            Driver::Off => {}
+            Driver::Inline(sink) => {
+                let worker = sink.lock().take();
+                if let Some(mut worker) = worker {
+                    worker.stop(now, timeout);
+                }
+            }
+            Driver::Live { control, thread, clock, .. } => {
+                let Some(thread) = thread.take() else { return };
+                let (done, wait) = crossbeam_channel::bounded(0);
+                let now = now.unwrap_or_else(|| clock.now());
+                let asked = control.send(Order::Stop { now, timeout, done }).is_ok();
+                // The exporters keep to the timeout; the extra second is for folding and writing.
+                let finished = asked && wait.recv_timeout((timeout + Dur::from_secs(1)).to_std()).is_err_and(ended);
+                if finished {
+                    let _ = thread.join();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        self.stop(None);
+    }
+}
+
+impl Tracer {
+    /// A tracer that records nothing and forwards inbound headers untouched.
+    pub const fn off() -> Tracer {
+        Tracer { shared: None, instance: InstanceId(0) }
+    }
+
+    /// Whether telemetry is off: then nothing is read from or written to headers.
+    #[inline]
+    pub const fn disabled(&self) -> bool {
+        self.shared.is_none()
+    }
+
+    /// The service instance of this tracer's spans.
+    pub const fn instance(&self) -> InstanceId {
+        self.instance
+    }
+
+    /// Begins a request: draws its ids and decides whether it is recorded.
+    pub fn begin(&self, caller: Option<TraceContext>) -> Started {
+        match &self.shared {
+            Some(shared) => shared.begin(caller, &shared.sampler),
+            None => without_telemetry(caller),
+        }
+    }
+
+    /// Like [`Tracer::begin`] with a sampler of its own: per-model ratios, traces of scrapes and engine steps.
+    pub fn begin_with(&self, caller: Option<TraceContext>, sampler: &Sampler) -> Started {
+        match &self.shared {
+            Some(shared) => shared.begin(caller, sampler),
+            None => without_telemetry(caller),
+        }
+    }
+
+    /// The caller's context, if the headers carry a valid one and `OTEL_PROPAGATORS` asks for it.
+    pub fn extract(&self, headers: &HeaderMap) -> Option<TraceContext> {
+        context::extract(headers, &self.shared.as_ref()?.propagation)
+    }
+
+    /// Writes `context` into `headers`, unless telemetry or the propagator is off.
+    pub fn inject(&self, context: &TraceContext, headers: &mut HeaderMap) {
+        if self.shared.as_ref().is_some_and(|s| s.propagation.trace_context) {
+            context::inject(context, headers);
+        }
+    }
+
+    /// Opens the record of a sampled request at `now`; [`Trail::off`] for an unsampled one.
+    pub fn open<F: Fact>(&self, started: &Started, now: Time) -> Trail<F> {
+        match &self.shared {
+            Some(shared) if started.context.sampled => {
+                let context = &started.context;
+                let head = Head {
+                    trace_id: context.trace_id,
+                    span_id: context.span_id,
+                    parent: started.parent,
+                    tracestate: context.tracestate.clone(),
+                    instance: self.instance,
+                    opened: now,
+                    detail: shared.detail,
+                };
+                Trail::open(head, &shared.sink)
+            }
+            Some(_) | None => Trail::off(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tracer({}, {:?})", if self.disabled() { "off" } else { "on" }, self.instance)
+    }
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Telemetry({:?})", self.stats())
+    }
+}
+
+/// What all tracers of a process share.
+struct Shared {
+    sampler: Sampler,
+    detail: u8,
+    propagation: Propagation,
+    ids: IdSource,
+    counters: Arc<Counters>,
+    resources: Arc<Resources>,
+    resource_attributes: Vec<(String, String)>,
+    sink: Arc<dyn Sink>,
+}
+
+impl Shared {
+    fn begin(&self, caller: Option<TraceContext>, sampler: &Sampler) -> Started {
+        let trace_id = caller.as_ref().map_or_else(|| self.ids.trace_id(), |c| c.trace_id);
+        let decision = sampler.sample(caller.as_ref(), trace_id);
+        if caller.is_none() {
+            self.counters.traces_started.add(1);
+            self.counters.traces_sampled.add(usize::from(decision.sampled));
+        }
+        let context = TraceContext {
+            trace_id,
+            span_id: self.ids.span_id(),
+            sampled: decision.sampled,
+            tracestate: decision.tracestate,
+        };
+        Started { context, parent: caller.map(|c| c.span_id) }
+    }
+}
+
+/// A context that is never injected: a disabled tracer forwards inbound headers as they are.
+fn without_telemetry(caller: Option<TraceContext>) -> Started {
+    let placeholder = || {
+        let ids = (TraceId::new(1), SpanId::new(1));
+        let (Some(trace_id), Some(span_id)) = ids else { unreachable!("1 is a valid id") };
+        TraceContext { trace_id, span_id, sampled: false, tracestate: None }
+    };
+    let parent = caller.as_ref().map(|c| c.span_id);
+    let context = caller.unwrap_or_else(placeholder);
+    Started { context: TraceContext { sampled: false, ..context }, parent }
+}
+
+/// The parts that tracers and worker have in common.
+#[derive(Default)]
+struct State {
+    counters: Arc<Counters>,
+    resources: Arc<Resources>,
+    newly_opened: Arc<NewlyOpened>,
+}
+
+impl State {
+    fn worker(&self, config: &TelemetryConfig, anchor: Anchor, exporters: Vec<Box<dyn exporter::Exporter>>) -> Worker {
+        let (counters, resources) = (Arc::clone(&self.counters), Arc::clone(&self.resources));
+        Worker::new(config, anchor, exporters, counters, resources, Arc::clone(&self.newly_opened))
+    }
+
+    fn share(self, config: &TelemetryConfig, ids: IdSource, sink: Arc<dyn Sink>) -> Shared {
+        Shared {
+            sampler: config.sampler.clone(),
+            detail: config.detail,
+            propagation: Propagation::new(config.trace_context),
+            ids,
+            counters: self.counters,
+            resources: self.resources,
+            resource_attributes: config.resource_attributes.clone(),
+            sink,
+        }
+    }
+}
+
+enum Driver {
+    Off,
+    Inline(Arc<InlineSink>),
+    Live { control: Sender<Order>, thread: Option<JoinHandle<()>>, clock: RunClock, sink: Arc<LiveSink> },
+}
+
+/// What the telemetry thread is told. Dropping the sender in an order reports that it is carried out.
+enum Order {
+    Flush(Sender<()>),
+    Abandon(Time, Sender<()>),
+    Stop { now: Time, timeout: Dur, done: Sender<()> },
+}
+
+fn ended(error: crossbeam_channel::RecvTimeoutError) -> bool {
+    matches!(error, crossbeam_channel::RecvTimeoutError::Disconnected)
+}
+
+/// Folds on the calling thread.
+struct InlineSink {
+    /// Gone after shutdown.
+    worker: Mutex<Option<Worker>>,
+    counters: Arc<Counters>,
+    newly_opened: Arc<NewlyOpened>,
+}
+
+impl InlineSink {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Worker>> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for InlineSink {
+    fn accept(&self, record: Box<dyn Closed>) {
+        self.counters.closed.add(1);
+        match self.lock().as_mut() {
+            Some(worker) => {
+                worker.take(&*record);
+                worker.advance(record.ending().closed);
+            }
+            None => self.counters.dropped.add(1),
+        }
+    }
+    fn opened(&self, record: Weak<dyn Open>) {
+        self.counters.opened.add(1);
+        self.newly_opened.push(record);
+    }
+}
+
+/// Hands records to the telemetry thread, or drops and counts them.
+struct LiveSink {
+    records: Sender<Box<dyn Closed>>,
+    waiting: Receiver<Box<dyn Closed>>,
+    stopped: AtomicBool,
+    counters: Arc<Counters>,
+    newly_opened: Arc<NewlyOpened>,
+}
+
+impl Sink for LiveSink {
+    fn accept(&self, record: Box<dyn Closed>) {
+        self.counters.closed.add(1);
+        if self.stopped.load(Ordering::SeqCst) {
+            self.counters.dropped.add(1);
+            return;
+        }
+        match self.records.try_send(record) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.counters.dropped.add(1),
+        }
+    }
+    fn opened(&self, record: Weak<dyn Open>) {
+        self.counters.opened.add(1);
+        self.newly_opened.push(record);
+    }
+}
+
+/// The telemetry thread: moves records and orders into the worker, waits, repeats.
+struct LiveThread {
+    worker: Worker,
+    waiting: Receiver<Box<dyn Closed>>,
+    orders: Receiver<Order>,
+    clock: RunClock,
+    sink: Arc<LiveSink>,
+}
+
+impl LiveThread {
+    fn run(mut self) {
+        loop {
+            let wait = self.worker.next_wakeup().since(self.clock.now());
+            crossbeam_channel::select! {
+                recv(self.waiting) -> record => if let Ok(record) = record {
+                    self.worker.take(&*record);
+                },
+                recv(self.orders) -> order => match order {
+                    Ok(Order::Flush(settled)) => {
+                        self.drain();
+                        self.worker.flush(&settled);
+                    }
+                    Ok(Order::Abandon(now, settled)) => {
+                        self.drain();
+                        self.worker.abandon_all(now);
+                        self.worker.flush(&settled);
+                    }
+                    Ok(Order::Stop { now, timeout, done }) => return self.stop(now, timeout, &done),
+                    // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
+                    Err(_) => return,
+                },
+                default(wait.to_std()) => {}
+            }
+            self.worker.advance(self.clock.now());
+        }
+    }
+
+    fn drain(&mut self) {
+        // Bounded, so that busy request threads cannot keep an order waiting for ever.
+        for _ in 0..self.waiting.capacity().unwrap_or(1) {
+            let Ok(record) = self.waiting.try_recv() else { break };
+            self.worker.take(&*record);
+        }
+    }
+
+    fn stop(mut self, now: Time, timeout: Dur, _done: &Sender<()>) {
+        self.sink.stopped.store(true, Ordering::SeqCst);
+        self.drain();
+        self.worker.stop(Some(now), timeout);
+    }
+}

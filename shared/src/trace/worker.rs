@@ -1,0 +1,224 @@
+//! The worker's core: folds records, fills batches, sweeps the table of open records.
+//!
+//! Driven like every core (`take`, `next_wakeup`, `advance`): by the telemetry thread in live runs, by the simulation thread in
+//! virtual ones. Reads no clock; `now` is an argument.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::time::{Anchor, Dur, Time};
+use crate::trace::config::TelemetryConfig;
+use crate::trace::exporter::{Batch, Exporter, Settled};
+use crate::trace::record::{Closed, Open};
+use crate::trace::resource::Resource;
+use crate::trace::span::Span;
+use crate::trace::stats::Counters;
+
+/// The resources of a process, in the order of their instance ids.
+#[derive(Debug, Default)]
+pub(crate) struct Resources(Mutex<Arc<Vec<Arc<Resource>>>>);
+
+impl Resources {
+    /// Adds a resource and returns its index.
+    pub(crate) fn add(&self, resource: Resource) -> usize {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut list).push(Arc::new(resource));
+        list.len() - 1
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Vec<Arc<Resource>>> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Records opened since the worker last looked: a push for the request, everything else for the worker.
+pub(crate) struct NewlyOpened(Mutex<Option<Vec<Weak<dyn Open>>>>);
+
+impl Default for NewlyOpened {
+    fn default() -> Self {
+        NewlyOpened(Mutex::new(Some(Vec::new())))
+    }
+}
+
+impl NewlyOpened {
+    /// Adds a record, unless the worker has stopped and nobody would ever take it.
+    pub(crate) fn push(&self, record: Weak<dyn Open>) {
+        if let Some(list) = self.lock().as_mut() {
+            list.push(record);
+        }
+    }
+    fn take(&self) -> Vec<Weak<dyn Open>> {
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+    fn close(&self) -> Vec<Weak<dyn Open>> {
+        self.lock().take().unwrap_or_default()
+    }
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<Weak<dyn Open>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state of the one telemetry worker of a process.
+pub(crate) struct Worker {
+    counters: Arc<Counters>,
+    resources: Arc<Resources>,
+    newly_opened: Arc<NewlyOpened>,
+    open: Vec<Weak<dyn Open>>,
+    exporters: Vec<Box<dyn Exporter>>,
+    anchor: Anchor,
+    pending: Vec<Span>,
+    pending_since: Option<Time>,
+    next_sweep: Time,
+    latest: Time,
+    max_batch: usize,
+    schedule_delay: Dur,
+    max_open: Dur,
+    sweep_every: Dur,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        config: &TelemetryConfig,
+        anchor: Anchor,
+        exporters: Vec<Box<dyn Exporter>>,
+        counters: Arc<Counters>,
+        resources: Arc<Resources>,
+        newly_opened: Arc<NewlyOpened>,
+    ) -> Worker {
+        // Often enough that dead entries of the table stay few, and that a deadline is met within a tenth.
+        let tenth = Dur::from_nanos(config.max_open.as_nanos() / 10);
+        let sweep_every = if tenth < Dur::from_secs(1) { tenth.max(Dur::from_millis(1)) } else { Dur::from_secs(1) };
+        Worker {
+            counters,
+            resources,
+            newly_opened,
+            open: Vec::new(),
+            exporters,
+            anchor,
+            pending: Vec::new(),
+            pending_since: None,
+            next_sweep: Time::ZERO + sweep_every,
+            latest: Time::ZERO,
+            max_batch: config.max_batch.max(1),
+            schedule_delay: config.schedule_delay,
+            max_open: config.max_open,
+            sweep_every,
+        }
+    }
+
+    /// Folds a closed record and sends off what fills a batch.
+    pub(crate) fn take(&mut self, record: &dyn Closed) {
+        let before = self.pending.len();
+        let pending = &mut self.pending;
+        // A component's bug must not end the telemetry of the others.
+        if catch_unwind(AssertUnwindSafe(|| record.fold(pending))).is_err() {
+            self.pending.truncate(before);
+            self.counters.failed.add(1);
+            return;
+        }
+        let ending = record.ending();
+        self.counters.folded.add(1);
+        self.counters.abandoned.add(usize::from(ending.abandoned));
+        self.counters.cut.add(ending.cut as usize);
+        self.counters.spans.add(self.pending.len() - before);
+        if before == 0 && !self.pending.is_empty() {
+            self.pending_since = Some(ending.closed);
+        }
+        while self.pending.len() >= self.max_batch {
+            let rest = self.pending.split_off(self.max_batch);
+            let full = std::mem::replace(&mut self.pending, rest);
+            self.send(full);
+            self.pending_since = (!self.pending.is_empty()).then_some(ending.closed);
+        }
+    }
+
+    /// When [`Worker::advance`] has something to do next.
+    pub(crate) fn next_wakeup(&self) -> Time {
+        let due = self.pending_since.map_or(Time::MAX, |t| t.saturating_add(self.schedule_delay));
+        due.min(self.next_sweep)
+    }
+
+    /// Does what is due at `now`.
+    pub(crate) fn advance(&mut self, now: Time) {
+        self.latest = self.latest.max(now);
+        if now >= self.next_sweep {
+            self.sweep(now);
+            self.next_sweep = now.saturating_add(self.sweep_every);
+        }
+        if self.pending_since.is_some_and(|t| now >= t.saturating_add(self.schedule_delay)) {
+            self.send_pending();
+        }
+    }
+
+    /// Sends off everything folded so far; `settled` is dropped once it is exported or dropped.
+    pub(crate) fn flush(&mut self, settled: &Settled) {
+        self.send_pending();
+        for exporter in &mut self.exporters {
+            exporter.flush(settled.clone());
+        }
+    }
+
+    /// Closes and folds every open record as abandoned.
+    pub(crate) fn abandon_all(&mut self, now: Time) {
+        self.open.append(&mut self.newly_opened.take());
+        for record in std::mem::take(&mut self.open) {
+            self.abandon(&record, now);
+        }
+    }
+
+    /// Abandons what is open, sends off what is left and stops the exporters, all of them within `timeout`.
+    pub(crate) fn stop(&mut self, now: Option<Time>, timeout: Dur) {
+        let now = now.unwrap_or(self.latest);
+        self.abandon_all(now);
+        for record in self.newly_opened.close() {
+            self.abandon(&record, now);
+        }
+        self.send_pending();
+        self.exporters.iter_mut().for_each(|e| e.stop(timeout));
+        self.exporters.iter_mut().for_each(|e| e.join());
+    }
+
+    fn sweep(&mut self, now: Time) {
+        self.open.append(&mut self.newly_opened.take());
+        let old = |record: &Weak<dyn Open>| {
+            let opened = record.upgrade().and_then(|r| r.opened());
+            opened.map(|at| now.since(at) >= self.max_open)
+        };
+        let mut stale = Vec::new();
+        let mut table = std::mem::take(&mut self.open);
+        table.retain(|record| match old(record) {
+            Some(true) => {
+                stale.push(Weak::clone(record));
+                false
+            }
+            Some(false) => true,
+            None => false,
+        });
+        self.open = table;
+        for record in stale {
+            self.abandon(&record, now);
+        }
+    }
+
+    fn abandon(&mut self, record: &Weak<dyn Open>, now: Time) {
+        if let Some(closed) = record.upgrade().and_then(|r| r.abandon(now)) {
+            self.counters.closed.add(1);
+            self.take(&*closed);
+        }
+    }
+
+    fn send_pending(&mut self) {
+        self.pending_since = None;
+        if !self.pending.is_empty() {
+            let spans = std::mem::take(&mut self.pending);
+            self.send(spans);
+        }
+    }
+
+    fn send(&mut self, spans: Vec<Span>) {
+        let batch = Arc::new(Batch { spans, resources: self.resources.snapshot(), anchor: self.anchor });
+        for exporter in &mut self.exporters {
+            exporter.export(&batch);
+        }
+    }
+}
