@@ -236,7 +236,10 @@ impl Answer {
         if !std::mem::replace(&mut self.ended, true) {
             self.app.closed();
             let now = self.app.clock.now();
-            self.trail.note(now, || EngineFact::Failed { error_type: error.error_type() });
+            self.trail.note(now, || EngineFact::Failed {
+                error_type: error.error_type(),
+                http_status: error.status.as_u16(),
+            });
             self.trail.clone().finish(now);
         }
         error

@@ -24,13 +24,23 @@ use super::App;
 use super::answer::{Answer, Shape};
 use super::validate::{Accepted, accept};
 use crate::core::engine::{NewRequest, prepare_prompt};
-use crate::core::facts::EngineFact;
+use crate::core::facts::{EngineFact, Operation};
 
 /// Which of the two generation endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {
     Completions,
     Chat,
+}
+
+impl Api {
+    /// The operation's name in GenAI conventions.
+    pub(super) const fn operation(self) -> Operation {
+        match self {
+            Api::Completions => Operation::TextCompletion,
+            Api::Chat => Operation::Chat,
+        }
+    }
 }
 
 /// An error as vLLM answers it.
@@ -117,12 +127,16 @@ async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
         app.tracer.open::<EngineFact>(&started, received)
     };
     let id = request_id(&app, api, &parts.headers);
-    trail.note(received, || EngineFact::Received { model: Arc::clone(&app.model), request: id.clone() });
+    trail.note(received, || EngineFact::Received {
+        model: Arc::clone(&app.model),
+        request: id.clone(),
+        operation: api.operation(),
+    });
     match admit(&app, api, &id, &parts.headers, body, &trail).await {
         Ok(answer) => answer.respond().await,
         Err(error) => {
             let now = app.clock.now();
-            trail.note(now, || EngineFact::Failed { error_type: error.error_type() });
+            trail.note(now, || EngineFact::Failed { error_type: error.error_type(), http_status: error.status.as_u16() });
             trail.finish(now);
             error.into_response()
         }

@@ -2,9 +2,9 @@
 
 use std::io::IsTerminal;
 
-use shared::trace::otlp_json::{self, TraceSet};
+use shared::trace::check::{CheckOptions, Finding, check};
 use shared::trace::registry::Registry;
-use shared::trace::tree::{CheckOptions, Finding, check};
+use shared::trace::{TraceSet, otlp_json};
 
 use super::{Failure, Format, InspectArgs};
 use crate::inspect::{Overview, Style, Traces, traces_file};

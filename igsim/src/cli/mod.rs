@@ -15,8 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shared::config::ConfigErrors;
-use shared::trace::config::CommandLine;
 
+use crate::run::telemetry::TracingOptions;
 use crate::scenario::{Mode, Scenario};
 
 /// Inference-gateway simulator: sends requests through an llm-d style gateway to emulated vLLM engines and records the complete
@@ -255,7 +255,7 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
     let mut bad = String::new();
     for path in scenarios {
         match shared::config::load::<Scenario>(path, &overrides.set) {
-            Ok(loaded) => println!("{}: good ({})", path.display(), loaded.value.name),
+            Ok(loaded) => println!("{}: good ({})", path.display(), loaded.config.name),
             Err(errors) => bad.push_str(&format!("{errors}\n")),
         }
     }
@@ -263,9 +263,8 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
 }
 
 impl TracingArgs {
-    /// The layer that wins over file and environment.
-    pub(crate) fn layer(&self) -> CommandLine {
-        CommandLine { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail, ..CommandLine::default() }
+    fn options(&self, run_id: Option<String>) -> TracingOptions {
+        TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail, run_id }
     }
 }
 

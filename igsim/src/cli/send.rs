@@ -53,7 +53,7 @@ fn is_virtual(args: &SendArgs) -> bool {
     report.and_then(|text| serde_json::from_str::<Report>(&text).ok()).is_some_and(|r| r.mode == "virtual")
 }
 
-fn sent(stats: &Stats) -> String {
+pub(super) fn sent(stats: &Stats) -> String {
     let each = stats.exporters.iter().map(|e| format!("{} accepted and {} dropped by {}", e.exported, e.dropped.total(), e.name));
     each.collect::<Vec<_>>().join(", ")
 }

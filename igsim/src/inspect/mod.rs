@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use shared::ids::TraceId;
 use shared::time::{Dur, Time};
-use shared::trace::otlp_json::TraceSet;
-use shared::trace::{Span, Status};
+use shared::trace::{Span, Status, TraceSet};
 
 pub use render::Style;
 

@@ -80,7 +80,7 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
 fn choice(exporter: &Exporter) -> Option<ExporterChoice> {
     match exporter {
         Exporter::File | Exporter::None => None,
-        Exporter::Console => Some(ExporterChoice::Console(ConsoleTarget::stderr())),
+        Exporter::Console => Some(ExporterChoice::Console(ConsoleTarget::Stderr)),
         Exporter::Otlp(otlp) => {
             let protocol = otlp.protocol.map(|p| match p {
                 scenario::OtlpProtocol::Grpc => OtlpProtocol::Grpc,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine_sim::core::engine::{
     Engine, Input as EngineInput, NewRequest, Output as EngineOutput, RejectReason, RequestKey as EngineKey,
 };
-use engine_sim::core::facts::EngineFact;
+use engine_sim::core::facts::{EngineFact, Operation};
 use engine_sim::core::filler::output_content;
 use engine_sim::core::hasher::prepare_prompt;
 use engine_sim::core::latency::LatencyProfile;
@@ -301,7 +301,8 @@ impl<'a> World<'a> {
         let id = &flight.id;
         trail.note(now, || {
             let request = format!("{}-{id}", if chat { "chatcmpl" } else { "cmpl" });
-            EngineFact::Received { model, request: shared::ids::RequestId::sanitise(&request) }
+            let operation = if chat { Operation::Chat } else { Operation::TextCompletion };
+            EngineFact::Received { model, request: shared::ids::RequestId::sanitise(&request), operation }
         });
         let (limit, priority) = (flight.plan.output_tokens, flight.plan.priority);
         trail.note(now, || EngineFact::Asked {
@@ -403,7 +404,8 @@ impl<'a> World<'a> {
                     RejectReason::TooLong { .. } | RejectReason::EmptyPrompt => 400,
                 };
                 let flight = self.flight(slot);
-                flight.engine_trail.note(at, || EngineFact::Failed { error_type: if status == 503 { "503" } else { "400" } });
+                let error_type = if status == 503 { "503" } else { "400" };
+                flight.engine_trail.note(at, || EngineFact::Failed { error_type, http_status: status });
                 std::mem::take(&mut flight.engine_trail).finish(at);
                 self.push(at + to_gateway, Event::Refused { slot, status });
             }
@@ -483,7 +485,7 @@ impl<'a> World<'a> {
         let engines = self.machines.iter().map(|m| &m.engine);
         EngineFigures {
             preemptions: engines.clone().map(|e| e.metrics().num_preemptions).sum(),
-            steps: engines.map(|e| e.steps()).sum(),
+            steps: engines.map(|e| e.metrics().iteration_tokens_total.count()).sum(),
             ..EngineFigures::default()
         }
     }

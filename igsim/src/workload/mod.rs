@@ -86,6 +86,11 @@ impl PlannedRequest {
         }
     }
 
+    /// Whether it begins a conversation, or is none.
+    pub fn is_first_turn(&self) -> bool {
+        self.turn == 0
+    }
+
     /// The answer as planned.
     pub fn planned_answer(&self) -> Answer {
         Answer { content: self.output, tokens: self.output_tokens }

@@ -115,6 +115,22 @@ pub struct RegistryError {
 }
 
 impl Registry {
+    /// The registry of this program: every span, attribute and event it emits.
+    ///
+    /// # Panics
+    /// Never in a tested build: the files are part of it.
+    pub fn builtin() -> &'static Registry {
+        static BUILTIN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| {
+            let files = [
+                ("registry/upstream.yaml", include_str!("../../../registry/upstream.yaml")),
+                ("registry/gateway.yaml", include_str!("../../../registry/gateway.yaml")),
+                ("registry/vllm.yaml", include_str!("../../../registry/vllm.yaml")),
+            ];
+            Registry::parse(&files).unwrap_or_else(|error| panic!("the registry is broken: {error}"))
+        });
+        &BUILTIN
+    }
+
     /// Reads `files` (name and text) as one registry; references may cross files.
     ///
     /// # Errors
