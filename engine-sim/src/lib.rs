@@ -1,1 +1,8 @@
-//! engine-sim
+//! A vLLM v1 engine emulator: scheduler, KV cache, latency model, OpenAI server.
+//!
+//! [`core`] decides and is driven by events; a server or a virtual driver moves data and time. This crate does not know the
+//! gateway.
+
+pub mod core;
+pub mod server;
+pub mod spans;

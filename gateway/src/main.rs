@@ -1,1 +1,2 @@
+//! gateway
 fn main() {}

@@ -5,8 +5,11 @@
 
 pub mod block_hash;
 pub mod clock;
+pub mod config;
 pub mod ids;
+pub mod openai;
 pub mod rng;
 pub mod time;
 pub mod tokens;
 pub mod trace;
+pub mod units;

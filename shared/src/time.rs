@@ -193,15 +193,27 @@ impl Anchor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Parsing a request body of so many bytes and hashing its prefix.
-    Parse { bytes: u32 },
+    Parse {
+        /// Size of the body.
+        bytes: u32,
+    },
     /// Admission: objective, priority, candidate list.
     Admit,
     /// One filter over so many endpoints.
-    Filter { endpoints: u32 },
+    Filter {
+        /// Candidates looked at.
+        endpoints: u32,
+    },
     /// One scorer over so many endpoints.
-    Score { endpoints: u32 },
+    Score {
+        /// Candidates looked at.
+        endpoints: u32,
+    },
     /// The picker over so many endpoints.
-    Pick { endpoints: u32 },
+    Pick {
+        /// Candidates looked at.
+        endpoints: u32,
+    },
 }
 
 /// Times the stages inside one call of a core.

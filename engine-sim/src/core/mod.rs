@@ -1,0 +1,15 @@
+//! The engine without sockets, clocks or threads: scheduler, KV cache, latency model and the loop that joins them.
+//!
+//! Nothing in here reads a clock or draws a random number; `now` is an argument and the order of everything is fixed.
+
+pub mod block_pool;
+pub mod config;
+pub mod engine;
+pub mod facts;
+pub mod filler;
+pub mod hasher;
+pub mod kv_cache;
+pub mod latency;
+pub mod metrics;
+pub mod scheduler;
+pub mod sequence;

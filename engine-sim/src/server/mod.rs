@@ -1,0 +1,165 @@
+//! The engine as a server: sockets, HTTP, real time. It moves data, waits and drains; decisions are the core's.
+
+mod answer;
+mod api;
+mod metrics;
+pub mod pacing;
+mod validate;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::serve::ListenerExt;
+use shared::clock::RunClock;
+use shared::ids::RequestId;
+use shared::rng::mix64;
+use shared::time::Time;
+use shared::trace::pipeline::Tracer;
+use tokio::net::TcpListener;
+
+use crate::core::config::EngineConfig;
+use crate::core::engine::RequestKey;
+use pacing::EngineHandle;
+
+/// The version of vLLM whose behaviour the emulator follows.
+pub const VLLM_VERSION: &str = "0.33.0";
+
+/// What a server needs to know beyond its engine.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// The engine's configuration.
+    pub engine: EngineConfig,
+    /// Served model name.
+    pub model: Arc<str>,
+    /// Largest request body in bytes.
+    pub max_body_bytes: usize,
+    /// Whether usage says how much of the prompt was found in the prefix cache (`--enable-prompt-tokens-details`).
+    pub prompt_tokens_details: bool,
+    /// Told about the first byte of every answer.
+    pub on_served: Option<ServedHook>,
+}
+
+/// Called when the first byte of an answer is handed to the socket.
+pub type ServedHook = Arc<dyn Fn(&Served) + Send + Sync>;
+
+/// When an engine had read a request and began to answer it: the engine's own share of the time to first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The engine's id of the request: the endpoint's prefix and the caller's `x-request-id`.
+    pub id: RequestId,
+    /// Last byte of the request read.
+    pub body_read: Time,
+    /// First byte of the answer written.
+    pub first_write: Time,
+}
+
+/// A bound server.
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<App>,
+}
+
+struct App {
+    engine: EngineHandle,
+    engine_config: EngineConfig,
+    tracer: Tracer,
+    clock: RunClock,
+    model: Arc<str>,
+    max_model_len: u32,
+    max_body_bytes: usize,
+    prompt_tokens_details: bool,
+    started_unix: u64,
+    salt: u64,
+    keys: AtomicU64,
+    open: AtomicU64,
+    on_served: Option<ServedHook>,
+}
+
+impl Server {
+    /// Binds `address`; nothing is answered before [`Server::run`].
+    ///
+    /// # Errors
+    /// If the address is taken or not ours.
+    pub async fn bind(
+        address: SocketAddr,
+        config: ServerConfig,
+        engine: EngineHandle,
+        tracer: Tracer,
+        clock: RunClock,
+    ) -> std::io::Result<Server> {
+        let listener = TcpListener::bind(address).await?;
+        let started = clock.anchor().unix_nanos(clock.now());
+        let app = App {
+            max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
+            engine,
+            tracer,
+            clock,
+            model: config.model,
+            engine_config: config.engine,
+            max_body_bytes: config.max_body_bytes,
+            prompt_tokens_details: config.prompt_tokens_details,
+            started_unix: started / 1_000_000_000,
+            salt: mix64(started ^ u64::from(listener.local_addr()?.port())),
+            keys: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            on_served: config.on_served,
+        };
+        Ok(Server { listener, app: Arc::new(app) })
+    }
+
+    /// Where the server listens.
+    ///
+    /// # Errors
+    /// If the socket is gone.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` completes and every open answer is written.
+    ///
+    /// # Errors
+    /// If the socket cannot be accepted from any more.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+        // Tokens are small and late ones are wrong ones: no waiting for more to send.
+        let listener = self.listener.tap_io(|socket| {
+            let _ = socket.set_nodelay(true);
+        });
+        axum::serve(listener, api::router(self.app)).with_graceful_shutdown(shutdown).await
+    }
+}
+
+impl App {
+    fn next_key(&self) -> RequestKey {
+        RequestKey(self.keys.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Stands for vLLM's random uuid.
+    fn fresh_id(&self) -> RequestId {
+        let n = self.keys.load(Ordering::Relaxed);
+        RequestId::sanitise(&format!("{:016x}{:016x}", mix64(self.salt ^ n), mix64(self.salt.wrapping_add(n))))
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.clock.anchor().unix_nanos(self.clock.now()) / 1_000_000_000
+    }
+
+    fn opened(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn closed(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn served(&self, served: &Served) {
+        if let Some(hook) = &self.on_served {
+            hook(served);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Checks a request as vLLM 0.33 does and says no in vLLM's words.
+
+use axum::http::{HeaderMap, StatusCode};
+use shared::block_hash::ExtraKeys;
+use shared::openai::{Prompt, Request, StreamOptions};
+use shared::tokens::{ContentId, TokenId};
+
+use super::App;
+use super::api::{Api, ApiError};
+use crate::core::facts::EngineFact;
+use crate::core::filler::{natural_length, output_content};
+use crate::core::sequence::SamplingParams;
+
+/// vLLM's default for completions; chat has the rest of the context.
+const COMPLETION_MAX_TOKENS: u32 = 16;
+
+/// A request that may go to the engine.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) prompt_tokens: u32,
+    pub(super) params: SamplingParams,
+    pub(super) priority: i32,
+    pub(super) content: ContentId,
+    pub(super) extra: ExtraKeys,
+    pub(super) streaming: bool,
+    pub(super) options: StreamOptions,
+    asked: Option<u32>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    n: Option<u32>,
+    given_priority: Option<i32>,
+}
+
+impl Accepted {
+    /// What the request's span says about it.
+    pub(super) fn fact(&self) -> EngineFact {
+        EngineFact::Asked {
+            max_tokens: self.asked,
+            temperature: self.temperature.map(|t| t as f32),
+            top_p: self.top_p.map(|p| p as f32),
+            n: self.n,
+            priority: self.given_priority,
+        }
+    }
+}
+
+/// Checks `request` and appends its prompt to `tokens`.
+pub(super) fn accept(
+    app: &App,
+    api: Api,
+    headers: &HeaderMap,
+    request: &Request<'_>,
+    tokens: &mut Vec<TokenId>,
+) -> Result<Accepted, ApiError> {
+    check_model(app, request)?;
+    check_sampling(request)?;
+    check_prompt(api, request, tokens)?;
+    let prompt_tokens = tokens.len() as u32;
+    let room = check_length(app, prompt_tokens, request.output_limit())?;
+    let asked = request.output_limit().and_then(|n| u32::try_from(n).ok());
+    let max_tokens = match (asked, api) {
+        (Some(n), _) => n.min(room),
+        (None, Api::Completions) => COMPLETION_MAX_TOKENS.min(room),
+        (None, Api::Chat) => room,
+    };
+    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let content = output_content(tokens, request.seed);
+    let header = headers.get("x-vllm-priority").and_then(|v| v.to_str().ok()?.parse().ok());
+    Ok(Accepted {
+        prompt_tokens,
+        params: SamplingParams {
+            max_tokens,
+            min_tokens: request.min_tokens.unwrap_or(0),
+            ignore_eos,
+            stop_token_ids: request.stop_token_ids.iter().flatten().copied().map(TokenId).collect(),
+            eos_at: (!ignore_eos).then(|| natural_length(content)),
+        },
+        priority: header.or(request.priority).unwrap_or(0),
+        asked,
+        n: request.n,
+        given_priority: header.or(request.priority),
+        content,
+        extra: ExtraKeys { lora: None, cache_salt: request.cache_salt.as_deref().map(str::to_owned) },
+        streaming: request.stream.unwrap_or(false),
+        options: request.stream_options.unwrap_or_default(),
+        temperature: request.temperature,
+        top_p: request.top_p,
+    })
+}
+
+fn check_model(app: &App, request: &Request<'_>) -> Result<(), ApiError> {
+    match request.model.as_deref() {
+        None | Some("") => Ok(()),
+        Some(model) if model == &*app.model => Ok(()),
+        Some(model) => {
+            // A model name is no content, but it is the caller's text: keep it short.
+            let shown: String = model.chars().take(128).collect();
+            let text = format!("The model `{shown}` does not exist. Valid aliases: {}.", app.model);
+            Err(ApiError::new(StatusCode::NOT_FOUND, "NotFoundError", text, Some("model")))
+        }
+    }
+}
+
+fn check_sampling(request: &Request<'_>) -> Result<(), ApiError> {
+    if let Some(t) = request.temperature.filter(|t| *t < 0.0) {
+        return Err(ApiError::parameter(&format!("temperature must be non-negative, got {t:?}."), "temperature", t));
+    }
+    if let Some(p) = request.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+        return Err(ApiError::parameter(&format!("top_p must be in (0, 1], got {p:?}."), "top_p", p));
+    }
+    if let Some(n) = request.output_limit().filter(|n| *n < 1) {
+        return Err(ApiError::parameter(&format!("max_tokens must be at least 1, got {n}."), "max_tokens", n));
+    }
+    if let Some(n) = request.n.filter(|n| *n != 1) {
+        return Err(ApiError::parameter("This emulator generates one choice per request: n must be 1.", "n", n));
+    }
+    if request.stream_options.is_some() && request.stream != Some(true) {
+        let text = "Stream options can only be defined when `stream=True`.";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some("stream_options")));
+    }
+    Ok(())
+}
+
+fn check_prompt(api: Api, request: &Request<'_>, tokens: &mut Vec<TokenId>) -> Result<(), ApiError> {
+    let bad = |text: &str, param| Err(ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some(param)));
+    match api {
+        Api::Chat if request.messages.is_none() => bad("Field required: messages", "messages"),
+        Api::Completions if request.messages.is_some() => bad("messages are for /v1/chat/completions", "messages"),
+        Api::Completions if several(request.prompt.as_ref()) => {
+            bad("This emulator takes one prompt per request: prompt must be one text or one list of token ids.", "prompt")
+        }
+        Api::Chat | Api::Completions => match request.prompt_tokens(tokens) {
+            Some(()) if !tokens.is_empty() => Ok(()),
+            Some(()) | None => bad("Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
+        },
+    }
+}
+
+fn several(prompt: Option<&Prompt<'_>>) -> bool {
+    match prompt {
+        Some(Prompt::Texts(texts)) => texts.len() > 1,
+        Some(Prompt::TokenLists(lists)) => lists.len() > 1,
+        Some(Prompt::Text(_) | Prompt::Tokens(_)) | None => false,
+    }
+}
+
+/// The room left for output tokens.
+fn check_length(app: &App, prompt: u32, asked: Option<i64>) -> Result<u32, ApiError> {
+    let limit = app.max_model_len;
+    if let Some(asked) = asked.filter(|n| *n > i64::from(limit)) {
+        let text = format!("max_tokens={asked} cannot be greater than max_model_len={limit}. Please request fewer output tokens.");
+        return Err(ApiError::parameter(&text, "max_tokens", asked));
+    }
+    if prompt >= limit {
+        let text = format!(
+            "This model's maximum context length is {limit} tokens. However, your prompt contains {prompt} input tokens, which \
+             exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+        );
+        return Err(ApiError::parameter(&text, "input_tokens", prompt));
+    }
+    Ok(limit - prompt)
+}

@@ -1,0 +1,450 @@
+//! Replays recordings of vLLM 0.33's own scheduler and compares every decision, step by step.
+//!
+//! A recording gives the inputs (requests, aborts, finished remote loads) and, per step, everything the real scheduler decided.
+//! `VLLM_GOLDEN_DIR` names a further directory of recordings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use engine_sim::core::config::{HashAlgo, Policy};
+use engine_sim::core::hasher::BlockHasher;
+use engine_sim::core::kv_cache::KvEvent;
+use engine_sim::core::scheduler::{Batch, Origin, Scheduler, SchedulerParams, TokenOut};
+use engine_sim::core::sequence::{NewSequence, SamplingParams, SeqIx};
+use serde_json::{Value, json};
+use shared::block_hash::{BlockKey, ExtraKeys};
+use shared::tokens::TokenId;
+
+/// Recordings that are known not to replay yet. One that does fails the test: take it off the list.
+const NOT_YET: [&str; 0] = [];
+
+#[test]
+fn every_decision_is_vllms() {
+    let mut files = recordings(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
+    assert_eq!(files.len(), 93, "recordings in the repository");
+    if let Some(more) = std::env::var_os("VLLM_GOLDEN_DIR") {
+        files.extend(recordings(Path::new(&more)));
+    }
+    let (mut steps, mut wrong, mut passing_unexpectedly) = (0, Vec::new(), Vec::new());
+    for path in &files {
+        let name =
+            path.file_name().and_then(|n| n.to_str()).unwrap_or_default().trim_end_matches(".json.gz").to_owned();
+        let trace = read(path);
+        steps += trace["steps"].as_array().unwrap().len();
+        match replay(&trace) {
+            Ok(()) if NOT_YET.contains(&name.as_str()) => passing_unexpectedly.push(name),
+            Ok(()) => {}
+            Err(mismatch) => {
+                println!("{name}: {mismatch}");
+                wrong.push(name);
+            }
+        }
+    }
+    println!("{} traces, {steps} steps, {} mismatches", files.len(), wrong.len());
+    assert_eq!(passing_unexpectedly, Vec::<String>::new(), "these replay now: take them off the list");
+    wrong.retain(|name| !NOT_YET.contains(&name.as_str()));
+    assert_eq!(wrong, Vec::<String>::new(), "these differ from vLLM");
+}
+
+fn recordings(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut files: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+    files.retain(|p| p.to_string_lossy().ends_with(".json.gz"));
+    files.sort();
+    files
+}
+
+fn read(path: &Path) -> Value {
+    let file = std::fs::File::open(path).unwrap();
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    let mut trace: Value = serde_json::from_str(&text).unwrap();
+    let ordered: Trace = serde_json::from_str(&text).unwrap();
+    for (step, order) in trace["steps"].as_array_mut().unwrap().iter_mut().zip(ordered.steps) {
+        step["scheduled"] = json!(order.scheduled.0);
+        if let Some(outputs) = order.outputs {
+            step["outputs"] = json!(outputs.0);
+        }
+    }
+    trace
+}
+
+/// The two objects of a step whose order is a decision; reading into a [`Value`] loses it.
+#[derive(serde::Deserialize)]
+struct Trace {
+    steps: Vec<OrderedStep>,
+}
+
+#[derive(serde::Deserialize)]
+struct OrderedStep {
+    scheduled: Ordered,
+    outputs: Option<Ordered>,
+}
+
+struct Ordered(Vec<(String, Value)>);
+
+impl<'de> serde::Deserialize<'de> for Ordered {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Ordered, D::Error> {
+        struct Pairs;
+        impl<'de> serde::de::Visitor<'de> for Pairs {
+            type Value = Ordered;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Ordered, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Ordered(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// The first difference between the recording and the replay, with both sides.
+fn replay(trace: &Value) -> Result<(), String> {
+    let mut player = Player::new(trace);
+    player.check_prompt_hashes(trace)?;
+    for expected in trace["steps"].as_array().unwrap() {
+        player.step(expected)?;
+    }
+    if player.scheduler.has_work() || player.scheduler.batches_in_flight() > 0 {
+        return Err("work is left after the last step".into());
+    }
+    Ok(())
+}
+
+/// A request of the recording, with what the scheduler does not keep.
+struct Request {
+    id: String,
+    spec: Value,
+    tokens: Vec<TokenId>,
+    lora: Option<String>,
+    ix: Option<SeqIx>,
+}
+
+struct Player {
+    scheduler: Scheduler,
+    requests: Vec<Request>,
+    /// Steps of the batches in flight.
+    in_flight: Vec<u64>,
+    inflight_limit: usize,
+    block_size: u32,
+    remote_tokens: Option<u32>,
+}
+
+fn number(v: &Value) -> u32 {
+    u32::try_from(v.as_u64().unwrap()).unwrap()
+}
+
+/// The integer after `name=` in a Python repr.
+fn field(repr: &Value, name: &str) -> Option<u32> {
+    let text = repr.as_str()?;
+    let at =
+        text.match_indices(name).find(|(at, _)| !text[..*at].ends_with(|c: char| c == '_' || c.is_alphanumeric()))?.0;
+    let digits: String = text[at + name.len()..].chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+impl Player {
+    fn new(trace: &Value) -> Player {
+        let config = &trace["config"];
+        let watermark = trace["watermark"].as_f64().unwrap();
+        let num_blocks = number(&config["num_blocks"]);
+        let is = |key: &str| config[key].as_bool().unwrap_or(false);
+        let remote_tokens = field(&config["use_kv_connector"], "matched_tokens=");
+        let params = SchedulerParams {
+            block_size: number(&trace["block_size"]),
+            num_blocks,
+            max_model_len: number(&config["max_model_len"]),
+            max_num_batched_tokens: number(&config["max_num_batched_tokens"]),
+            max_num_seqs: number(&config["max_num_seqs"]),
+            chunked_prefill: true,
+            long_prefill_token_threshold: config["long_prefill_token_threshold"].as_u64().unwrap_or(0) as u32,
+            policy: if config["scheduling_policy"] == "priority" { Policy::Priority } else { Policy::Fcfs },
+            reserve_full_isl: true,
+            watermark_blocks: (watermark * f64::from(num_blocks)).floor() as u32,
+            async_scheduling: is("async_scheduling"),
+            prefix_caching: is("enable_prefix_caching"),
+            max_loras: field(&config["lora_config"], "max_loras="),
+            kv_events: true,
+            drop_stale_outputs: remote_tokens.is_some(),
+            defer_frees: is("defer_block_free"),
+        };
+        let requests = trace["requests"].as_object().unwrap().iter().map(|(id, spec)| Request {
+            id: id.clone(),
+            spec: spec.clone(),
+            tokens: spec["prompt_token_ids"].as_array().unwrap().iter().map(|t| TokenId(number(t))).collect(),
+            lora: spec["lora"].as_str().map(str::to_owned),
+            ix: None,
+        });
+        Player {
+            requests: requests.collect(),
+            block_size: params.block_size,
+            scheduler: Scheduler::new(params),
+            in_flight: Vec::new(),
+            inflight_limit: trace["inflight"].as_u64().unwrap() as usize,
+            remote_tokens,
+        }
+    }
+
+    /// A hasher over the whole prompt gives the recorded digests.
+    fn check_prompt_hashes(&self, trace: &Value) -> Result<(), String> {
+        for r in &self.requests {
+            let mut hasher = BlockHasher::new(HashAlgo::Sha256Cbor, &extra_keys(&r.spec));
+            let blocks = r.tokens.chunks_exact(self.block_size as usize);
+            let found: Vec<Value> = blocks.map(|b| json!(format!("{:?}", hasher.next_key(b)))).collect();
+            let short = |h: &Value| json!(h.as_str().unwrap()[32..].to_owned());
+            let recorded: Vec<Value> =
+                trace["requests"][&r.id]["block_hashes"].as_array().unwrap().iter().map(short).collect();
+            same(0, &format!("block hashes of {}", r.id), &json!(recorded), &json!(found))?;
+        }
+        Ok(())
+    }
+
+    fn index(&self, id: &str) -> usize {
+        self.requests.iter().position(|r| r.id == id).unwrap_or_else(|| panic!("no request {id}"))
+    }
+
+    fn id(&self, tag: u64) -> &str {
+        &self.requests[tag as usize].id
+    }
+
+    fn add(&mut self, id: &str) {
+        let at = self.index(id);
+        let r = &self.requests[at];
+        let loras: BTreeSet<&str> = self.requests.iter().filter_map(|r| r.lora.as_deref()).collect();
+        let ids: BTreeSet<&str> = self.requests.iter().map(|r| r.id.as_str()).collect();
+        let stops = r.spec["stop_token_ids"].as_array().into_iter().flatten().map(|t| TokenId(number(t)));
+        let caching = self.scheduler.params().prefix_caching;
+        let mut hasher = BlockHasher::new(HashAlgo::Sha256Cbor, &extra_keys(&r.spec));
+        let blocks = r.tokens.chunks_exact(self.block_size as usize);
+        let tail = blocks.remainder().to_vec();
+        let keys: Vec<BlockKey> = if caching { blocks.map(|b| hasher.next_key(b)).collect() } else { Vec::new() };
+        let new = NewSequence {
+            tag: at as u64,
+            prompt_tokens: r.tokens.len() as u32,
+            keys,
+            tail: if caching { tail } else { Vec::new() },
+            hasher,
+            params: SamplingParams {
+                max_tokens: number(&r.spec["max_tokens"]),
+                stop_token_ids: stops.collect(),
+                ..SamplingParams::default()
+            },
+            priority: r.spec["priority"].as_i64().unwrap() as i32,
+            arrival: (r.spec["arrival_time"].as_f64().unwrap() * 1e6) as u64,
+            tie: ids.iter().position(|other| *other == r.id).unwrap() as u64,
+            lora: r.lora.as_deref().map(|l| loras.iter().position(|other| *other == l).unwrap() as u32),
+            remote_tokens: self.remote_tokens,
+        };
+        self.requests[at].ix = Some(self.scheduler.add(new));
+    }
+
+    /// One turn of vLLM's engine loop, as it was recorded.
+    fn step(&mut self, expected: &Value) -> Result<(), String> {
+        let step = expected["step"].as_u64().unwrap();
+        for id in expected["added"].as_array().unwrap() {
+            self.add(id.as_str().unwrap());
+        }
+        let mut appended = None;
+        if self.scheduler.has_work() {
+            let tokens = self.compare_batch(step, expected)?;
+            self.in_flight.push(step);
+            appended = Some(tokens);
+            self.compare_queues(step, expected)?;
+        } else {
+            same(step, "scheduled", &expected["scheduled"], &json!([]))?;
+        }
+        let more = |tokens| tokens > 0 || self.scheduler.has_work();
+        if self.in_flight.len() < self.inflight_limit && appended.is_some_and(more) {
+            return same(step, "processed_step", &expected["processed_step"], &Value::Null);
+        }
+        self.complete(step, expected)
+    }
+
+    fn compare_batch(&mut self, step: u64, expected: &Value) -> Result<u64, String> {
+        let batch = self.scheduler.schedule();
+        let (described, total) = (describe_batch(batch), batch.total_tokens());
+        let (mut scheduled, mut new, mut cached) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        for d in &described.entries {
+            let blocks = self.scheduler.blocks(d.ix);
+            let id = self.id(d.tag).to_owned();
+            scheduled.push(json!([id, d.tokens]));
+            match d.origin {
+                Origin::New | Origin::Resumed => {
+                    new.insert(id, json!({"num_computed": d.computed, "block_ids": blocks}));
+                }
+                Origin::Running => {
+                    let added = &blocks[d.owned as usize..];
+                    cached.insert(id, json!({"num_computed": d.computed, "new_block_ids": added, "resumed": false}));
+                }
+            }
+        }
+        same(step, "scheduled", &expected["scheduled"], &json!(scheduled))?;
+        same(step, "new", &expected["new"], &json!(new))?;
+        same(step, "cached", &expected["cached"], &json!(cached))?;
+        same(step, "preempted", &expected["preempted"], &self.sorted_ids(&described.preempted))?;
+        same(step, "finished_since_last", &expected["finished_since_last"], &self.sorted_ids(&described.finished))?;
+        Ok(total)
+    }
+
+    fn compare_queues(&self, step: u64, expected: &Value) -> Result<(), String> {
+        let s = &self.scheduler;
+        let ids = |ixs: Vec<SeqIx>| json!(ixs.into_iter().map(|ix| self.id(s.tag(ix))).collect::<Vec<_>>());
+        same(step, "running", &expected["running"], &ids(s.running().to_vec()))?;
+        same(step, "waiting", &expected["waiting"], &ids(s.waiting().collect()))?;
+        same(step, "kv_holding_waiting", &expected["kv_holding_waiting"], &ids(s.holding().collect()))?;
+        same(step, "deferred", &expected["deferred"], &self.sorted_ids(&s.deferred().collect::<Vec<_>>()))?;
+        same(step, "free_blocks", &expected["free_blocks"], &json!(s.kv().pool().free_blocks()))?;
+        close(step, "usage", &expected["usage"], s.kv().pool().usage())
+    }
+
+    fn complete(&mut self, step: u64, expected: &Value) -> Result<(), String> {
+        let processed = self.in_flight.remove(0);
+        same(step, "processed_step", &expected["processed_step"], &json!(processed))?;
+        for id in expected["aborts"].as_array().into_iter().flatten() {
+            let at = self.index(id.as_str().unwrap());
+            let ix = self.requests[at].ix.expect("aborted after it was added");
+            self.scheduler.abort(ix, at as u64);
+        }
+        let token = TokenId(1000 + processed as u32);
+        let (_, outputs) = self.scheduler.complete(|_, _| token).expect("a batch is in flight");
+        let outputs: Vec<TokenOut> = outputs.to_vec();
+        for out in &outputs {
+            self.requests[out.tag as usize].tokens.push(out.token);
+        }
+        let tell = |o: &TokenOut| {
+            (self.id(o.tag), json!({"new_token_ids": [o.token.0], "finish": o.finish.map(|f| f.as_str())}))
+        };
+        let found: Vec<(&str, Value)> = outputs.iter().map(tell).collect();
+        same(step, "outputs", &expected["outputs"], &json!(found))?;
+        for id in expected["finished_recving"].as_array().unwrap() {
+            let at = self.index(id.as_str().unwrap());
+            let ix = self.requests[at].ix.expect("loaded after it was added");
+            self.scheduler.load_arrived(ix, at as u64);
+        }
+        self.compare_events(step, expected)?;
+        self.compare_stats(step, &expected["stats"])
+    }
+
+    fn compare_events(&mut self, step: u64, expected: &Value) -> Result<(), String> {
+        let mut events = Vec::new();
+        self.scheduler.drain_kv_events(&mut events);
+        let expected = expected["kv_events"].as_array().unwrap();
+        let found: Vec<Value> = events.iter().map(|e| self.describe_event(e, expected)).collect();
+        same(step, "kv_events", &json!(expected), &json!(found))
+    }
+
+    /// An event in vLLM's wire form; tokens and extra keys only if the recording has them.
+    fn describe_event(&self, event: &KvEvent, recorded: &[Value]) -> Value {
+        match event {
+            KvEvent::Removed(key) => {
+                json!({"type": "BlockRemoved", "block_hashes": [key.event_hash()], "medium": "GPU", "group_idx": 0})
+            }
+            KvEvent::Stored { tag, parent, first_block, keys } => {
+                let r = &self.requests[*tag as usize];
+                let hashes: Vec<u64> = keys.iter().map(|k| k.event_hash()).collect();
+                let mut map = json!({
+                    "type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent.map(BlockKey::event_hash),
+                    "block_size": self.block_size, "lora_name": r.lora, "medium": "GPU", "group_idx": 0,
+                });
+                if recorded.iter().any(|e| e.get("token_ids").is_some()) {
+                    let from = (first_block * self.block_size) as usize;
+                    let to = from + keys.len() * self.block_size as usize;
+                    map["token_ids"] = json!(r.tokens[from..to].iter().map(|t| t.0).collect::<Vec<_>>());
+                    let extra = |i: usize| untagged(&r.spec, *first_block as usize + i == 0);
+                    map["extra_keys"] = json!((0..keys.len()).map(extra).collect::<Vec<_>>());
+                }
+                map
+            }
+        }
+    }
+
+    fn compare_stats(&mut self, step: u64, expected: &Value) -> Result<(), String> {
+        let prefix = self.scheduler.take_prefix_stats();
+        let s = &self.scheduler;
+        let (waiting, deferred) = s.num_waiting();
+        close(step, "stats.usage", &expected["usage"], s.kv().pool().usage())?;
+        let found = json!({
+            "running": s.running().len(), "waiting": waiting, "deferred": deferred, "usage": expected["usage"],
+            "prefix_queries": prefix.queries, "prefix_hits": prefix.hits,
+            "prefix_preempted_queries": prefix.preempted_queries, "prefix_preempted_hits": prefix.preempted_hits,
+        });
+        same(step, "stats", expected, &found)
+    }
+
+    fn sorted_ids(&self, tags: &[u64]) -> Value {
+        let mut ids: Vec<&str> = tags.iter().map(|&t| self.id(t)).collect();
+        ids.sort_unstable();
+        json!(ids)
+    }
+}
+
+/// What is needed of a batch after the borrow of the scheduler ends.
+struct Described {
+    entries: Vec<DescribedEntry>,
+    preempted: Vec<u64>,
+    finished: Vec<u64>,
+}
+
+struct DescribedEntry {
+    ix: SeqIx,
+    tag: u64,
+    tokens: u32,
+    computed: u32,
+    owned: u32,
+    origin: Origin,
+}
+
+fn describe_batch(batch: &Batch) -> Described {
+    let entry = |e: &engine_sim::core::scheduler::Entry| DescribedEntry {
+        ix: e.ix,
+        tag: e.tag,
+        tokens: e.tokens,
+        computed: e.computed,
+        owned: e.owned_blocks,
+        origin: e.origin,
+    };
+    Described {
+        entries: batch.entries.iter().map(entry).collect(),
+        preempted: batch.preempted.iter().map(|&(_, tag)| tag).collect(),
+        finished: batch.finished.clone(),
+    }
+}
+
+fn extra_keys(spec: &Value) -> ExtraKeys {
+    let text = |key: &str| spec[key].as_str().map(str::to_owned);
+    ExtraKeys {
+        lora: text("lora").map(|name| (name, text("lora_path").unwrap_or_default())),
+        cache_salt: text("cache_salt"),
+    }
+}
+
+/// The extra keys of a block as the event shows them: the adapter's name and the salt, without tags.
+fn untagged(spec: &Value, first: bool) -> Value {
+    let extra = extra_keys(spec);
+    let lora = extra.lora.map(|(name, _)| json!([name]));
+    let salt = extra.cache_salt.filter(|_| first).map(|s| json!([s]));
+    let all: Vec<Value> = lora.into_iter().chain(salt).flat_map(|v| v.as_array().unwrap().clone()).collect();
+    if all.is_empty() { Value::Null } else { json!(all) }
+}
+
+fn same(step: u64, what: &str, recorded: &Value, found: &Value) -> Result<(), String> {
+    if recorded == found {
+        Ok(())
+    } else {
+        Err(format!("step {step}: {what}\n  recorded {recorded}\n  replayed {found}"))
+    }
+}
+
+fn close(step: u64, what: &str, recorded: &Value, found: f64) -> Result<(), String> {
+    if recorded.as_f64().is_some_and(|r| (r - found).abs() < 1e-6) {
+        Ok(())
+    } else {
+        Err(format!("step {step}: {what}\n  recorded {recorded}\n  replayed {found}"))
+    }
+}

@@ -1,0 +1,9 @@
+//! The gateway's decisions, without input or output: driven by a socket or by an event queue, repeatable from a seed.
+
+pub mod config;
+mod director;
+pub mod gateway;
+pub mod pool;
+pub mod prefix_index;
+pub mod request;
+pub mod scheduler;

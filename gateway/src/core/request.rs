@@ -1,0 +1,105 @@
+//! What the gateway's core is told of a request, and what it may answer. No prompt, no body: lengths and hashes only.
+
+use std::sync::Arc;
+
+use shared::ids::RequestId;
+use shared::trace::Trail;
+
+use crate::core::pool::EndpointId;
+use crate::spans::GatewayFact;
+
+/// Names an open request; chosen by the driver, unique while the request is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestKey(pub u64);
+
+/// A session, by the hash of its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey(pub u64);
+
+/// A parsed request.
+#[derive(Debug)]
+pub struct RequestInfo {
+    /// Names it while it is open.
+    pub key: RequestKey,
+    /// Its id in spans and logs.
+    pub id: RequestId,
+    /// The model asked for.
+    pub model: Arc<str>,
+    /// Whether the response is streamed.
+    pub streaming: bool,
+    /// Size of the body in bytes.
+    pub size_bytes: u32,
+    /// Priority; negative means sheddable. A configured objective overrides it.
+    pub priority: i32,
+    /// The objective named by the caller.
+    pub objective: Option<Arc<str>>,
+    /// The flow the caller belongs to.
+    pub fairness_id: Option<Arc<str>>,
+    /// The session it belongs to.
+    pub session: Option<SessionKey>,
+    /// Length of the prompt in tokens, four bytes each.
+    pub prompt_tokens_estimate: u32,
+    /// Hashes of the prompt's blocks (see [`crate::core::prefix_index`]).
+    pub prefix: Vec<u64>,
+    /// Where its facts are recorded.
+    pub trail: Trail<GatewayFact>,
+}
+
+/// Why a request is not sent to any endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The pool is saturated and the request is sheddable.
+    Saturated,
+    /// No endpoint is left after filtering.
+    NoEndpoints,
+    /// No endpoint serves the model.
+    UnknownModel,
+    /// Every endpoint that was tried could not be reached.
+    Unreachable,
+    /// The gateway is draining.
+    ShuttingDown,
+}
+
+impl Rejection {
+    /// The HTTP status of the answer.
+    pub const fn status(self) -> u16 {
+        match self {
+            Rejection::Saturated => 429,
+            Rejection::NoEndpoints | Rejection::ShuttingDown => 503,
+            Rejection::UnknownModel => 404,
+            Rejection::Unreachable => 502,
+        }
+    }
+
+    /// The value of `x-llm-d-request-dropped-reason` where llm-d has one, and of `gateway.admission.reason`.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Rejection::Saturated => "rejected-saturated",
+            Rejection::NoEndpoints => "rejected-no-endpoints",
+            Rejection::UnknownModel => "rejected-unknown-model",
+            Rejection::Unreachable => "rejected-unreachable",
+            Rejection::ShuttingDown => "rejected-shutting-down",
+        }
+    }
+}
+
+/// What the core wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send the request to an endpoint.
+    Dispatch {
+        /// The request.
+        key: RequestKey,
+        /// Where to.
+        endpoint: EndpointId,
+        /// 0 for the first attempt.
+        attempt: u32,
+    },
+    /// Answer the request with an error; it is no longer open.
+    Reject {
+        /// The request.
+        key: RequestKey,
+        /// Why.
+        rejection: Rejection,
+    },
+}

@@ -1,0 +1,567 @@
+//! The gateway's facts, and the one place where they become spans: names, kinds, parents, attributes, status.
+//!
+//! The names are those of `registry/gateway.yaml`. Nothing here knows how a fact came about, and no fact holds content.
+
+use std::sync::Arc;
+
+use shared::ids::{RequestId, SpanId};
+use shared::time::{Dur, Time};
+use shared::trace::span::Text;
+use shared::trace::{Fact, Kind, Record, Span, Status, Value};
+
+use crate::core::request::Rejection;
+use crate::core::scheduler::Choice;
+
+/// Keeps the ids of proxy spans, drawn before anything is sent, apart from those of other inner spans.
+const PROXY_SPAN_BASE: u64 = 1 << 32;
+
+/// The id of the proxy span of an attempt, counted from 0: what is injected into the request, recorded or not.
+pub const fn proxy_span_id(own: SpanId, attempt: u32) -> SpanId {
+    own.derive(PROXY_SPAN_BASE + attempt as u64)
+}
+
+/// A plugin as spans name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginName {
+    /// Its type.
+    pub kind: &'static str,
+    /// The name it was given, or its type.
+    pub name: Arc<str>,
+}
+
+impl PluginName {
+    /// A plugin of type `kind`, with the name it was given.
+    pub fn new(kind: &'static str, name: Option<&str>) -> Arc<PluginName> {
+        Arc::new(PluginName { kind, name: name.unwrap_or(kind).into() })
+    }
+}
+
+/// Why a response was not delivered in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The engine could not be reached.
+    Connect,
+    /// The engine took too long.
+    Timeout,
+    /// The engine broke off.
+    Reset,
+    /// The caller went away: no error.
+    Cancelled,
+}
+
+impl Failure {
+    /// The value of `error.type`, and the description of the status; nothing for what is no error.
+    pub const fn error(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Failure::Connect => Some(("connection_failed", "the engine could not be reached")),
+            Failure::Timeout => Some(("timeout", "the engine took too long")),
+            Failure::Reset => Some(("connection_reset", "the engine broke off")),
+            Failure::Cancelled => None,
+        }
+    }
+}
+
+/// What is recorded of a sampled request. The core notes what it decides, the driver what it sends and receives.
+#[derive(Clone, Debug)]
+pub enum GatewayFact {
+    /// Driver: the head of a request was read.
+    Received {
+        /// The HTTP method.
+        method: &'static str,
+        /// The path, without the query.
+        path: Arc<str>,
+        /// The route that matched.
+        route: Option<&'static str>,
+    },
+    /// Core: what the request asks for.
+    Parsed {
+        /// Its id.
+        id: RequestId,
+        /// The model asked for.
+        model: Arc<str>,
+        /// Size of the body in bytes.
+        size_bytes: u32,
+        /// Priority, after its objective.
+        priority: i32,
+        /// Whether the response is streamed.
+        streaming: bool,
+    },
+    /// Core: what the caller says of itself.
+    Labels {
+        /// Its objective.
+        objective: Option<Arc<str>>,
+        /// Its flow.
+        fairness_id: Option<Arc<str>>,
+    },
+    /// Driver: ids of user and session, only where the operator allows them.
+    Identity {
+        /// The user.
+        user: Option<Arc<str>>,
+        /// The session.
+        session: Option<Arc<str>>,
+    },
+    /// Core: the pool.
+    Pool {
+        /// Its name.
+        name: Arc<str>,
+        /// Its namespace.
+        namespace: Arc<str>,
+    },
+    /// Core: the director starts; once more for every retry.
+    Directing,
+    /// Core: what admission saw.
+    Admission {
+        /// Saturation of the pool, 1 is full.
+        saturation: f64,
+        /// Endpoints in the pool.
+        candidates: u32,
+    },
+    /// Core: a profile starts.
+    Scheduling {
+        /// The profile.
+        profile: Arc<str>,
+        /// Candidates before filtering.
+        candidates: u32,
+    },
+    /// Core: a filter is done.
+    Filtered {
+        /// The filter.
+        plugin: Arc<PluginName>,
+        /// Candidates before it.
+        before: u32,
+        /// Candidates after it.
+        after: u32,
+    },
+    /// Core: a scorer is done.
+    Scored {
+        /// The scorer.
+        plugin: Arc<PluginName>,
+        /// Its weight.
+        weight: f64,
+        /// The lowest score.
+        min: f64,
+        /// The highest score.
+        max: f64,
+        /// The mean score.
+        avg: f64,
+    },
+    /// Core: one of the best endpoints, best first, before the pick.
+    Top {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// Its weighted score.
+        score: f64,
+    },
+    /// Core: the picker is done.
+    Picked {
+        /// The picker.
+        plugin: Arc<PluginName>,
+        /// Place of the chosen candidate.
+        index: u32,
+        /// Others that were as good.
+        ties: u32,
+    },
+    /// Core: the profile is done.
+    Scheduled {
+        /// How clear the choice was; `None` if no candidate was left.
+        choice: Option<Choice>,
+        /// Age of the oldest metrics used.
+        metrics_age: Option<Dur>,
+        /// Candidates after filtering.
+        candidates: u32,
+    },
+    /// Core: an endpoint is chosen.
+    Directed {
+        /// Its name.
+        endpoint: Arc<str>,
+        /// Its address.
+        address: Arc<str>,
+    },
+    /// Core: the request is refused.
+    Refused(Rejection),
+    /// Core: another endpoint is tried.
+    Retry {
+        /// The new attempt, from 1.
+        attempt: u32,
+        /// The endpoint that failed.
+        failed: Arc<str>,
+    },
+    /// Driver: before connecting to an endpoint.
+    AttemptStarted {
+        /// The attempt, from 0.
+        attempt: u32,
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// Its address.
+        address: Arc<str>,
+        /// Its port.
+        port: u16,
+    },
+    /// Driver: the head of the engine's response was read.
+    ResponseHead {
+        /// Its HTTP status.
+        status: u16,
+    },
+    /// Driver: the last byte of an engine's response was read, or the attempt failed.
+    AttemptEnded {
+        /// The attempt, from 0.
+        attempt: u32,
+        /// Why it failed.
+        failure: Option<Failure>,
+    },
+    /// Driver: the first token of a streamed response was passed on.
+    FirstToken,
+    /// Driver: what went through.
+    Streamed {
+        /// Chunks: server-sent events, or body frames without streaming.
+        chunks: u32,
+        /// Body bytes.
+        bytes: u64,
+        /// Whether the response came to its end.
+        complete: bool,
+    },
+    /// Driver: token counts that the engine reported.
+    Usage {
+        /// Tokens of the prompt.
+        input: u32,
+        /// Tokens generated.
+        output: u32,
+    },
+    /// Driver: why the engine stopped.
+    FinishReason(&'static str),
+    /// Driver: the model that answered.
+    ResponseModel(Arc<str>),
+    /// Driver: the caller went away.
+    ClientDisconnected,
+    /// Driver: the response is over; nothing follows.
+    Ended {
+        /// The HTTP status sent to the caller; `None` if none was.
+        status: Option<u16>,
+        /// Why the response was not delivered in full.
+        failure: Option<Failure>,
+    },
+}
+
+impl Fact for GatewayFact {
+    fn fold(record: &Record<GatewayFact>, out: &mut Vec<Span>) {
+        let mut fold = Fold::new(record);
+        for (at, fact) in &record.facts {
+            fold.fact(*at, fact);
+        }
+        fold.finish(out);
+    }
+}
+
+/// Spans under construction.
+struct Fold<'a> {
+    record: &'a Record<GatewayFact>,
+    root: Span,
+    done: Vec<Span>,
+    director: Option<Span>,
+    schedule: Option<Span>,
+    proxy: Option<Span>,
+    response: Option<Span>,
+    /// When the stage of the schedule that ends next began.
+    stage: Time,
+    top: Vec<(Arc<str>, f64)>,
+    drawn: usize,
+    method: &'static str,
+    path: Option<Arc<str>>,
+    streaming: bool,
+}
+
+impl<'a> Fold<'a> {
+    fn new(record: &'a Record<GatewayFact>) -> Fold<'a> {
+        Fold {
+            record,
+            root: record.outermost("gateway.request", Kind::Server, record.closed),
+            done: Vec::with_capacity(16),
+            director: None,
+            schedule: None,
+            proxy: None,
+            response: None,
+            stage: record.head.opened,
+            top: Vec::new(),
+            drawn: 0,
+            method: "POST",
+            path: None,
+            streaming: false,
+        }
+    }
+
+    fn fact(&mut self, at: Time, fact: &GatewayFact) {
+        match fact {
+            GatewayFact::Received { method, path, route } => self.received(method, path, *route),
+            GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
+                self.streaming = *streaming;
+                self.root.set("gateway.request.id", id.as_str().to_owned()).set("gateway.target_model", model.clone());
+                self.root.set("gen_ai.request.model", model.clone()).set("gateway.request.size_bytes", *size_bytes);
+                self.root.set("gateway.request.priority", *priority).set("gateway.request.streaming", *streaming);
+                // Langfuse takes a span with model and usage for a generation; the engine's span is the generation.
+                self.root.set("langfuse.observation.type", "span");
+            }
+            GatewayFact::Labels { objective, fairness_id } => {
+                self.root.set_some("gateway.objective", objective.clone());
+                self.root.set_some("gateway.fairness_id", fairness_id.clone());
+            }
+            GatewayFact::Identity { user, session } => {
+                self.root.set_some("user.id", user.clone()).set_some("session.id", session.clone());
+            }
+            GatewayFact::Pool { name, namespace } => {
+                self.root.set("gateway.pool.name", name.clone()).set("gateway.pool.namespace", namespace.clone());
+            }
+            GatewayFact::Directing => {
+                self.director = Some(self.inner("gateway.director.handle_request", self.record.head.span_id, at));
+                self.stage = at;
+            }
+            GatewayFact::Admission { saturation, candidates } => {
+                if let Some(director) = &mut self.director {
+                    director.set("gateway.saturation", *saturation).set("gateway.candidate_endpoints", *candidates);
+                }
+            }
+            GatewayFact::Scheduling { profile, candidates } => self.scheduling(at, profile, *candidates),
+            GatewayFact::Filtered { plugin, before, after } => self.filtered(at, plugin, *before, *after),
+            GatewayFact::Scored { plugin, weight, min, max, avg } => {
+                let span = self.staged("gateway.scheduler.score", at);
+                self.detail(span, |s| {
+                    s.set("gateway.scheduler.scorer.name", plugin.name.clone());
+                    s.set("gateway.scheduler.scorer.type", plugin.kind).set("gateway.scheduler.scorer.weight", *weight);
+                    s.set("gateway.scheduler.score.min", *min).set("gateway.scheduler.score.max", *max);
+                    s.set("gateway.scheduler.score.avg", *avg);
+                });
+            }
+            GatewayFact::Top { endpoint, score } => self.top.push((endpoint.clone(), *score)),
+            GatewayFact::Picked { plugin, index, ties } => self.picked(at, plugin, *index, *ties),
+            GatewayFact::Scheduled { choice, metrics_age, candidates } => {
+                if let Some(s) = &mut self.schedule {
+                    s.set("gateway.scheduler.candidates.after_filter", *candidates);
+                    s.set_some("gateway.scheduler.metrics_age_ms", metrics_age.map(Dur::as_millis_f64));
+                    s.set_some("gateway.scheduler.selected.score", choice.map(|c| c.score));
+                    let runner_up = choice.and_then(|c| c.runner_up.map(|r| (r, c.score - r)));
+                    s.set_some("gateway.scheduler.runner_up.score", runner_up.map(|(r, _)| r));
+                    s.set_some("gateway.scheduler.margin", runner_up.map(|(_, margin)| margin));
+                    s.end = at;
+                }
+            }
+            GatewayFact::Directed { endpoint, address } => self.directed(at, endpoint, address),
+            GatewayFact::Refused(rejection) => self.refused(at, *rejection),
+            GatewayFact::Retry { attempt, failed } => {
+                let endpoint = ("gateway.backend.endpoint.name".into(), failed.clone().into());
+                self.root.event(
+                    "gateway.retry",
+                    at,
+                    vec![("gateway.retry.attempt".into(), (*attempt).into()), endpoint],
+                );
+            }
+            GatewayFact::AttemptStarted { attempt, endpoint, address, port } => {
+                self.attempt(at, *attempt, endpoint, address, *port);
+            }
+            GatewayFact::ResponseHead { status } => self.response_head(at, *status),
+            GatewayFact::AttemptEnded { attempt, failure } => self.attempt_ended(at, *attempt, *failure),
+            GatewayFact::FirstToken => {
+                let ms = at.since(self.record.head.opened).as_millis_f64();
+                self.root.set("gateway.response.time_to_first_token_ms", ms);
+                self.root.event("gateway.first_token", at, Vec::new());
+            }
+            GatewayFact::Streamed { chunks, bytes, complete } => {
+                if let Some(r) = &mut self.response {
+                    r.set("gateway.response.chunks", *chunks).set("gateway.response.total_bytes", *bytes);
+                    r.set("gateway.response.complete", *complete);
+                }
+            }
+            GatewayFact::Usage { input, output } => {
+                self.root.set("gen_ai.usage.input_tokens", *input).set("gen_ai.usage.output_tokens", *output);
+            }
+            GatewayFact::FinishReason(reason) => {
+                let reasons = Value::StrList(vec![Text::Borrowed(reason)]);
+                self.root.set("gen_ai.response.finish_reasons", reasons);
+            }
+            GatewayFact::ResponseModel(model) => {
+                self.root.set("gen_ai.response.model", model.clone());
+            }
+            GatewayFact::ClientDisconnected => {
+                self.root.event("gateway.client_disconnected", at, Vec::new());
+            }
+            GatewayFact::Ended { status, failure } => self.ended(at, *status, *failure),
+        }
+    }
+
+    fn received(&mut self, method: &'static str, path: &Arc<str>, route: Option<&'static str>) {
+        (self.method, self.path) = (method, Some(path.clone()));
+        self.root.set("http.request.method", method).set("url.path", path.clone());
+        self.root.set_some("http.route", route).set_some("gen_ai.operation.name", route.and_then(operation));
+    }
+
+    fn scheduling(&mut self, at: Time, profile: &Arc<str>, candidates: u32) {
+        let parent = self.director.as_ref().map_or(self.record.head.span_id, |d| d.span_id);
+        let mut span = self.inner("gateway.scheduler.schedule", parent, at);
+        span.set("gateway.scheduler.profile", profile.clone()).set("gateway.scheduler.policy", "filter-score-pick");
+        span.set("gateway.scheduler.candidates.initial", candidates);
+        self.schedule = Some(span);
+        self.stage = at;
+        self.top.clear();
+    }
+
+    fn filtered(&mut self, at: Time, plugin: &PluginName, before: u32, after: u32) {
+        let span = self.staged("gateway.scheduler.filter", at);
+        self.detail(span, |s| {
+            s.set("gateway.scheduler.filter.name", plugin.name.clone())
+                .set("gateway.scheduler.filter.type", plugin.kind);
+            s.set("gateway.scheduler.filter.candidates_in", before);
+            s.set("gateway.scheduler.filter.candidates_out", after);
+            s.set("gateway.scheduler.filter.rejected_count", before - after);
+        });
+    }
+
+    fn picked(&mut self, at: Time, plugin: &PluginName, index: u32, ties: u32) {
+        let span = self.staged("gateway.scheduler.pick", at);
+        let top = std::mem::take(&mut self.top);
+        self.detail(span, |s| {
+            s.set("gateway.scheduler.picker.type", plugin.kind).set("gateway.scheduler.selected_index", index);
+            s.set("gateway.scheduler.picker.ties", ties);
+            let names = top.iter().map(|(name, _)| Text::Owned(name.to_string())).collect();
+            s.set("gateway.scheduler.picker.top_endpoints", Value::StrList(names));
+            s.set("gateway.scheduler.picker.top_scores", Value::F64List(top.iter().map(|(_, score)| *score).collect()));
+        });
+    }
+
+    fn directed(&mut self, at: Time, endpoint: &Arc<str>, address: &Arc<str>) {
+        if let Some(mut s) = self.schedule.take() {
+            s.set("gateway.scheduler.selected.endpoint", endpoint.clone());
+            self.done.push(s);
+        }
+        if let Some(mut d) = self.director.take() {
+            d.set("gateway.admission.result", "admitted").set("gateway.flow_control.enabled", false);
+            d.set("gateway.target_endpoint.name", endpoint.clone());
+            d.set("gateway.target_endpoint.address", address.clone());
+            self.close(d, at);
+        }
+    }
+
+    fn refused(&mut self, at: Time, rejection: Rejection) {
+        self.done.extend(self.schedule.take());
+        if let Some(mut d) = self.director.take() {
+            d.set("gateway.admission.result", "rejected").set("gateway.admission.reason", rejection.reason());
+            d.set("gateway.flow_control.enabled", false);
+            if rejection.status() >= 500 {
+                d.fail(rejection.reason(), "no endpoint to send the request to");
+            }
+            self.close(d, at);
+        }
+    }
+
+    fn attempt(&mut self, at: Time, attempt: u32, endpoint: &Arc<str>, address: &Arc<str>, port: u16) {
+        let own = self.record.head.span_id;
+        let id = proxy_span_id(own, attempt);
+        let mut span = self.record.span("gateway.backend.proxy", Kind::Client, Some(own), id, at, at);
+        span.set("http.request.method", self.method).set_some("url.path", self.path.clone());
+        span.set("server.address", address.clone()).set("server.port", port);
+        span.set("gateway.backend.endpoint.name", endpoint.clone());
+        span.set_some("http.request.resend_count", (attempt > 0).then_some(attempt));
+        self.done.extend(self.proxy.replace(span));
+    }
+
+    fn response_head(&mut self, at: Time, status: u16) {
+        if let Some(proxy) = &mut self.proxy {
+            proxy.set("http.response.status_code", status);
+            mark(proxy, None, (status >= 400).then_some(status));
+        }
+        let mut span = self.inner("gateway.response.process", self.record.head.span_id, at);
+        span.set("gateway.response.status_code", status).set("gateway.response.streaming", self.streaming);
+        self.response = Some(span);
+    }
+
+    fn attempt_ended(&mut self, at: Time, attempt: u32, failure: Option<Failure>) {
+        let id = proxy_span_id(self.record.head.span_id, attempt);
+        if let Some(mut proxy) = self.proxy.take_if(|p| p.span_id == id) {
+            mark(&mut proxy, failure.and_then(Failure::error), None);
+            self.close(proxy, at);
+        }
+    }
+
+    fn ended(&mut self, at: Time, status: Option<u16>, failure: Option<Failure>) {
+        self.root.set_some("http.response.status_code", status);
+        mark(&mut self.root, failure.and_then(Failure::error), status.filter(|s| *s >= 500));
+        if let Some(mut response) = self.response.take() {
+            mark(&mut response, failure.and_then(Failure::error), None);
+            self.close(response, at);
+        }
+    }
+
+    fn finish(mut self, out: &mut Vec<Span>) {
+        let end = self.record.closed;
+        let still_open = [self.director.take(), self.schedule.take(), self.proxy.take(), self.response.take()];
+        for mut span in still_open.into_iter().flatten() {
+            span.end = end;
+            abandon(&mut span, self.record.abandoned);
+            self.done.push(span);
+        }
+        abandon(&mut self.root, self.record.abandoned);
+        self.root.set_some("gateway.record.facts_cut", (self.record.cut > 0).then_some(self.record.cut));
+        self.root.events.iter_mut().for_each(|e| e.at = e.at.min(end));
+        out.push(self.root);
+        out.extend(self.done.into_iter().map(|mut s| {
+            // A driver may stamp its last fact after another thread closed the record.
+            (s.start, s.end) = (s.start.min(end), s.end.min(end));
+            s
+        }));
+    }
+
+    /// An internal span that starts at `at`.
+    fn inner(&mut self, name: &'static str, parent: SpanId, at: Time) -> Span {
+        self.drawn += 1;
+        self.record.span(name, Kind::Internal, Some(parent), self.record.inner_id(self.drawn - 1), at, at)
+    }
+
+    /// A stage of the schedule, from the end of the stage before it until `at`.
+    fn staged(&mut self, name: &'static str, at: Time) -> Span {
+        let parent = self.schedule.as_ref().map_or(self.record.head.span_id, |s| s.span_id);
+        let mut span = self.inner(name, parent, self.stage);
+        self.stage = at.max(span.start);
+        span.end = self.stage;
+        span
+    }
+
+    /// Keeps a finished span of level 2, if such spans are wanted.
+    fn detail(&mut self, mut span: Span, fill: impl FnOnce(&mut Span)) {
+        if self.record.head.detail >= 2 {
+            fill(&mut span);
+            self.done.push(span);
+        }
+    }
+
+    fn close(&mut self, mut span: Span, at: Time) {
+        span.end = at.max(span.start);
+        self.done.push(span);
+    }
+}
+
+/// Sets the status of a span that failed, by what went wrong or else by the HTTP status; the first mark stays.
+fn mark(span: &mut Span, error: Option<(&'static str, &'static str)>, status: Option<u16>) {
+    if span.status != Status::Unset {
+        return;
+    }
+    if let Some((kind, description)) = error {
+        span.fail(kind, description);
+    } else if let Some(status) = status {
+        span.fail(status.to_string(), "the response has an error status");
+    }
+}
+
+fn abandon(span: &mut Span, abandoned: bool) {
+    if abandoned && span.status == Status::Unset {
+        span.fail("abandoned", "nobody finished the request");
+    }
+}
+
+/// `gen_ai.operation.name` of a route.
+fn operation(route: &'static str) -> Option<&'static str> {
+    match route {
+        "/v1/chat/completions" => Some("chat"),
+        "/v1/completions" => Some("text_completion"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

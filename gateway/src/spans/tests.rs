@@ -1,0 +1,335 @@
+//! Trees of whole requests, driven through the core as a driver does it.
+
+use std::sync::Arc;
+
+use shared::ids::{InstanceId, RequestId, SpanId, TraceId};
+use shared::rng::Seed;
+use shared::time::{Dur, Ticking, Time};
+use shared::trace::record::Folded;
+use shared::trace::tree::outline;
+use shared::trace::{Head, Sink, Span, Trail};
+
+use super::{Failure, GatewayFact, proxy_span_id};
+use crate::core::config::GatewayConfig;
+use crate::core::gateway::{EndpointConfig, EndpointId, EndpointMetrics, Gateway, Input, Output};
+use crate::core::gateway::{RequestInfo, RequestKey};
+
+/// One request, its gateway and its clock.
+struct Run {
+    gateway: Gateway,
+    trail: Trail<GatewayFact>,
+    now: Time,
+    folded: Arc<Folded>,
+    attempt: u32,
+}
+
+const KEY: RequestKey = RequestKey(7);
+
+fn ms(n: u64) -> Dur {
+    Dur::from_millis(n)
+}
+
+impl Run {
+    /// A gateway before two engines with so many waiting requests each, and a request that was read.
+    fn new(detail: u8, waiting: [u32; 2]) -> Run {
+        let endpoints = ["a", "b"].map(|name| EndpointConfig::new(name, "10.0.0.1", 8000));
+        let mut gateway = Gateway::new(GatewayConfig::default(), endpoints.to_vec(), Seed(1));
+        let mut out = Vec::new();
+        for (i, waiting) in waiting.into_iter().enumerate() {
+            let at = Time::ZERO + ms(20);
+            let m = EndpointMetrics { waiting, running: 1, kv_usage: 0.25, block_size: 16, num_gpu_blocks: 100, at };
+            let input = Input::Metrics { endpoint: EndpointId(i as u32), metrics: Ok(m) };
+            gateway.handle(at, input, &mut Ticking::new(at, Dur::ZERO), &mut out);
+        }
+        let folded = Arc::new(Folded::default());
+        let sink: Arc<dyn Sink> = folded.clone();
+        let now = Time::ZERO + ms(50);
+        let head = Head {
+            trace_id: TraceId::new(1).unwrap(),
+            span_id: SpanId::new(2).unwrap(),
+            parent: None,
+            tracestate: None,
+            instance: InstanceId(0),
+            opened: now,
+            detail,
+        };
+        let trail = Trail::open(head, &sink);
+        let path = "/v1/chat/completions";
+        trail.note(now, || GatewayFact::Received { method: "POST", path: path.into(), route: Some(path) });
+        Run { gateway, trail, now, folded, attempt: 0 }
+    }
+
+    fn handle(&mut self, input: Input) -> Output {
+        let mut out = Vec::new();
+        self.now += Dur::from_micros(100);
+        self.gateway.handle(self.now, input, &mut Ticking::new(self.now, Dur::from_micros(1)), &mut out);
+        self.now += Dur::from_micros(100);
+        assert_eq!(out.len(), 1);
+        out[0]
+    }
+
+    fn request(&mut self, priority: i32) -> Output {
+        self.handle(Input::Request(Box::new(RequestInfo {
+            key: KEY,
+            id: RequestId::sanitise("req-1"),
+            model: "m".into(),
+            streaming: true,
+            size_bytes: 300,
+            priority,
+            objective: None,
+            fairness_id: Some("team-a".into()),
+            session: None,
+            prompt_tokens_estimate: 64,
+            prefix: vec![1],
+            trail: self.trail.clone(),
+        })))
+    }
+
+    fn note(&mut self, after: Dur, fact: GatewayFact) {
+        self.now += after;
+        self.trail.note(self.now, || fact);
+    }
+
+    /// Connects where the core says.
+    fn connect(&mut self, output: Output) -> EndpointId {
+        let Output::Dispatch { endpoint, attempt, .. } = output else { panic!("{output:?}") };
+        let config = self.gateway.endpoints()[endpoint.index()].config.clone();
+        self.attempt = attempt;
+        let (name, address, port) = (config.name, config.address, config.port);
+        self.note(Dur::ZERO, GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
+        endpoint
+    }
+
+    fn end_attempt(&mut self, failure: Option<Failure>) {
+        let attempt = self.attempt;
+        self.note(ms(1), GatewayFact::AttemptEnded { attempt, failure });
+    }
+
+    fn end(mut self, status: Option<u16>, failure: Option<Failure>) -> Vec<Span> {
+        self.note(ms(1), GatewayFact::Ended { status, failure });
+        self.trail.finish(self.now);
+        nested(self.folded.take())
+    }
+}
+
+/// Invariant: children lie inside their parents, exactly.
+fn nested(spans: Vec<Span>) -> Vec<Span> {
+    for span in &spans {
+        assert!(span.start <= span.end, "{span:?}");
+        if let Some(parent) = spans.iter().find(|p| Some(p.span_id) == span.parent) {
+            assert!(parent.start <= span.start && span.end <= parent.end, "{} leaves {}", span.name, parent.name);
+        }
+        let mut keys: Vec<_> = span.attrs.iter().map(|(k, _)| k).collect();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), span.attrs.len(), "a key twice in {span:?}");
+    }
+    spans
+}
+
+fn streamed(detail: u8) -> Vec<Span> {
+    let mut run = Run::new(detail, [3, 1]);
+    let output = run.request(0);
+    run.connect(output);
+    run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
+    run.note(ms(5), GatewayFact::FirstToken);
+    run.note(ms(5), GatewayFact::Usage { input: 64, output: 2 });
+    run.note(Dur::ZERO, GatewayFact::FinishReason("length"));
+    run.end_attempt(None);
+    run.note(Dur::ZERO, GatewayFact::Streamed { chunks: 3, bytes: 600, complete: true });
+    run.end(Some(200), None)
+}
+
+fn names(spans: &[Span]) -> String {
+    let short =
+        |s: &Span| if s.status == shared::trace::Status::Unset { s.name.to_string() } else { format!("{}!", s.name) };
+    spans.iter().map(short).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn facts_are_small() {
+    assert!(size_of::<GatewayFact>() <= 56, "{}", size_of::<GatewayFact>());
+}
+
+#[test]
+fn a_streamed_answer_has_twelve_spans() {
+    let spans = streamed(2);
+    assert_eq!(spans.len(), 12);
+    insta::assert_snapshot!(outline(&spans), @"
+    gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat gateway.request.id=req-1 gateway.target_model=m gen_ai.request.model=m gateway.request.size_bytes=300 gateway.request.priority=0 gateway.request.streaming=true langfuse.observation.type=span gateway.fairness_id=team-a gateway.pool.name=default-pool gateway.pool.namespace=default gateway.response.time_to_first_token_ms=10.2 gen_ai.usage.input_tokens=64 gen_ai.usage.output_tokens=2 gen_ai.response.finish_reasons=[length] http.response.status_code=200
+      * gateway.first_token
+      gateway.director.handle_request (internal) gateway.saturation=0.45625 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=b gateway.target_endpoint.address=10.0.0.1
+        gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=2 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=4.5 gateway.scheduler.runner_up.score=2.5 gateway.scheduler.margin=2 gateway.scheduler.selected.endpoint=b
+          gateway.scheduler.filter (internal) gateway.scheduler.filter.name=healthy-filter gateway.scheduler.filter.type=healthy-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=2 gateway.scheduler.filter.rejected_count=0
+          gateway.scheduler.filter (internal) gateway.scheduler.filter.name=decode-filter gateway.scheduler.filter.type=decode-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=2 gateway.scheduler.filter.rejected_count=0
+          gateway.scheduler.score (internal) gateway.scheduler.scorer.name=queue-scorer gateway.scheduler.scorer.type=queue-scorer gateway.scheduler.scorer.weight=2 gateway.scheduler.score.min=0 gateway.scheduler.score.max=1 gateway.scheduler.score.avg=0.5
+          gateway.scheduler.score (internal) gateway.scheduler.scorer.name=kv-cache-utilization-scorer gateway.scheduler.scorer.type=kv-cache-utilization-scorer gateway.scheduler.scorer.weight=2 gateway.scheduler.score.min=0.75 gateway.scheduler.score.max=0.75 gateway.scheduler.score.avg=0.75
+          gateway.scheduler.score (internal) gateway.scheduler.scorer.name=prefix-cache-scorer gateway.scheduler.scorer.type=prefix-cache-scorer gateway.scheduler.scorer.weight=3 gateway.scheduler.score.min=0 gateway.scheduler.score.max=0 gateway.scheduler.score.avg=0
+          gateway.scheduler.score (internal) gateway.scheduler.scorer.name=running-requests-size-scorer gateway.scheduler.scorer.type=running-requests-size-scorer gateway.scheduler.scorer.weight=1 gateway.scheduler.score.min=1 gateway.scheduler.score.max=1 gateway.scheduler.score.avg=1
+          gateway.scheduler.pick (internal) gateway.scheduler.picker.type=max-score-picker gateway.scheduler.selected_index=1 gateway.scheduler.picker.ties=0 gateway.scheduler.picker.top_endpoints=[b,a] gateway.scheduler.picker.top_scores=[4.5,2.5]
+      gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=b http.response.status_code=200
+      gateway.response.process (internal) gateway.response.status_code=200 gateway.response.streaming=true gateway.response.chunks=3 gateway.response.total_bytes=600 gateway.response.complete=true
+    ");
+}
+
+#[test]
+fn level_one_leaves_the_stages_out() {
+    insta::assert_snapshot!(names(&streamed(1)), @"
+    gateway.request
+    gateway.scheduler.schedule
+    gateway.director.handle_request
+    gateway.backend.proxy
+    gateway.response.process
+    ");
+}
+
+#[test]
+fn a_sheddable_request_is_refused_when_saturated() {
+    let mut run = Run::new(2, [9, 9]);
+    let output = run.request(-1);
+    assert!(matches!(output, Output::Reject { .. }), "{output:?}");
+    insta::assert_snapshot!(outline(&run.end(Some(429), None)), @"
+    gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat gateway.request.id=req-1 gateway.target_model=m gen_ai.request.model=m gateway.request.size_bytes=300 gateway.request.priority=-1 gateway.request.streaming=true langfuse.observation.type=span gateway.fairness_id=team-a gateway.pool.name=default-pool gateway.pool.namespace=default http.response.status_code=429
+      gateway.director.handle_request (internal) gateway.saturation=1.8 gateway.candidate_endpoints=2 gateway.admission.result=rejected gateway.admission.reason=rejected-saturated gateway.flow_control.enabled=false
+    ");
+}
+
+#[test]
+fn no_endpoint_is_an_error() {
+    let mut run = Run::new(2, [0, 0]);
+    for endpoint in [EndpointId(0), EndpointId(1)] {
+        let change = crate::core::gateway::EndpointChange::Draining(endpoint);
+        run.gateway.handle(run.now, Input::Endpoint(change), &mut Ticking::new(run.now, Dur::ZERO), &mut Vec::new());
+    }
+    run.request(0);
+    insta::assert_snapshot!(outline(&run.end(Some(503), None)), @"
+    gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat gateway.request.id=req-1 gateway.target_model=m gen_ai.request.model=m gateway.request.size_bytes=300 gateway.request.priority=0 gateway.request.streaming=true langfuse.observation.type=span gateway.fairness_id=team-a gateway.pool.name=default-pool gateway.pool.namespace=default http.response.status_code=503 error.type=503 !error: the response has an error status
+      gateway.director.handle_request (internal) gateway.saturation=0.3125 gateway.candidate_endpoints=2 gateway.admission.result=rejected gateway.admission.reason=rejected-no-endpoints gateway.flow_control.enabled=false error.type=rejected-no-endpoints !error: no endpoint to send the request to
+        gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=0
+          gateway.scheduler.filter (internal) gateway.scheduler.filter.name=healthy-filter gateway.scheduler.filter.type=healthy-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=0 gateway.scheduler.filter.rejected_count=2
+    ");
+}
+
+#[test]
+fn a_retry_is_directed_to_another_endpoint() {
+    let mut run = Run::new(1, [3, 1]);
+    let output = run.request(0);
+    let endpoint = run.connect(output);
+    run.end_attempt(Some(Failure::Connect));
+    let output = run.handle(Input::AttemptFailed { key: KEY, endpoint });
+    let second = run.connect(output);
+    assert_ne!(second, endpoint);
+    run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
+    run.end_attempt(None);
+    run.note(Dur::ZERO, GatewayFact::Streamed { chunks: 1, bytes: 10, complete: true });
+    let spans = run.end(Some(200), None);
+    let second = spans.iter().rfind(|s| s.name == "gateway.backend.proxy").unwrap();
+    assert_eq!(second.span_id, proxy_span_id(spans[0].span_id, 1));
+    insta::assert_snapshot!(outline(&spans), @"
+    gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat gateway.request.id=req-1 gateway.target_model=m gen_ai.request.model=m gateway.request.size_bytes=300 gateway.request.priority=0 gateway.request.streaming=true langfuse.observation.type=span gateway.fairness_id=team-a gateway.pool.name=default-pool gateway.pool.namespace=default http.response.status_code=200
+      * gateway.retry gateway.retry.attempt=1 gateway.backend.endpoint.name=b
+      gateway.director.handle_request (internal) gateway.saturation=0.45625 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=b gateway.target_endpoint.address=10.0.0.1
+        gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=2 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=4.5 gateway.scheduler.runner_up.score=2.5 gateway.scheduler.margin=2 gateway.scheduler.selected.endpoint=b
+      gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=b error.type=connection_failed !error: the engine could not be reached
+      gateway.director.handle_request (internal) gateway.saturation=0.45625 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=a gateway.target_endpoint.address=10.0.0.1
+        gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=1 gateway.scheduler.candidates.after_filter=1 gateway.scheduler.metrics_age_ms=31.3 gateway.scheduler.selected.score=4.5 gateway.scheduler.selected.endpoint=a
+      gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=a http.request.resend_count=1 http.response.status_code=200
+      gateway.response.process (internal) gateway.response.status_code=200 gateway.response.streaming=true gateway.response.chunks=1 gateway.response.total_bytes=10 gateway.response.complete=true
+    ");
+}
+
+#[test]
+fn an_upstream_error_marks_both_sides() {
+    let failed = |status: u16| {
+        let mut run = Run::new(1, [3, 1]);
+        let output = run.request(0);
+        run.connect(output);
+        run.note(ms(5), GatewayFact::ResponseHead { status });
+        run.end_attempt(None);
+        names(&run.end(Some(status), None))
+    };
+    insta::assert_snapshot!(failed(500), @"
+    gateway.request!
+    gateway.scheduler.schedule
+    gateway.director.handle_request
+    gateway.backend.proxy!
+    gateway.response.process
+    ");
+    insta::assert_snapshot!(failed(400), @"
+    gateway.request
+    gateway.scheduler.schedule
+    gateway.director.handle_request
+    gateway.backend.proxy!
+    gateway.response.process
+    ");
+}
+
+#[test]
+fn a_caller_that_goes_away_is_no_error() {
+    let mut run = Run::new(1, [3, 1]);
+    let output = run.request(0);
+    run.connect(output);
+    run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
+    run.note(ms(5), GatewayFact::ClientDisconnected);
+    run.end_attempt(Some(Failure::Cancelled));
+    run.note(Dur::ZERO, GatewayFact::Streamed { chunks: 2, bytes: 50, complete: false });
+    insta::assert_snapshot!(outline(&run.end(Some(200), Some(Failure::Cancelled))), @"
+    gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat gateway.request.id=req-1 gateway.target_model=m gen_ai.request.model=m gateway.request.size_bytes=300 gateway.request.priority=0 gateway.request.streaming=true langfuse.observation.type=span gateway.fairness_id=team-a gateway.pool.name=default-pool gateway.pool.namespace=default http.response.status_code=200
+      * gateway.client_disconnected
+      gateway.director.handle_request (internal) gateway.saturation=0.45625 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=b gateway.target_endpoint.address=10.0.0.1
+        gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=2 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=4.5 gateway.scheduler.runner_up.score=2.5 gateway.scheduler.margin=2 gateway.scheduler.selected.endpoint=b
+      gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=b http.response.status_code=200
+      gateway.response.process (internal) gateway.response.status_code=200 gateway.response.streaming=true gateway.response.chunks=2 gateway.response.total_bytes=50 gateway.response.complete=false
+    ");
+}
+
+#[test]
+fn an_engine_that_breaks_off_is_an_error_after_a_good_status() {
+    let mut run = Run::new(1, [3, 1]);
+    let output = run.request(0);
+    run.connect(output);
+    run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
+    run.end_attempt(Some(Failure::Reset));
+    insta::assert_snapshot!(names(&run.end(Some(200), Some(Failure::Reset))), @"
+    gateway.request!
+    gateway.scheduler.schedule
+    gateway.director.handle_request
+    gateway.backend.proxy!
+    gateway.response.process!
+    ");
+}
+
+#[test]
+fn an_abandoned_request_is_folded_as_far_as_it_got() {
+    let mut run = Run::new(1, [3, 1]);
+    let output = run.request(0);
+    run.connect(output);
+    run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
+    run.note(ms(5), GatewayFact::FirstToken);
+    let folded = run.folded.clone();
+    drop(run);
+    insta::assert_snapshot!(names(&nested(folded.take())), @"
+    gateway.request!
+    gateway.scheduler.schedule
+    gateway.director.handle_request
+    gateway.backend.proxy!
+    gateway.response.process!
+    ");
+}
+
+#[test]
+fn every_name_and_key_is_registered() {
+    let registry =
+        concat!(include_str!("../../../registry/gateway.yaml"), include_str!("../../../registry/upstream.yaml"));
+    let has = |line: String| registry.lines().any(|l| l.trim_start().trim_start_matches("- ") == line);
+    let code = include_str!("../spans.rs");
+    let texts = code.split('"').skip(1).step_by(2);
+    let mut checked = 0;
+    for text in
+        texts.filter(|t| t.contains('.') && t.bytes().all(|b| b.is_ascii_lowercase() || matches!(b, b'.' | b'_')))
+    {
+        assert!(has(format!("id: {text}")) || has(format!("name: {text}")), "{text} is not registered");
+        checked += 1;
+    }
+    assert!(checked > 70, "only {checked} names were found in the code");
+}

@@ -1,0 +1,178 @@
+//! `report.json`: the figures of a run as data. Field names carry their units.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::expect::Verdict;
+use crate::stats::Quantiles;
+
+/// The report of one run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// Versions of the program and of what it imitates, by name.
+    pub versions: BTreeMap<String, String>,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// `live` or `virtual`.
+    pub mode: String,
+    /// The seed.
+    pub seed: u64,
+    /// From the start of the run to the end of the last request, in seconds.
+    pub duration_s: f64,
+    /// Whether the run was stopped before its plan was done.
+    pub interrupted: bool,
+    /// Why latency figures of this run must not be used; empty when they may.
+    pub invalid: Vec<String>,
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests answered in full.
+    pub ok: u64,
+    /// Requests that were not.
+    pub errors: u64,
+    /// Errors by kind: `http_429`, `connect`, `timeout`, `disconnected`, `protocol`, `cancelled`, `unfinished`.
+    pub errors_by_kind: BTreeMap<String, u64>,
+    /// Throughput.
+    pub throughput: Throughput,
+    /// Tokens.
+    pub tokens: Tokens,
+    /// Time to first token, from sending, in milliseconds.
+    pub ttft_ms: Quantiles,
+    /// Mean time per output token after the first, one value per request, in milliseconds.
+    pub per_token_ms: Quantiles,
+    /// Gaps between tokens as the client saw them, one value per gap, in milliseconds; no values when nobody measured them.
+    pub inter_token_ms: Quantiles,
+    /// Time from sending to the last byte, in milliseconds.
+    pub e2e_ms: Quantiles,
+    /// Latency added by the gateway, in microseconds.
+    pub gateway_added_us: Quantiles,
+    /// How requests were spread over engines.
+    pub routing: Routing,
+    /// What the engines report of themselves.
+    pub engines: EngineFigures,
+    /// How well the client kept to its plan.
+    pub pacing: Pacing,
+    /// What became of the traces.
+    pub traces: TraceFigures,
+    /// The scenario's expectations, judged.
+    pub expectations: Vec<Verdict>,
+}
+
+/// Rates over the whole run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Throughput {
+    /// Requests answered per second.
+    pub requests_per_s: f64,
+    /// Prompt tokens of answered requests per second.
+    pub prompt_tokens_per_s: f64,
+    /// Output tokens per second.
+    pub output_tokens_per_s: f64,
+}
+
+/// Tokens of all requests.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Tokens {
+    /// Prompt tokens of requests sent.
+    pub prompt: u64,
+    /// Prompt tokens found in a prefix cache.
+    pub cached: u64,
+    /// Output tokens received.
+    pub output: u64,
+}
+
+/// How requests were spread.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Routing {
+    /// Share of prompt tokens of answered requests that was found in a prefix cache, 0 to 1.
+    pub prefix_hit_ratio: f64,
+    /// Attempts beyond the first.
+    pub retries: u64,
+    /// Each engine, by name.
+    pub endpoints: Vec<EndpointFigures>,
+}
+
+/// One engine's part.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EndpointFigures {
+    /// Name of the engine.
+    pub name: String,
+    /// Requests that ended there.
+    pub requests: u64,
+    /// Their share of all requests that reached an engine, 0 to 1.
+    pub share: f64,
+}
+
+/// What the engines report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EngineFigures {
+    /// Preemptions.
+    pub preemptions: u64,
+    /// Steps executed.
+    pub steps: u64,
+    /// Live only: share of steps that ended more than 20 ms after their plan, 0 to 1.
+    pub late_step_share: f64,
+    /// Live only: whether more than 1 % of steps were that late, so that latencies are those of this machine.
+    pub fell_behind: bool,
+}
+
+/// How well the client kept to its plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Pacing {
+    /// How much later than planned requests were sent, in milliseconds.
+    pub lateness_ms: Quantiles,
+}
+
+/// What became of the traces.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TraceFigures {
+    /// Sampling ratio of the client's edge, 0 to 1.
+    pub ratio: f64,
+    /// Requests that a sampler decided on.
+    pub decided: u64,
+    /// Traces kept.
+    pub kept: u64,
+    /// Least number of kept traces that is no surprise (99 % interval of the binomial distribution).
+    pub expected_low: u64,
+    /// Largest number of kept traces that is no surprise.
+    pub expected_high: u64,
+    /// Records folded into spans.
+    pub records: u64,
+    /// Records lost because the channel was full.
+    pub records_dropped: u64,
+    /// Records closed by deadline or shutdown.
+    pub records_abandoned: u64,
+    /// Spans made from records.
+    pub spans_created: u64,
+    /// Each exporter: created = exported + dropped.
+    pub exporters: Vec<ExporterFigures>,
+    /// Traces that were looked at after the run.
+    pub checked: u64,
+    /// Of those: traces without a root, or with a span whose parent is missing.
+    pub incomplete: u64,
+    /// Spans whose parent is missing.
+    pub orphans: u64,
+    /// Findings of any rule.
+    pub findings: u64,
+}
+
+/// One exporter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExporterFigures {
+    /// Name: `file`, `otlp`, `console`.
+    pub name: String,
+    /// Spans handed over and acknowledged.
+    pub exported: u64,
+    /// Spans lost, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// The last error, for people.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_error: Option<String>,
+}
+
+impl ExporterFigures {
+    /// Spans lost for whatever reason.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.values().sum()
+    }
+}

@@ -1,0 +1,17 @@
+//! What a run found out: rows per request, figures of the whole run, a table for people and JSON for programs.
+//!
+//! A driver hands in one [`RequestRow`] per request and [`RunFacts`] at the end. Nothing here reads a clock, so the report of a
+//! virtual run depends on scenario and seed alone.
+
+mod expect;
+mod figures;
+mod rows;
+mod summary;
+mod table;
+
+pub use expect::{Bound, Verdict, evaluate, figure_exists};
+pub use figures::{
+    EndpointFigures, EngineFigures, ExporterFigures, Pacing, Report, Routing, Throughput, Tokens, TraceFigures,
+};
+pub use rows::{Failure, Outcome, RequestRow, RowWriter};
+pub use summary::{RunFacts, Summary};

@@ -1,0 +1,215 @@
+//! Scenarios: what runs, against what, for how long, and what must come out.
+//!
+//! One YAML file, read by [`shared::config`]. The doc comments of these types are the descriptions of the published JSON
+//! schema. Nothing here starts anything: drivers take a [`Scenario`] that is known to be valid.
+
+mod check;
+mod fleet;
+mod length;
+mod load;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use gateway::core::config::GatewayConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use shared::config::{ConfigErrors, Loaded};
+use shared::units::HumanDur;
+
+pub use fleet::{EngineGroup, Listen, Network, Role};
+pub use length::{Builtin, Length, Shape};
+pub use load::{
+    Api, Arrivals, Prefixes, Sessions, Spread, SystemPrompt, Tenant, ThinkTime, Trace, TraceFormat, Workload,
+};
+
+use crate::report::Bound;
+
+/// A scenario.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Short name: the run's directory and the report are called by it.
+    pub name: String,
+    /// What the scenario shows, for people.
+    #[serde(default)]
+    pub description: String,
+    /// Seed of everything that is drawn. The same scenario and seed give the same plan, and in virtual mode the same bytes.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// Sockets and real time, or one thread and simulated time.
+    #[serde(default)]
+    pub mode: Mode,
+    /// For how long new requests are sent; those in flight are finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<HumanDur>,
+    /// How many requests are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub requests: Option<u64>,
+    /// The gateway.
+    #[serde(default)]
+    pub gateway: GatewayConfig,
+    /// The engines, in groups of equals.
+    #[schemars(length(min = 1))]
+    pub engines: Vec<EngineGroup>,
+    /// The requests.
+    #[serde(default)]
+    pub workload: Workload,
+    /// A recorded trace to replay: it decides when requests arrive and how long they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
+    /// What is traced and where spans go.
+    #[serde(default)]
+    pub tracing: Tracing,
+    /// Live mode: addresses to listen on.
+    #[serde(default)]
+    pub listen: Listen,
+    /// Virtual mode: delays between client, gateway and engines.
+    #[serde(default)]
+    pub network: Network,
+    /// Bounds on figures of the report, by their path in it, for example `ttft_ms.p99: {max: 500}`. A run whose
+    /// expectations do not hold fails.
+    #[serde(default)]
+    pub expectations: BTreeMap<String, Bound>,
+}
+
+/// How a scenario is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Real sockets, real HTTP, real time.
+    #[default]
+    Live,
+    /// One thread and a simulated clock: deterministic, and as fast as the machine allows.
+    Virtual,
+}
+
+/// What is traced. What is left out is taken from the environment (`OTEL_*`), then from the defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// Which traces are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<Sampler>,
+    /// Share of traces that the ratio samplers keep, 0 to 1; 0.1 when nothing says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub ratio: Option<f64>,
+    /// How much is recorded: 1 lifecycle, 2 decisions, 3 fine; 2 when nothing says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub detail: Option<u8>,
+    /// Where spans go, for example `[file]` or `[{otlp: {url: "http://localhost:4317"}}]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exporters: Option<Vec<Exporter>>,
+    /// How long a record may stay open before it is closed as abandoned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_open: Option<HumanDur>,
+}
+
+/// The samplers of OpenTelemetry, by the names of `OTEL_TRACES_SAMPLER`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampler {
+    /// Keep every trace.
+    AlwaysOn,
+    /// Keep none.
+    AlwaysOff,
+    /// Keep a share of all traces.
+    #[serde(rename = "traceidratio")]
+    TraceIdRatio,
+    /// Do as the caller does; keep traces that start here.
+    #[serde(rename = "parentbased_always_on")]
+    ParentBasedAlwaysOn,
+    /// Do as the caller does; keep no traces that start here.
+    #[serde(rename = "parentbased_always_off")]
+    ParentBasedAlwaysOff,
+    /// Do as the caller does; keep a share of the traces that start here.
+    #[serde(rename = "parentbased_traceidratio")]
+    ParentBasedTraceIdRatio,
+}
+
+/// Where spans go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Exporter {
+    /// `traces.jsonl` in the run's directory, as OTLP JSON.
+    File,
+    /// An OpenTelemetry collector or a backend that takes OTLP.
+    Otlp(Otlp),
+    /// Trees of spans on standard error.
+    Console,
+    /// Nowhere.
+    None,
+}
+
+/// An OTLP receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Otlp {
+    /// Its address, for example `http://localhost:4317`.
+    pub url: String,
+    /// The protocol; by the port when absent: 4318 is HTTP, everything else gRPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<OtlpProtocol>,
+}
+
+/// How OTLP is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpProtocol {
+    /// gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+
+/// Reads a scenario and applies `--set` overrides.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded<Scenario>, ConfigErrors> {
+    shared::config::load(path, overrides)
+}
+
+/// The JSON schema of scenarios, as published.
+pub fn json_schema() -> serde_json::Value {
+    schemars::schema_for!(Scenario).to_value()
+}
+
+impl Scenario {
+    /// The scenario as resolved: every default filled in, as YAML that reads back as the same scenario.
+    pub fn to_yaml(&self) -> String {
+        shared::config::to_yaml(&self.to_json())
+    }
+
+    /// The scenario as resolved, as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// How many engines there are, in all groups.
+    pub fn engine_count(&self) -> u32 {
+        self.engines.iter().map(|g| g.count).sum()
+    }
+
+    /// The model that requests ask for: the workload's, else that of the first group.
+    pub fn model(&self) -> String {
+        let first = || self.engines.first().and_then(EngineGroup::model_name).unwrap_or_default();
+        self.workload.model.clone().unwrap_or_else(first)
+    }
+
+    /// The longest prompt and output together that every engine takes, in tokens.
+    pub fn context_limit(&self) -> u32 {
+        self.engines.iter().map(EngineGroup::context_limit).min().unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests;

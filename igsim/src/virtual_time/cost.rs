@@ -1,0 +1,69 @@
+//! What the gateway's and the engine's own code costs in virtual time, where no clock can be read.
+//!
+//! The figures are medians of the benches named beside them, rounded, on a two-core virtual machine; they are a model of a
+//! gateway on such a machine and of no other. `cargo bench -p benches` prints today's.
+
+use shared::time::{Dur, Stage, Stopwatch, Time};
+
+/// Reading and parsing a body: a fixed part (bench `gateway_parse/256`).
+const PARSE_NS: u64 = 2_000;
+/// Parsing and hashing: picoseconds per byte (bench `gateway_parse/65536`).
+const PARSE_PS_PER_BYTE: u64 = 900;
+/// Admission and the list of candidates (bench `schedule`, the part that does not depend on endpoints).
+const ADMIT_NS: u64 = 200;
+/// One plugin: a fixed part and a part per endpoint (bench `schedule/5` to `schedule/100`).
+const PLUGIN_NS: u64 = 60;
+const PLUGIN_NS_PER_ENDPOINT: u64 = 12;
+/// Turning text into tokens and block keys in the engine: a fixed part and picoseconds per token (bench `prepare_prompt`).
+const INPUTS_NS: u64 = 5_000;
+const INPUTS_PS_PER_TOKEN: u64 = 2_500;
+
+/// What one stage of the gateway costs.
+pub fn stage(stage: Stage) -> Dur {
+    let plugin = |endpoints: u32| PLUGIN_NS + PLUGIN_NS_PER_ENDPOINT * u64::from(endpoints);
+    Dur::from_nanos(match stage {
+        Stage::Parse { bytes } => PARSE_NS + u64::from(bytes) * PARSE_PS_PER_BYTE / 1000,
+        Stage::Admit => ADMIT_NS,
+        Stage::Filter { endpoints } | Stage::Score { endpoints } | Stage::Pick { endpoints } => plugin(endpoints),
+    })
+}
+
+/// What processing a prompt costs the engine's front end.
+pub fn process_inputs(prompt_tokens: u32) -> Dur {
+    Dur::from_nanos(INPUTS_NS + u64::from(prompt_tokens) * INPUTS_PS_PER_TOKEN / 1000)
+}
+
+/// Bytes of a request's body around its prompt: the JSON that the load client writes.
+const BODY_FRAME: usize = 200;
+
+/// Size of the body of a request with a prompt of so many tokens.
+pub fn body_bytes(prompt_tokens: usize) -> u32 {
+    u32::try_from(BODY_FRAME + prompt_tokens * shared::tokens::BYTES_PER_TOKEN).unwrap_or(u32::MAX)
+}
+
+/// A stopwatch that charges for stages.
+#[derive(Clone, Copy, Debug)]
+pub struct CostWatch(pub Time);
+
+impl Stopwatch for CostWatch {
+    fn lap(&mut self, done: Stage) -> Time {
+        self.0 += stage(done);
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watch_charges_every_stage_once() {
+        let mut watch = CostWatch(Time::from_nanos(1_000));
+        watch.lap(Stage::Admit);
+        let end = watch.lap(Stage::Filter { endpoints: 10 });
+        let charged = stage(Stage::Admit) + stage(Stage::Filter { endpoints: 10 });
+        assert_eq!(end, Time::from_nanos(1_000) + charged);
+        assert!(stage(Stage::Score { endpoints: 100 }) > stage(Stage::Score { endpoints: 5 }));
+        assert!(process_inputs(8192) > process_inputs(1));
+    }
+}
