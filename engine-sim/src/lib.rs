@@ -4,3 +4,5 @@
 //! gateway.
 
 pub mod core;
+pub mod server;
+pub mod spans;

@@ -1,1 +1,170 @@
-fn main() {}
+//! One emulated vLLM engine as a process of its own.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use engine_sim::core::config::EngineConfig;
+use engine_sim::core::engine::Engine;
+use engine_sim::core::latency::LatencyProfile;
+use engine_sim::server::pacing::Pacer;
+use engine_sim::server::{Server, ServerConfig};
+use shared::clock::RunClock;
+use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::{Resource, Telemetry, TelemetryConfig};
+
+/// A vLLM v1 engine emulator: OpenAI-compatible server, vLLM's scheduler and metrics, latencies of a GPU that is not there.
+#[derive(Debug, Parser)]
+#[command(name = "engine-sim", version, after_help = "Example:
+  engine-sim --profile llama-3.1-8b-h100 --port 8100
+  curl -s http://127.0.0.1:8100/v1/completions -H 'content-type: application/json' -d '{\"prompt\":\"Hello\",\"max_tokens\":8}'")]
+struct Cli {
+    /// Latency profile: model, GPU and tensor parallelism.
+    #[arg(long, default_value = LatencyProfile::DEFAULT_NAME, value_parser = profile)]
+    profile: String,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: std::net::IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Served model name; the profile's own if not given.
+    #[arg(long)]
+    served_model_name: Option<String>,
+    /// Longest request in tokens, prompt and output together.
+    #[arg(long)]
+    max_model_len: Option<u32>,
+    /// Most tokens in one step.
+    #[arg(long)]
+    max_num_batched_tokens: Option<u32>,
+    /// Most requests in one step.
+    #[arg(long)]
+    max_num_seqs: Option<u32>,
+    /// Blocks of the KV cache.
+    #[arg(long)]
+    num_gpu_blocks_override: Option<u32>,
+    /// Requests that may wait before further ones are refused with 503.
+    #[arg(long)]
+    max_num_queued_reqs: Option<u32>,
+    /// Turn prefix caching off.
+    #[arg(long)]
+    no_enable_prefix_caching: bool,
+    /// Schedule a step only when the one before it is complete.
+    #[arg(long)]
+    no_async_scheduling: bool,
+    /// Say in usage how much of the prompt was cached.
+    #[arg(long)]
+    enable_prompt_tokens_details: bool,
+    /// Send spans to this OTLP endpoint; OTEL_* variables are honoured as well.
+    #[arg(long, value_name = "URL")]
+    otlp_traces_endpoint: Option<String>,
+    /// Write spans to this file as OTLP JSON lines.
+    #[arg(long, value_name = "PATH")]
+    trace_file: Option<std::path::PathBuf>,
+    /// Name of this instance in traces.
+    #[arg(long, default_value = "engine-0")]
+    instance: String,
+}
+
+fn profile(name: &str) -> Result<String, String> {
+    match LatencyProfile::named(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err(format!("expected one of {}", LatencyProfile::names().collect::<Vec<_>>().join(", "))),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let config = config(&cli);
+    let problems = config.validate();
+    if !problems.is_empty() {
+        problems.iter().for_each(|p| eprintln!("error: {p}"));
+        return ExitCode::from(2);
+    }
+    match serve(&cli, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn config(cli: &Cli) -> EngineConfig {
+    let mut config = EngineConfig { profile: cli.profile.clone(), ..EngineConfig::default() };
+    config.max_model_len = cli.max_model_len.or(config.max_model_len);
+    config.max_num_queued_reqs = cli.max_num_queued_reqs;
+    let scheduler = &mut config.scheduler;
+    scheduler.max_num_batched_tokens = cli.max_num_batched_tokens.unwrap_or(scheduler.max_num_batched_tokens);
+    scheduler.max_num_seqs = cli.max_num_seqs.unwrap_or(scheduler.max_num_seqs);
+    scheduler.async_scheduling = !cli.no_async_scheduling;
+    config.cache.num_gpu_blocks = cli.num_gpu_blocks_override;
+    config.cache.enable_prefix_caching = !cli.no_enable_prefix_caching;
+    config
+}
+
+fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
+    let clock = RunClock::start();
+    let telemetry = Telemetry::live(telemetry(cli)?, clock)?;
+    let mut resource = Resource::new("vllm", cli.instance.as_str());
+    resource.version = Some(engine_sim::server::VLLM_VERSION.into());
+    let tracer = telemetry.tracer(resource);
+    let profile = LatencyProfile::named(&config.profile).context("the profile was checked")?;
+    let pacer = Pacer::start(clock, vec![Engine::new(config.clone(), profile)])?;
+    let server = ServerConfig {
+        model: cli.served_model_name.as_deref().unwrap_or(profile.model).into(),
+        engine: config,
+        max_body_bytes: 64 << 20,
+        prompt_tokens_details: cli.enable_prompt_tokens_details,
+        on_served: None,
+    };
+    let model = Arc::clone(&server.model);
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let address = SocketAddr::new(cli.host, cli.port);
+        let bound = Server::bind(address, server, pacer.engine(0), tracer, clock).await;
+        let bound = bound.with_context(|| format!("cannot listen on {address}"))?;
+        println!("engine-sim {} serves {model} on http://{}", env!("CARGO_PKG_VERSION"), bound.local_addr()?);
+        bound.run(stop_signal()).await.map_err(anyhow::Error::from)
+    })?;
+    let stats = telemetry.shutdown(clock.now());
+    for exporter in stats.exporters.iter().filter(|e| e.dropped.total() > 0) {
+        let why = exporter.last_error.as_deref().unwrap_or("no reason given");
+        eprintln!("warning: {}: {} spans dropped ({why})", exporter.name, exporter.dropped.total());
+    }
+    Ok(())
+}
+
+fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
+    let otlp = cli.otlp_traces_endpoint.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None });
+    let file = cli.trace_file.clone().map(ExporterChoice::File);
+    let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
+    let layer = Layer { exporters: (!exporters.is_empty()).then_some(exporters), ..Layer::default() };
+    let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|key| std::env::var(key).ok())?;
+    warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    Ok(config)
+}
+
+/// Ctrl-C or SIGTERM.
+async fn stop_signal() {
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(signal) => signal,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be caught; Ctrl-C stops the server");
+            let _ = tokio::signal::ctrl_c().await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

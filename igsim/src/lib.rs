@@ -1,6 +1,15 @@
-//! The simulator: scenarios, workloads, drivers, reports.
+//! The simulator: scenarios, workloads, the live and the virtual driver, reports, traces read back.
 
+pub mod cli;
 pub mod client;
+pub mod inspect;
+pub mod live;
+pub mod log;
+pub mod replay;
 pub mod report;
+pub mod run;
 pub mod scenario;
+pub mod send;
 pub mod stats;
+pub mod virtual_time;
+pub mod workload;

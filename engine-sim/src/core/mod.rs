@@ -4,8 +4,12 @@
 
 pub mod block_pool;
 pub mod config;
+pub mod engine;
+pub mod facts;
+pub mod filler;
 pub mod hasher;
 pub mod kv_cache;
 pub mod latency;
+pub mod metrics;
 pub mod scheduler;
 pub mod sequence;

@@ -12,17 +12,19 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Frame;
 use shared::ids::RequestId;
-use shared::openai::{StreamOptions, Usage};
+use shared::openai::{PromptTokensDetails, StreamOptions, Usage};
 use shared::time::Time;
 use shared::tokens::{self, ContentId};
 use shared::trace::Trail;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::api::{Api, ApiError};
+use super::pacing::Delivery;
 use super::validate::Accepted;
 use super::{App, Served};
-use crate::core::engine::{FinishReason, Output, RejectReason, RequestKey};
-use crate::spans::EngineFact;
+use crate::core::engine::{Output, RejectReason, RequestKey};
+use crate::core::facts::EngineFact;
+use crate::core::sequence::FinishReason;
 
 /// How the text of an answer is wrapped.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(super) struct Shape {
     options: StreamOptions,
     content: ContentId,
     prompt_tokens: u32,
+    /// Whether usage says how much of the prompt was cached (`--enable-prompt-tokens-details`).
+    details: bool,
     id: RequestId,
     /// `"id":..,"object":..,"created":..,"model":..` as every chunk carries it.
     head: String,
@@ -48,7 +52,7 @@ impl Shape {
         let created = app.unix_seconds();
         let head = format!("\"id\":\"{id}\",\"object\":\"{object}\",\"created\":{created},\"model\":{model}");
         let (streaming, options, content) = (accepted.streaming, accepted.options, accepted.content);
-        Shape { api, streaming, options, content, prompt_tokens: accepted.prompt_tokens, id: id.clone(), head }
+        Shape { api, streaming, options, content, prompt_tokens: accepted.prompt_tokens, details: app.prompt_tokens_details, id: id.clone(), head }
     }
 
     fn text(&self, from: u32, to: u32) -> String {
@@ -59,14 +63,20 @@ impl Shape {
         text
     }
 
-    fn usage(&self, output: u32) -> String {
+    fn usage(&self, output: u32, cached: Option<u32>) -> String {
         let prompt = self.prompt_tokens;
-        let usage = Usage { prompt_tokens: prompt, total_tokens: prompt + output, completion_tokens: output, prompt_tokens_details: None };
+        let details = cached.filter(|_| self.details).map(|cached_tokens| PromptTokensDetails { cached_tokens });
+        let usage = Usage {
+            prompt_tokens: prompt,
+            total_tokens: prompt + output,
+            completion_tokens: output,
+            prompt_tokens_details: details,
+        };
         serde_json::to_string(&usage).expect("numbers serialise")
     }
 
     /// Server-sent events for the tokens `from..to`; the filler needs no JSON escapes.
-    fn chunk(&self, from: u32, to: u32, finish: Option<FinishReason>, out: &mut String) {
+    fn chunk(&self, from: u32, to: u32, finish: Option<(FinishReason, u32)>, out: &mut String) {
         use std::fmt::Write as _;
         let head = &self.head;
         if from == 0 && self.api == Api::Chat {
@@ -82,16 +92,17 @@ impl Shape {
             Api::Completions => format!("\"text\":\"{text}\""),
             Api::Chat => format!("\"delta\":{{\"content\":\"{text}\"}}"),
         };
-        let reason = finish.map_or("null".to_owned(), |r| format!("\"{}\"", r.as_str()));
+        let reason = finish.map_or("null".to_owned(), |(r, _)| format!("\"{}\"", r.as_str()));
         let stop = if finish.is_some() { ",\"stop_reason\":null" } else { "" };
         let usage = self.running_usage(to);
         let _ = write!(
             out,
             "data: {{{head},\"choices\":[{{\"index\":0,{piece},\"logprobs\":null,\"finish_reason\":{reason}{stop}}}]{usage}}}\n\n"
         );
-        if finish.is_some() {
+        if let Some((_, cached)) = finish {
             if self.options.include_usage {
-                let _ = write!(out, "data: {{{head},\"choices\":[],\"usage\":{}}}\n\n", self.usage(to));
+                let usage = self.usage(to, Some(cached));
+                let _ = write!(out, "data: {{{head},\"choices\":[],\"usage\":{usage}}}\n\n");
             }
             out.push_str("data: [DONE]\n\n");
         }
@@ -99,11 +110,11 @@ impl Shape {
 
     fn running_usage(&self, output: u32) -> String {
         let on = self.options.include_usage && self.options.continuous_usage_stats;
-        if on { format!(",\"usage\":{}", self.usage(output)) } else { String::new() }
+        if on { format!(",\"usage\":{}", self.usage(output, None)) } else { String::new() }
     }
 
     /// The whole answer, with the nulls vLLM writes.
-    fn body(&self, output: u32, reason: FinishReason) -> String {
+    fn body(&self, output: u32, cached: u32, reason: FinishReason) -> String {
         let text = self.text(0, output);
         let choice = match self.api {
             Api::Completions => format!("\"text\":\"{text}\""),
@@ -118,20 +129,19 @@ impl Shape {
              \"system_fingerprint\":null,\"usage\":{},\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}}",
             self.head,
             reason.as_str(),
-            self.usage(output)
+            self.usage(output, Some(cached))
         )
     }
 }
 
 /// A request in the engine and what is left to write of its answer. Dropping it early aborts the request.
-#[derive(Debug)]
 pub(super) struct Answer {
     app: Arc<App>,
     key: RequestKey,
     trail: Trail<EngineFact>,
     body_read: Time,
     shape: Shape,
-    output: UnboundedReceiver<Output>,
+    output: UnboundedReceiver<Delivery>,
     sent: u32,
     first_write: bool,
     ended: bool,
@@ -139,8 +149,9 @@ pub(super) struct Answer {
 
 /// What the engine said since the last look.
 enum News {
+    Taken,
     Tokens(u32),
-    Finished(FinishReason),
+    Finished(FinishReason, u32),
     Rejected(RejectReason),
     /// The engine is gone.
     Gone,
@@ -153,7 +164,7 @@ impl Answer {
         trail: Trail<EngineFact>,
         body_read: Time,
         shape: Shape,
-        output: UnboundedReceiver<Output>,
+        output: UnboundedReceiver<Delivery>,
     ) -> Answer {
         app.opened();
         Answer { app, key, trail, body_read, shape, output, sent: 0, first_write: false, ended: false }
@@ -162,19 +173,21 @@ impl Answer {
     /// The response; a stream starts at once, as Starlette's does, and its first chunk follows with the first token.
     pub(super) async fn respond(mut self) -> Response {
         if self.shape.streaming {
-            // A refusal comes before any token and is still an HTTP error then.
-            return match std::future::poll_fn(|cx| self.poll_refusal(cx)).await {
-                Some(error) => error.into_response(),
-                None => self.stream(),
+            // A refusal is known as soon as the engine has the request, and is still an HTTP error then.
+            return match std::future::poll_fn(|cx| self.poll_news(cx)).await {
+                News::Rejected(reason) => self.refuse(reason).into_response(),
+                News::Gone => self.gone().into_response(),
+                News::Taken | News::Tokens(_) | News::Finished(..) => self.stream(),
             };
         }
         let mut tokens = 0;
         loop {
             match std::future::poll_fn(|cx| self.poll_news(cx)).await {
+                News::Taken => {}
                 News::Tokens(n) => tokens += n,
-                News::Finished(reason) => {
+                News::Finished(reason, cached) => {
                     self.note_first_write();
-                    let body = self.shape.body(tokens, reason);
+                    let body = self.shape.body(tokens, cached, reason);
                     self.end();
                     return ([(CONTENT_TYPE, "application/json")], body).into_response();
                 }
@@ -192,19 +205,12 @@ impl Answer {
         response
     }
 
-    /// Looks once whether the engine refused the request; it decides that when it takes the request in.
-    fn poll_refusal(&mut self, _: &mut Context<'_>) -> Poll<Option<ApiError>> {
-        match self.output.try_recv() {
-            Ok(Output::Rejected { reason, .. }) => Poll::Ready(Some(self.refuse(reason))),
-            Ok(Output::Tokens { .. } | Output::Finished { .. }) | Err(_) => Poll::Ready(None),
-        }
-    }
-
     fn poll_news(&mut self, cx: &mut Context<'_>) -> Poll<News> {
         Poll::Ready(match ready!(self.output.poll_recv(cx)) {
-            Some(Output::Tokens { new_tokens, .. }) => News::Tokens(new_tokens),
-            Some(Output::Finished { reason, .. }) => News::Finished(reason),
-            Some(Output::Rejected { reason, .. }) => News::Rejected(reason),
+            Some(Delivery::Taken) => News::Taken,
+            Some(Delivery::Output(Output::Tokens { new_tokens, .. })) => News::Tokens(new_tokens),
+            Some(Delivery::Output(Output::Finished { reason, stats, .. })) => News::Finished(reason, stats.cached_tokens),
+            Some(Delivery::Output(Output::Rejected { reason, .. })) => News::Rejected(reason),
             None => News::Gone,
         })
     }
@@ -212,6 +218,7 @@ impl Answer {
     fn note_first_write(&mut self) {
         if !std::mem::replace(&mut self.first_write, true) {
             let now = self.app.clock.now();
+            self.trail.note(now, || EngineFact::FirstWrite);
             self.app.served(&Served { id: self.shape.id.clone(), body_read: self.body_read, first_write: now });
         }
     }
@@ -229,7 +236,10 @@ impl Answer {
         if !std::mem::replace(&mut self.ended, true) {
             self.app.closed();
             let now = self.app.clock.now();
-            self.trail.note(now, || EngineFact::Refused { status: error.status.as_u16() });
+            self.trail.note(now, || EngineFact::Failed {
+                error_type: error.error_type(),
+                http_status: error.status.as_u16(),
+            });
             self.trail.clone().finish(now);
         }
         error
@@ -238,10 +248,16 @@ impl Answer {
     fn refuse(&mut self, reason: RejectReason) -> ApiError {
         let busy = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.";
         let error = match reason {
-            RejectReason::QueueFull => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", busy, None),
-            RejectReason::TooLong => {
-                let text = "The request can never fit into the KV cache of this engine.";
-                ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, None)
+            RejectReason::QueueFull { .. } => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", busy, None)
+            }
+            RejectReason::TooLong { max_model_len } => {
+                let text = format!("This model's maximum context length is {max_model_len} tokens.");
+                ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some("input_tokens"))
+            }
+            RejectReason::EmptyPrompt => {
+                let text = "Either prompt or prompt_embeds must be provided and non-empty.";
+                ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some("prompt"))
             }
         };
         self.fail(error)
@@ -265,6 +281,7 @@ impl http_body::Body for Answer {
         let (mut to, mut end) = (self.sent, None);
         loop {
             match self.poll_news(cx) {
+                Poll::Ready(News::Taken) => {}
                 Poll::Ready(News::Tokens(n)) => to += n,
                 Poll::Ready(last) => {
                     end = Some(last);
@@ -275,17 +292,18 @@ impl http_body::Body for Answer {
             }
         }
         let mut text = String::new();
+        let last = end.is_some();
         match end {
             None => self.shape.chunk(self.sent, to, None, &mut text),
-            Some(News::Finished(reason)) => self.shape.chunk(self.sent, to, Some(reason), &mut text),
-            Some(News::Rejected(_) | News::Gone | News::Tokens(_)) => {
+            Some(News::Finished(reason, cached)) => self.shape.chunk(self.sent, to, Some((reason, cached)), &mut text),
+            Some(News::Rejected(_) | News::Gone | News::Tokens(_) | News::Taken) => {
                 let error = self.gone();
                 text = format!("data: {}\n\ndata: [DONE]\n\n", error.body.to_json());
             }
         }
         self.sent = to;
         self.note_first_write();
-        if matches!(text.rfind("[DONE]"), Some(at) if at + 8 == text.len()) {
+        if last {
             self.end();
         }
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(text)))))

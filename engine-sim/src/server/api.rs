@@ -24,13 +24,23 @@ use super::App;
 use super::answer::{Answer, Shape};
 use super::validate::{Accepted, accept};
 use crate::core::engine::{NewRequest, prepare_prompt};
-use crate::spans::EngineFact;
+use crate::core::facts::{EngineFact, Operation};
 
 /// Which of the two generation endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {
     Completions,
     Chat,
+}
+
+impl Api {
+    /// The operation's name in GenAI conventions.
+    pub(super) const fn operation(self) -> Operation {
+        match self {
+            Api::Completions => Operation::TextCompletion,
+            Api::Chat => Operation::Chat,
+        }
+    }
 }
 
 /// An error as vLLM answers it.
@@ -43,6 +53,17 @@ pub(super) struct ApiError {
 impl ApiError {
     pub(super) fn new(status: StatusCode, kind: &str, message: impl Into<String>, param: Option<&str>) -> ApiError {
         ApiError { status, body: ErrorBody::new(status.as_u16(), kind, message, param) }
+    }
+
+    /// Value of `error.type`: the status, as HTTP conventions have it.
+    pub(super) fn error_type(&self) -> &'static str {
+        match self.status {
+            StatusCode::BAD_REQUEST => "400",
+            StatusCode::NOT_FOUND => "404",
+            StatusCode::PAYLOAD_TOO_LARGE => "413",
+            StatusCode::SERVICE_UNAVAILABLE => "503",
+            _ => "500",
+        }
     }
 
     /// A parameter out of range: vLLM appends which one and what was found.
@@ -106,11 +127,16 @@ async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
         app.tracer.open::<EngineFact>(&started, received)
     };
     let id = request_id(&app, api, &parts.headers);
+    trail.note(received, || EngineFact::Received {
+        model: Arc::clone(&app.model),
+        request: id.clone(),
+        operation: api.operation(),
+    });
     match admit(&app, api, &id, &parts.headers, body, &trail).await {
         Ok(answer) => answer.respond().await,
         Err(error) => {
             let now = app.clock.now();
-            trail.note(now, || EngineFact::Refused { status: error.status.as_u16() });
+            trail.note(now, || EngineFact::Failed { error_type: error.error_type(), http_status: error.status.as_u16() });
             trail.finish(now);
             error.into_response()
         }
@@ -138,10 +164,14 @@ async fn admit(
     let accepted = parse(app, api, headers, &body, &mut tokens)?;
     drop(body);
     let key = app.next_key();
-    trail.note(body_read, || accepted.fact(app, id));
+    trail.note(body_read, || accepted.fact());
     let new = engine_request(app, key, &accepted, &tokens, trail, body_read);
     let arrived = app.clock.now();
-    trail.note(arrived, || EngineFact::InputsProcessed { prompt_tokens: accepted.prompt_tokens, truncated: false });
+    trail.note(arrived, || EngineFact::InputsProcessed {
+        started: body_read,
+        prompt_tokens: accepted.prompt_tokens,
+        truncated: false,
+    });
     let shape = Shape::new(app, api, id, &accepted);
     let output = app.engine.add(arrived, new);
     Ok(Answer::new(Arc::clone(app), key, trail.clone(), body_read, shape, output))
@@ -180,7 +210,7 @@ fn engine_request(
     trail: &Trail<EngineFact>,
     arrival: Time,
 ) -> Box<NewRequest> {
-    let prompt = prepare_prompt(&app.engine_config, tokens, &accepted.extra);
+    let prompt = prepare_prompt(&app.engine_config.cache, tokens, &accepted.extra);
     Box::new(NewRequest {
         key,
         prompt,

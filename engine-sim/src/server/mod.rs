@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub model: Arc<str>,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
+    /// Whether usage says how much of the prompt was found in the prefix cache (`--enable-prompt-tokens-details`).
+    pub prompt_tokens_details: bool,
     /// Told about the first byte of every answer.
     pub on_served: Option<ServedHook>,
 }
@@ -67,6 +69,7 @@ struct App {
     model: Arc<str>,
     max_model_len: u32,
     max_body_bytes: usize,
+    prompt_tokens_details: bool,
     started_unix: u64,
     salt: u64,
     keys: AtomicU64,
@@ -89,13 +92,14 @@ impl Server {
         let listener = TcpListener::bind(address).await?;
         let started = clock.anchor().unix_nanos(clock.now());
         let app = App {
+            max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             engine,
             tracer,
             clock,
             model: config.model,
-            max_model_len: config.engine.max_model_len,
             engine_config: config.engine,
             max_body_bytes: config.max_body_bytes,
+            prompt_tokens_details: config.prompt_tokens_details,
             started_unix: started / 1_000_000_000,
             salt: mix64(started ^ u64::from(listener.local_addr()?.port())),
             keys: AtomicU64::new(0),

@@ -17,7 +17,7 @@ use shared::trace::Trail;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::core::engine::{Engine, Input, NewRequest, Output, RequestKey};
-use crate::spans::EngineFact;
+use crate::core::facts::EngineFact;
 
 /// A step this late counts against the run.
 pub const BEHIND: Dur = Dur::from_millis(20);
@@ -36,6 +36,15 @@ pub struct Pacer {
 pub struct EngineHandle {
     inner: Arc<Inner>,
     index: usize,
+}
+
+/// What a request's channel carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The engine took the request in; tokens follow.
+    Taken,
+    /// What the engine handed over. `Finished` and `Rejected` are the last.
+    Output(Output),
 }
 
 /// How well the pacing kept its planned times.
@@ -74,7 +83,7 @@ struct Inner {
 struct Cell {
     engine: Engine,
     /// Where to send what a request produces. Iterated never, so its order shows nowhere.
-    open: HashMap<RequestKey, UnboundedSender<Output>>,
+    open: HashMap<RequestKey, UnboundedSender<Delivery>>,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +101,7 @@ struct Item {
 
 #[derive(Debug)]
 enum Command {
-    Add(Box<NewRequest>, UnboundedSender<Output>),
+    Add(Box<NewRequest>, UnboundedSender<Delivery>),
     Abort(RequestKey, Trail<EngineFact>),
 }
 
@@ -153,7 +162,7 @@ impl Drop for Pacer {
 impl EngineHandle {
     /// Hands a request over, stamped with its time of receipt. Its output arrives on the channel, at most one message per
     /// token, so the request's own limit bounds it.
-    pub fn add(&self, at: Time, request: Box<NewRequest>) -> UnboundedReceiver<Output> {
+    pub fn add(&self, at: Time, request: Box<NewRequest>) -> UnboundedReceiver<Delivery> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.send(at, Command::Add(request, sender));
         receiver
@@ -223,8 +232,14 @@ impl Inner {
         deliver(cell, out);
         match item.what {
             Command::Add(request, sender) => {
-                cell.open.insert(request.key, sender);
+                let key = request.key;
+                cell.open.insert(key, sender.clone());
                 merge(&mut cell.engine, item.at, Input::Add(request), out);
+                self.due(&mut cell.engine, item.at, out);
+                deliver(cell, out);
+                if cell.open.contains_key(&key) {
+                    let _ = sender.send(Delivery::Taken);
+                }
             }
             Command::Abort(key, trail) => {
                 cell.open.remove(&key);
@@ -261,13 +276,14 @@ pub fn merge(engine: &mut Engine, arrived: Time, input: Input, out: &mut Vec<Out
 
 fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
     for output in out.drain(..) {
-        let (key, last) = match &output {
-            Output::Tokens { key, .. } => (*key, false),
-            Output::Finished { key, .. } | Output::Rejected { key, .. } => (*key, true),
+        let key = output.key();
+        let last = match &output {
+            Output::Tokens { .. } => false,
+            Output::Finished { .. } | Output::Rejected { .. } => true,
         };
         if let Some(sender) = cell.open.get(&key) {
             // A receiver that is gone has sent an abort, or will.
-            let _ = sender.send(output);
+            let _ = sender.send(Delivery::Output(output));
             if last {
                 cell.open.remove(&key);
             }

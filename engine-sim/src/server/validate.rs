@@ -2,15 +2,14 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use shared::block_hash::ExtraKeys;
-use shared::ids::RequestId;
 use shared::openai::{Prompt, Request, StreamOptions};
-use shared::rng::mix64;
 use shared::tokens::{ContentId, TokenId};
 
 use super::App;
 use super::api::{Api, ApiError};
-use crate::core::engine::SamplingParams;
-use crate::spans::EngineFact;
+use crate::core::facts::EngineFact;
+use crate::core::filler::{natural_length, output_content};
+use crate::core::sequence::SamplingParams;
 
 /// vLLM's default for completions; chat has the rest of the context.
 const COMPLETION_MAX_TOKENS: u32 = 16;
@@ -25,21 +24,22 @@ pub(super) struct Accepted {
     pub(super) extra: ExtraKeys,
     pub(super) streaming: bool,
     pub(super) options: StreamOptions,
+    asked: Option<u32>,
     temperature: Option<f64>,
     top_p: Option<f64>,
+    n: Option<u32>,
+    given_priority: Option<i32>,
 }
 
 impl Accepted {
     /// What the request's span says about it.
-    pub(super) fn fact(&self, app: &App, id: &RequestId) -> EngineFact {
-        EngineFact::Received {
-            id: id.as_str().into(),
-            model: app.model.clone(),
-            chat: id.as_str().starts_with("chat"),
-            max_tokens: self.params.max_tokens,
+    pub(super) fn fact(&self) -> EngineFact {
+        EngineFact::Asked {
+            max_tokens: self.asked,
             temperature: self.temperature.map(|t| t as f32),
             top_p: self.top_p.map(|p| p as f32),
-            priority: self.priority,
+            n: self.n,
+            priority: self.given_priority,
         }
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn accept(
         (None, Api::Chat) => room,
     };
     let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let content = ContentId(output_content(tokens, request.seed));
+    let content = output_content(tokens, request.seed);
     let header = headers.get("x-vllm-priority").and_then(|v| v.to_str().ok()?.parse().ok());
     Ok(Accepted {
         prompt_tokens,
@@ -73,9 +73,12 @@ pub(super) fn accept(
             min_tokens: request.min_tokens.unwrap_or(0),
             ignore_eos,
             stop_token_ids: request.stop_token_ids.iter().flatten().copied().map(TokenId).collect(),
-            eos_after: (!ignore_eos).then(|| natural_length(content)),
+            eos_at: (!ignore_eos).then(|| natural_length(content)),
         },
         priority: header.or(request.priority).unwrap_or(0),
+        asked,
+        n: request.n,
+        given_priority: header.or(request.priority),
         content,
         extra: ExtraKeys { lora: None, cache_salt: request.cache_salt.as_deref().map(str::to_owned) },
         streaming: request.stream.unwrap_or(false),
@@ -156,15 +159,4 @@ fn check_length(app: &App, prompt: u32, asked: Option<i64>) -> Result<u32, ApiEr
         return Err(ApiError::parameter(&text, "input_tokens", prompt));
     }
     Ok(limit - prompt)
-}
-
-/// The output of a prompt is always the same filler, as with a greedy sampler; a seed makes another one.
-fn output_content(tokens: &[TokenId], seed: Option<i64>) -> u64 {
-    let tail = tokens.iter().rev().take(64);
-    tail.fold(mix64(tokens.len() as u64 ^ seed.unwrap_or(0) as u64), |h, t| mix64(h ^ u64::from(t.0)))
-}
-
-/// Where filler ends by itself unless the caller ignores it: 32 to 543 tokens, from the content, so that it repeats.
-fn natural_length(content: ContentId) -> u32 {
-    32 + (mix64(content.0) % 512) as u32
 }

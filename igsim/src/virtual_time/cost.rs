@@ -33,6 +33,14 @@ pub fn process_inputs(prompt_tokens: u32) -> Dur {
     Dur::from_nanos(INPUTS_NS + u64::from(prompt_tokens) * INPUTS_PS_PER_TOKEN / 1000)
 }
 
+/// Bytes of a request's body around its prompt: the JSON that the load client writes.
+const BODY_FRAME: usize = 200;
+
+/// Size of the body of a request with a prompt of so many tokens.
+pub fn body_bytes(prompt_tokens: usize) -> u32 {
+    u32::try_from(BODY_FRAME + prompt_tokens * shared::tokens::BYTES_PER_TOKEN).unwrap_or(u32::MAX)
+}
+
 /// A stopwatch that charges for stages.
 #[derive(Clone, Copy, Debug)]
 pub struct CostWatch(pub Time);

@@ -58,7 +58,7 @@ fn list(items: &[Value], indent: usize, out: &mut String) {
                 mapping(map, indent + 2, out);
             }
             Value::Array(_) | Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
-                nested(item, indent, out)
+                nested(item, indent, out);
             }
         }
     }

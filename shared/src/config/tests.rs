@@ -86,6 +86,8 @@ fn a_good_file_is_read() {
     assert_eq!((plant.name.as_str(), plant.seed, plant.kind), ("oak", u64::MAX, Some(Kind::Tree)));
     assert_eq!(plant.parts[0].length, 3);
     assert!(matches!(plant.shape, Some(Shape::Box { width: 1.5, height: 0.0 })));
+    let round = read_set("name: pea\nshape: { form: ball, radius: 4 }\n", &[]).unwrap();
+    assert!(matches!(round.shape, Some(Shape::Ball { radius: 4.0 })));
 }
 
 #[test]

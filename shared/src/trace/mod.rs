@@ -4,6 +4,7 @@
 //! request ends its record goes through the [`pipeline`] to a worker, which folds it into [`span::Span`]s and hands them to the
 //! exporters. Nothing in here reads a clock or blocks the request.
 
+pub mod check;
 pub mod config;
 pub mod context;
 mod env;
@@ -12,6 +13,7 @@ mod id_source;
 pub mod otlp_json;
 pub mod pipeline;
 pub mod record;
+pub mod registry;
 pub mod resource;
 pub mod sampler;
 pub mod set;

@@ -284,7 +284,8 @@ mod tests {
         let ids: Vec<TraceId> = (0..40_000)
             .map(|_| TraceId::new(u128::from(ids.next_u64()) << 64 | u128::from(ids.next_u64())).unwrap())
             .collect();
-        let kept = |p: f64| ids.iter().filter(|id| Sampler::parent_based_ratio(ratio(p)).sample(None, **id).sampled);
+        let kept =
+            |p: f64| ids.iter().filter(move |id| Sampler::parent_based_ratio(ratio(p)).sample(None, **id).sampled);
         for p in [0.01f64, 0.1, 0.5, 0.9] {
             let (n, got) = (ids.len() as f64, kept(p).count() as f64);
             // The 99 % interval of a binomial, normal approximation; the seed is fixed, so this never flickers.

@@ -8,9 +8,9 @@ use crate::core::sequence::{FinishReason, SeqIx, Status};
 impl Scheduler {
     /// Completes the oldest batch in flight.
     ///
-    /// `sample(tag, i)` gives output token `i` (from 0) of a request. Returns the batch and its outputs in batch order; the
+    /// `sample(ix, i)` gives output token `i` (from 0) of a request. Returns the batch and its outputs in batch order; the
     /// request of an output with a finish reason is gone. `None` when no batch is in flight.
-    pub fn complete(&mut self, mut sample: impl FnMut(u64, u32) -> TokenId) -> Option<(&Batch, &[TokenOut])> {
+    pub fn complete(&mut self, mut sample: impl FnMut(SeqIx, u32) -> TokenId) -> Option<(&Batch, &[TokenOut])> {
         let batch = self.in_flight.pop_front()?;
         self.outputs.clear();
         if !batch.entries.is_empty() {
@@ -23,10 +23,11 @@ impl Scheduler {
             if !self.slab.alive(entry.ix, entry.generation) {
                 continue;
             }
+            let stale = self.slab[entry.ix].stale > 0;
             let Some((token, finish)) = self.take_output(entry.ix, entry.tokens, entry.samples, &mut sample) else {
                 continue;
             };
-            self.outputs.push(TokenOut { ix: entry.ix, tag: entry.tag, token, finish, decode: entry.decode });
+            self.outputs.push(TokenOut { ix: entry.ix, tag: entry.tag, token, finish, stale });
             if finish.is_some() {
                 ended = true;
                 self.finish(entry.ix);
@@ -48,7 +49,7 @@ impl Scheduler {
         ix: SeqIx,
         scheduled: u32,
         samples: bool,
-        sample: &mut impl FnMut(u64, u32) -> TokenId,
+        sample: &mut impl FnMut(SeqIx, u32) -> TokenId,
     ) -> Option<(TokenId, Option<FinishReason>)> {
         let seq = &mut self.slab[ix];
         seq.in_flight -= scheduled;
@@ -62,7 +63,7 @@ impl Scheduler {
         if !samples {
             return None;
         }
-        let token = sample(seq.new.tag, seq.outputs);
+        let token = sample(ix, seq.outputs);
         seq.push_output(token, self.params.block_size, self.params.prefix_caching);
         if !stale && seq.placeholders > 0 {
             seq.placeholders -= 1;

@@ -145,6 +145,8 @@ pub struct Batch {
     pub free_before: u32,
     /// Blocks that lost their content in the step.
     pub evicted: u32,
+    /// Blocks freed by preemptions in the step.
+    pub freed: u32,
     /// Equal for batches of exactly the same decoding requests; absent when anything else is in the batch.
     pub composition: Option<u64>,
 }
@@ -161,6 +163,7 @@ impl Batch {
         self.finished.clear();
         self.shape = BatchShape::default();
         self.max_seq_len = 0;
+        self.freed = 0;
         self.composition = None;
     }
 }
@@ -176,8 +179,8 @@ pub struct TokenOut {
     pub token: TokenId,
     /// Why the request ended, if it did.
     pub finish: Option<FinishReason>,
-    /// Whether the batch only decoded for it.
-    pub decode: bool,
+    /// Whether it is from before a preemption.
+    pub stale: bool,
 }
 
 /// Tokens looked up in the prefix cache and found, summed over admissions.
@@ -333,6 +336,11 @@ impl Scheduler {
     /// A request's name.
     pub fn tag(&self, ix: SeqIx) -> u64 {
         self.slab[ix].new.tag
+    }
+
+    /// A request's output limit.
+    pub fn max_tokens(&self, ix: SeqIx) -> u32 {
+        self.slab[ix].new.params.max_tokens
     }
 
     /// A request's blocks, in order.

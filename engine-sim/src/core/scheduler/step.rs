@@ -127,8 +127,10 @@ impl Scheduler {
     }
 
     fn preempt(&mut self, ix: SeqIx, batch: &mut Batch) {
+        let free = self.kv.pool().free_blocks();
         let seq = &mut self.slab[ix];
         self.kv.release(seq);
+        batch.freed += self.kv.pool().free_blocks() - free;
         seq.status = Status::Preempted;
         seq.computed = 0;
         seq.placeholders = 0;
@@ -150,9 +152,9 @@ impl Scheduler {
                 Admission::Blocked => break,
                 admission @ (Admission::Admitted | Admission::Skipped) => {
                     if from_holding {
-                        self.holding.pop()
+                        self.holding.pop();
                     } else {
-                        self.waiting.pop()
+                        self.waiting.pop();
                     }
                     if matches!(admission, Admission::Skipped) {
                         self.skipped.push(ix);
@@ -366,7 +368,8 @@ impl Scheduler {
                 shape.prefill_pairs_x2 += u64::from(k) * (2 * u64::from(past) + u64::from(k));
             }
         }
-        let all_decode = shape.is_decode_only() && batch.entries.len() == self.running.len();
+        let all_decode =
+            !batch.entries.is_empty() && shape.is_decode_only() && batch.entries.len() == self.running.len();
         batch.composition = all_decode.then_some(self.membership);
     }
 }

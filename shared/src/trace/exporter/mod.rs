@@ -3,6 +3,9 @@
 pub mod console;
 pub(crate) mod file;
 pub mod memory;
+pub mod otlp;
+mod sdk;
+mod transport;
 
 use std::sync::Arc;
 
@@ -46,13 +49,14 @@ pub(crate) fn build(config: &TelemetryConfig, threads: bool) -> Result<Vec<Box<d
 
 fn build_one(
     exporter: &ExporterConfig,
-    _config: &TelemetryConfig,
-    _threads: bool,
+    config: &TelemetryConfig,
+    threads: bool,
 ) -> Result<Box<dyn Exporter>, TelemetryError> {
     Ok(match exporter {
         ExporterConfig::File(path) => Box::new(file::FileExporter::create(path)?),
         ExporterConfig::Console(target) => Box::new(console::ConsoleExporter::new(target.clone())),
         ExporterConfig::Memory(spans) => Box::new(memory::MemoryExporter::new(spans.clone())),
-        ExporterConfig::Otlp(otlp) => return Err(TelemetryError::Exporter(otlp.endpoint.clone())),
+        ExporterConfig::Otlp(otlp) if threads => Box::new(otlp::OtlpExporter::start(otlp, config)?),
+        ExporterConfig::Otlp(otlp) => return Err(TelemetryError::VirtualNetwork(otlp.endpoint.clone())),
     })
 }

@@ -1,0 +1,446 @@
+//! Span trees of whole requests, driven through an engine, compared as text and against the registry.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use shared::ids::{InstanceId, RequestId, TraceId};
+use shared::trace::record::{Folded, Head, Sink};
+use shared::trace::{Status, Trail};
+
+use super::*;
+use crate::core::config::EngineConfig;
+use crate::core::engine::tests::{engine, request, run_to_idle};
+use crate::core::engine::{Engine, Input, Output, RequestKey};
+use crate::core::facts::Operation;
+
+/// An engine with recorded requests, and what a server would note about them.
+struct Rig {
+    engine: Engine,
+    folded: Arc<Folded>,
+    trails: Vec<Trail<EngineFact>>,
+    detail: u8,
+}
+
+impl Rig {
+    fn new(detail: u8, change: impl FnOnce(&mut EngineConfig)) -> Rig {
+        let mut config = EngineConfig::default();
+        change(&mut config);
+        Rig { engine: engine(config), folded: Arc::default(), trails: Vec::new(), detail }
+    }
+
+    /// A request that arrives at `us` and is read and tokenized in 100 us.
+    fn add(&mut self, us: u64, prompt: u32, max_tokens: u32) {
+        let key = self.trails.len() as u64;
+        let at = |more| Time::ZERO + Dur::from_micros(us + more);
+        let sink: Arc<dyn Sink> = self.folded.clone();
+        let head = Head {
+            trace_id: TraceId::new(1).unwrap(),
+            span_id: SpanId::new(100 + key).unwrap(),
+            parent: SpanId::new(7),
+            tracestate: None,
+            instance: InstanceId(0),
+            opened: at(0),
+            detail: self.detail,
+        };
+        let trail = Trail::open(head, &sink);
+        trail.note(at(0), || EngineFact::Received {
+            model: "m".into(),
+            request: RequestId::sanitise("cmpl-1"),
+            operation: Operation::Chat,
+        });
+        trail.note(at(0), || EngineFact::Asked {
+            max_tokens: Some(max_tokens),
+            temperature: Some(0.0),
+            top_p: Some(0.5),
+            n: Some(1),
+            priority: Some(0),
+        });
+        trail.note(at(0), || EngineFact::Adapter("sql".into()));
+        let inputs = EngineFact::InputsProcessed { started: at(20), prompt_tokens: prompt, truncated: false };
+        trail.note(at(100), || inputs);
+        let mut new = request(self.engine.config(), key, prompt, max_tokens, at(0));
+        new.trail = trail.clone();
+        self.trails.push(trail);
+        self.engine.handle(at(120), Input::Add(Box::new(new)));
+    }
+
+    /// Runs everything and finishes the records as a server does.
+    fn run(mut self) -> Vec<Span> {
+        for output in run_to_idle(&mut self.engine) {
+            let trail = &self.trails[output.key().0 as usize];
+            match output {
+                Output::Tokens { at, .. } => {
+                    trail.amend(at, |f| matches!(f, EngineFact::FirstWrite).then_some(()), || EngineFact::FirstWrite);
+                }
+                Output::Finished { at, reason, .. } => {
+                    if reason != FinishReason::Abort {
+                        trail.note(at, || EngineFact::LastWrite);
+                    }
+                    trail.clone().finish(at);
+                }
+                Output::Rejected { at, reason, .. } => {
+                    let failed = EngineFact::Failed { error_type: reason.as_str(), http_status: reason.http_status() };
+                    trail.note(at, || failed);
+                    trail.clone().finish(at);
+                }
+            }
+        }
+        self.trails.clear();
+        let spans = self.folded.take();
+        check(&spans);
+        spans
+    }
+}
+
+/// What holds for every tree: registry, unique ids, children inside their parents.
+fn check(spans: &[Span]) {
+    let registry = Registry::read();
+    let mut ids = BTreeSet::new();
+    for span in spans {
+        assert!(ids.insert(span.span_id), "{}: id used twice", span.name);
+        registry.check(span);
+        let Some(parent) = spans.iter().find(|p| Some(p.span_id) == span.parent) else {
+            assert_eq!(span.name, "vllm.engine.request");
+            continue;
+        };
+        let late = span.get("vllm.late").is_some();
+        assert!(
+            span.start >= parent.start && (late || span.end <= parent.end),
+            "{} outside {}",
+            span.name,
+            parent.name
+        );
+    }
+}
+
+/// The registry's spans, read line by line: it is written in one regular form.
+struct Registry(String);
+
+impl Registry {
+    fn read() -> Registry {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../registry/vllm.yaml");
+        Registry(std::fs::read_to_string(path).unwrap())
+    }
+
+    fn block(&self, id: &str) -> &str {
+        let start = self.0.find(&format!("  - id: {id}\n")).unwrap_or_else(|| panic!("{id} is not in the registry"));
+        self.0[start..].split("\n\n").next().unwrap()
+    }
+
+    fn check(&self, span: &Span) {
+        let block = self.block(&format!("span.{}", span.name));
+        let kind = if span.kind == Kind::Server { "server" } else { "internal" };
+        assert!(block.contains(&format!("span_kind: {kind}\n")), "{}", span.name);
+        assert!(block.contains(&format!("      level: {}\n", level(&span.name))), "{}", span.name);
+        for (key, _) in &span.attrs {
+            assert!(block.contains(&format!("- ref: {key}\n")), "{}: {key} is not in the registry", span.name);
+            assert!(self.0.contains(&format!("- id: {key}\n")), "{key} is not defined");
+            assert_eq!(span.attrs.iter().filter(|(k, _)| k == key).count(), 1, "{}: {key} twice", span.name);
+        }
+        let refs: Vec<&str> = block.split("- ref: ").skip(1).collect();
+        for entry in refs.iter().filter(|e| e.contains("requirement_level: required")) {
+            let key = entry.lines().next().unwrap();
+            assert!(span.get(key).is_some(), "{}: {key} is required", span.name);
+        }
+        for event in &span.events {
+            assert!(self.0.contains(&format!("    name: {}\n", event.name)), "{} is not in the registry", event.name);
+        }
+    }
+}
+
+/// A tree as text: names, a few attributes, events and status; no ids, no times.
+fn tree(spans: &[Span]) -> String {
+    let mut text = String::new();
+    for root in spans.iter().filter(|s| s.kind == Kind::Server) {
+        write_span(root, spans, 0, &mut text);
+    }
+    text
+}
+
+fn write_span(span: &Span, all: &[Span], depth: usize, text: &mut String) {
+    let shown = [
+        "vllm.queue.reason",
+        "vllm.executor.phase",
+        "vllm.executor.iterations",
+        "vllm.scheduler.scheduled_tokens",
+        "vllm.output.phase",
+        "vllm.tokens.new",
+        "gen_ai.usage.output_tokens",
+        "error.type",
+        "vllm.late",
+    ];
+    let _ = write!(text, "{:1$}{2}", "", 2 * depth, span.name);
+    for key in shown {
+        if let Some(value) = span.get(key) {
+            let short = key.rsplit('.').next().unwrap();
+            let value = value.as_str().map_or_else(|| format!("{value:?}"), str::to_owned);
+            let _ = write!(text, " {short}={value}");
+        }
+    }
+    if let Status::Error(why) = &span.status {
+        let _ = write!(text, " ERROR: {why}");
+    }
+    text.push('\n');
+    for event in &span.events {
+        let _ = writeln!(text, "{:1$}! {2}", "", 2 * depth + 2, event.name);
+    }
+    let mut children: Vec<&Span> = all.iter().filter(|s| s.parent == Some(span.span_id)).collect();
+    children.sort_by_key(|s| s.start);
+    for child in children {
+        write_span(child, all, depth + 1, text);
+    }
+}
+
+#[test]
+fn one_chunk_of_prefill_gives_twelve_spans() {
+    let mut rig = Rig::new(2, |_| ());
+    rig.add(0, 100, 5);
+    let spans = rig.run();
+    assert_eq!(spans.len(), 12);
+    insta::assert_snapshot!(tree(&spans), @r#"
+    vllm.engine.request output_tokens=Int(5)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(100)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(4)
+      vllm.output.process_batch phase=decode new=Int(4)
+    "#);
+}
+
+#[test]
+fn detail_1_leaves_the_decisions_out() {
+    let mut rig = Rig::new(1, |_| ());
+    rig.add(0, 100, 5);
+    insta::assert_snapshot!(tree(&rig.run()), @r#"
+    vllm.engine.request output_tokens=Int(5)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.finished
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(100)
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(4)
+    "#);
+}
+
+#[test]
+fn two_chunks_of_prefill() {
+    let mut rig = Rig::new(2, |c| {
+        c.scheduler.max_num_batched_tokens = 64;
+        c.scheduler.max_num_seqs = 4;
+    });
+    rig.add(0, 100, 3);
+    insta::assert_snapshot!(tree(&rig.run()), @r#"
+    vllm.engine.request output_tokens=Int(3)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(64)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.scheduler.schedule scheduled_tokens=Int(36)
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(2)
+      vllm.output.process_batch phase=decode new=Int(2)
+    "#);
+}
+
+#[test]
+fn preempted_and_resumed() {
+    let mut rig = Rig::new(2, |c| {
+        c.max_model_len = Some(128);
+        c.cache.num_gpu_blocks = Some(10);
+    });
+    rig.add(0, 60, 40);
+    rig.add(10, 61, 40);
+    let spans = rig.run();
+    let preempted =
+        spans.iter().find(|s| s.kind == Kind::Server && s.get("vllm.request.preemptions") != Some(&Value::Int(0)));
+    let root = preempted.expect("one is preempted");
+    let of_it: Vec<Span> =
+        spans.iter().filter(|s| s.span_id == root.span_id || descends(s, root.span_id, &spans)).cloned().collect();
+    insta::assert_snapshot!(tree(&of_it), @r#"
+    vllm.engine.request output_tokens=Int(40)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.preempted
+      ! vllm.queued
+      ! vllm.resumed
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(61)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(3)
+      vllm.engine.queue reason=preempted
+      vllm.output.process_batch phase=decode new=Int(3)
+      vllm.scheduler.schedule scheduled_tokens=Int(33)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(35)
+      vllm.output.process_batch phase=decode new=Int(35)
+    "#);
+}
+
+fn descends(span: &Span, from: SpanId, all: &[Span]) -> bool {
+    let parent = all.iter().find(|p| Some(p.span_id) == span.parent);
+    parent.is_some_and(|p| p.span_id == from || descends(p, from, all))
+}
+
+#[test]
+fn aborted_while_decoding() {
+    let mut rig = Rig::new(2, |_| ());
+    rig.add(0, 100, 500);
+    rig.engine.handle(Time::from_nanos(50_000_000), Input::Abort(RequestKey(0)));
+    insta::assert_snapshot!(tree(&rig.run()), @r#"
+    vllm.engine.request output_tokens=Int(7)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(100)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(6)
+      vllm.output.process_batch phase=decode new=Int(6)
+    "#);
+}
+
+#[test]
+fn spans_after_a_disconnect_are_late() {
+    let mut rig = Rig::new(2, |_| ());
+    rig.add(0, 100, 5);
+    let mut out = Vec::new();
+    rig.engine.advance(Time::from_nanos(10_000_000), &mut out);
+    // The server sees the disconnect before the token that is ready is handed over.
+    let trail = rig.trails.remove(0);
+    trail.note(Time::from_nanos(7_800_000), || EngineFact::Aborted);
+    trail.finish(Time::from_nanos(7_800_000));
+    let spans = rig.folded.take();
+    check(&spans);
+    let late: Vec<&str> = spans.iter().filter(|s| s.get("vllm.late").is_some()).map(|s| &*s.name).collect();
+    assert_eq!(late, ["vllm.output.process_batch"]);
+    assert_eq!((spans[0].end, &spans[0].status), (Time::from_nanos(7_800_000), &Status::Unset));
+}
+
+#[test]
+fn abandoned_in_the_queue() {
+    let mut rig = Rig::new(2, |c| c.scheduler.max_num_seqs = 1);
+    rig.add(0, 100, 500);
+    rig.add(10, 101, 500);
+    rig.engine.advance(Time::from_nanos(30_000_000), &mut Vec::new());
+    // A crash: engine and server go away without a word.
+    rig.trails.clear();
+    drop(rig.engine);
+    let spans = rig.folded.take();
+    check(&spans);
+    insta::assert_snapshot!(tree(&spans), @r#"
+    vllm.engine.request type=abandoned ERROR: the request was never finished
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(100)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(3)
+      vllm.output.process_batch phase=decode new=Int(3)
+    vllm.engine.request type=abandoned ERROR: the request was never finished
+      ! vllm.queued
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+    "#);
+}
+
+#[test]
+fn refused() {
+    let mut rig = Rig::new(2, |c| {
+        c.scheduler.max_num_seqs = 1;
+        c.max_num_queued_reqs = Some(1);
+        c.max_model_len = Some(300);
+    });
+    rig.add(0, 20, 2);
+    rig.add(10, 30, 2);
+    rig.add(20, 300, 2);
+    let spans = rig.run();
+    let roots: Vec<Span> =
+        spans.into_iter().filter(|s| s.kind == Kind::Server && s.get("error.type").is_some()).collect();
+    insta::assert_snapshot!(tree(&roots), @r#"
+    vllm.engine.request type=queue_full ERROR: the engine refused or failed the request
+    vllm.engine.request type=prompt_too_long
+    "#);
+}
+
+#[test]
+fn attributes_of_a_request() {
+    let mut rig = Rig::new(2, |_| ());
+    rig.add(0, 100, 5);
+    let spans = rig.run();
+    let lines: Vec<String> = spans[0].attrs.iter().map(|(k, v)| format!("{k} = {v:?}")).collect();
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    gen_ai.operation.name = Str("chat")
+    gen_ai.provider.name = Str("vllm")
+    gen_ai.request.model = Shared("m")
+    gen_ai.request.id = Str("cmpl-1")
+    gen_ai.request.max_tokens = Int(5)
+    gen_ai.request.top_p = F64(0.5)
+    gen_ai.request.n = Int(1)
+    vllm.request.priority = Int(0)
+    vllm.lora.name = Shared("sql")
+    gen_ai.usage.prompt_tokens = Int(100)
+    gen_ai.usage.input_tokens = Int(100)
+    gen_ai.usage.completion_tokens = Int(5)
+    gen_ai.usage.output_tokens = Int(5)
+    gen_ai.response.finish_reasons = StrList(["length"])
+    vllm.kv_cache.cached_tokens = Int(0)
+    vllm.request.preemptions = Int(0)
+    gen_ai.latency.time_in_queue = F64(0.0)
+    gen_ai.latency.time_in_model_prefill = F64(0.007679123)
+    gen_ai.latency.time_in_model_decode = F64(0.025777541)
+    gen_ai.latency.time_in_model_inference = F64(0.033456664)
+    gen_ai.latency.time_to_first_token = F64(0.007850223)
+    gen_ai.latency.e2e = F64(0.033627764)
+    "#);
+}

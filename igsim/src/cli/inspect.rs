@@ -1,0 +1,96 @@
+//! `igsim inspect`.
+
+use std::io::IsTerminal;
+
+use shared::trace::check::{CheckOptions, Finding, check};
+use shared::trace::registry::Registry;
+use shared::trace::{TraceSet, otlp_json};
+
+use super::{Failure, Format, InspectArgs};
+use crate::inspect::{Overview, Style, Traces, traces_file};
+
+/// Traces printed at most by `--errors`.
+const MOST_ERRORS: usize = 20;
+/// Lines of the overview.
+const MOST_LINES: usize = 20;
+
+pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
+    let path = traces_file(&args.path);
+    let set = otlp_json::read_file(&path).map_err(Failure::input)?;
+    let traces = Traces::of(&set);
+    let registry = Registry::builtin();
+    let findings = check(&set, &CheckOptions { registry: Some(registry), ..CheckOptions::default() });
+    let wanted = select(args, &traces)?;
+    match args.format {
+        Format::Json => println!("{:#}", json(&traces, &wanted, &findings)),
+        Format::Text => print(args, &traces, &wanted, &findings, &set),
+    }
+    Ok(())
+}
+
+/// The traces whose trees are wanted; none for the overview.
+fn select(args: &InspectArgs, traces: &Traces<'_>) -> Result<Vec<Overview>, Failure> {
+    if let Some(prefix) = &args.trace {
+        return match traces.starting_with(prefix).as_slice() {
+            [id] => Ok(vec![traces.overview(*id)]),
+            [] => Err(Failure::input(format!("--trace {prefix}: no trace of {} has this id", args.path.display()))),
+            many => Err(Failure::input(format!("--trace {prefix}: {} traces start so, give more digits", many.len()))),
+        };
+    }
+    let slowest = traces.slowest();
+    Ok(match (args.errors, args.slowest) {
+        (true, _) => slowest.into_iter().filter(|o| o.failed).take(MOST_ERRORS).collect(),
+        (false, Some(n)) => slowest.into_iter().take(n).collect(),
+        (false, None) => Vec::new(),
+    })
+}
+
+fn print(args: &InspectArgs, traces: &Traces<'_>, wanted: &[Overview], findings: &[Finding], set: &TraceSet) {
+    let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal();
+    let style = Style { colour, ..Style::PLAIN };
+    let count = |o: &Overview| findings.iter().filter(|f| f.trace_id == o.id).count();
+    for overview in wanted {
+        println!("{}", traces.print(overview.id, count(overview), style));
+    }
+    for finding in findings.iter().filter(|f| wanted.iter().any(|o| o.id == f.trace_id)).take(MOST_LINES) {
+        println!("finding: {finding}");
+    }
+    if args.errors && wanted.is_empty() {
+        println!("no trace has an error ({} traces)", traces.len());
+    }
+    if wanted.is_empty() && !args.errors {
+        overview(traces, findings, set);
+    }
+}
+
+fn overview(traces: &Traces<'_>, findings: &[Finding], set: &TraceSet) {
+    let slowest = traces.slowest();
+    let failed = slowest.iter().filter(|o| o.failed).count();
+    println!("{} traces  {} spans  {} with an error  {} findings", traces.len(), set.spans.len(), failed, findings.len());
+    println!("{:<32}  {:>10}  {:>5}  {:>9}", "trace", "duration", "spans", "instances");
+    for o in slowest.iter().take(MOST_LINES) {
+        let mark = if o.failed { "  error" } else { "" };
+        println!("{}  {:>10}  {:>5}  {:>9}{mark}", o.id, o.duration.to_string(), o.spans, o.instances);
+    }
+    if slowest.len() > MOST_LINES {
+        println!("... {} more; --slowest N prints trees, --trace ID one tree", slowest.len() - MOST_LINES);
+    }
+    for finding in findings.iter().take(MOST_LINES) {
+        println!("finding: {finding}");
+    }
+}
+
+fn json(traces: &Traces<'_>, wanted: &[Overview], findings: &[Finding]) -> serde_json::Value {
+    let shown = if wanted.is_empty() { traces.slowest() } else { wanted.to_vec() };
+    let list: Vec<_> = shown
+        .iter()
+        .map(|o| {
+            let found: Vec<String> = findings.iter().filter(|f| f.trace_id == o.id).map(ToString::to_string).collect();
+            serde_json::json!({
+                "trace_id": o.id.to_string(), "duration_ms": o.duration.as_millis_f64(), "spans": o.spans,
+                "instances": o.instances, "error": o.failed, "findings": found,
+            })
+        })
+        .collect();
+    serde_json::json!({ "traces": list, "count": traces.len(), "findings": findings.len() })
+}

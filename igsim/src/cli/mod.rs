@@ -1,0 +1,283 @@
+//! Commands, options and exit codes.
+//!
+//! Standard output carries results; progress, warnings and errors go to standard error. With `--format json` standard output is
+//! one JSON document and nothing else.
+
+mod inspect;
+mod run;
+mod send;
+mod up;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shared::config::ConfigErrors;
+
+use crate::run::telemetry::TracingOptions;
+use crate::scenario::{Mode, Scenario};
+
+/// Inference-gateway simulator: sends requests through an llm-d style gateway to emulated vLLM engines and records the complete
+/// OpenTelemetry trace of every sampled request.
+#[derive(Debug, Parser)]
+#[command(name = "igsim", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  igsim run scenarios/quickstart.yaml
+  igsim run scenarios/quickstart.yaml --mode virtual --seed 7
+  igsim run scenarios/replay-mooncake.yaml --set workload.arrivals.path=trace.jsonl
+  igsim inspect runs/quickstart-20261120-1842 --slowest 1
+
+Exit codes: 0 good, 1 an expectation of the scenario failed, 2 bad input, 3 could not run.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a scenario and report
+    #[command(after_help = "Example: igsim run scenarios/quickstart.yaml --sampling 1.0 --otlp http://127.0.0.1:4317")]
+    Run(RunArgs),
+    /// Check scenario files without running them
+    #[command(after_help = "Example: igsim validate scenarios/*.yaml")]
+    Validate {
+        /// Scenario files.
+        #[arg(required = true)]
+        scenarios: Vec<PathBuf>,
+        #[command(flatten)]
+        overrides: Overrides,
+    },
+    /// Start a scenario's gateway and engines and keep serving
+    #[command(after_help = "Example: igsim up scenarios/quickstart.yaml --otlp http://127.0.0.1:4317")]
+    Up(UpArgs),
+    /// Print traces of a run as trees
+    #[command(after_help = "Example: igsim inspect runs/quickstart-20261120-1842 --slowest 3")]
+    Inspect(InspectArgs),
+    /// Send the traces of a finished run to an OTLP endpoint
+    #[command(after_help = "Example: igsim send runs/quickstart-20261120-1842 --otlp http://127.0.0.1:4318 --end-now")]
+    Send(SendArgs),
+    /// Print the JSON Schema of scenario files
+    #[command(after_help = "Example: igsim schema > scenario.schema.json")]
+    Schema,
+}
+
+/// Options shared by commands that read a scenario.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Overrides {
+    /// Replace a value of the scenario: a path and a YAML value; may be given several times.
+    #[arg(long = "set", value_name = "PATH=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+}
+
+/// Where spans go and which requests are recorded.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct TracingArgs {
+    /// Share of traces to record, 0 to 1.
+    #[arg(long, value_name = "R", value_parser = ratio)]
+    sampling: Option<f64>,
+    /// Send spans to this OTLP endpoint as well: gRPC, or HTTP where the port is 4318 or the path ends in /v1/traces.
+    #[arg(long, value_name = "URL")]
+    otlp: Vec<String>,
+    /// Detail of the spans: 1 lifecycle, 2 decisions.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
+    detail: Option<u8>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct RunArgs {
+    /// Scenario file.
+    scenario: PathBuf,
+    /// Run live over HTTP, or in virtual time; the scenario's own mode if not given.
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Seed of all random choices; the scenario's own if not given.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    #[command(flatten)]
+    tracing: TracingArgs,
+    /// Folder for the results; runs/NAME-TIME if not given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write into a folder that is not empty.
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Repeat the trace ids of an earlier send of a virtual run.
+    #[arg(long, value_name = "ID")]
+    run_id: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct UpArgs {
+    /// Scenario file; its workload is not sent.
+    scenario: PathBuf,
+    #[command(flatten)]
+    tracing: TracingArgs,
+    /// Port of the gateway on loopback; 0 takes a free one. The scenario's own if not given.
+    #[arg(long)]
+    port: Option<u16>,
+    /// Folder for traces.otlp.jsonl; none is written if not given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+#[derive(Clone, Debug, Args)]
+struct InspectArgs {
+    /// Folder of a run, or a file of OTLP JSON lines.
+    path: PathBuf,
+    /// Print the trees of the N slowest traces.
+    #[arg(long, value_name = "N", conflicts_with_all = ["errors", "trace"])]
+    slowest: Option<usize>,
+    /// Print the trees of traces with an error (at most 20).
+    #[arg(long, conflicts_with = "trace")]
+    errors: bool,
+    /// Print the tree of one trace; the start of its id is enough.
+    #[arg(long, value_name = "ID")]
+    trace: Option<String>,
+    /// What to print.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+struct SendArgs {
+    /// Folder of a run, or a file of OTLP JSON lines.
+    path: PathBuf,
+    /// OTLP endpoint, as for `run`.
+    #[arg(long, value_name = "URL", required = true)]
+    otlp: String,
+    /// Shift all times by one offset so that the last span ends now; backends search recent time only.
+    #[arg(long)]
+    end_now: bool,
+    /// Repeat the trace ids of an earlier send; a fresh one is drawn and printed otherwise.
+    #[arg(long, value_name = "ID")]
+    run_id: Option<String>,
+}
+
+/// What goes to standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Why a command did not succeed, and the exit code for it.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// An expectation of the scenario failed; the report says which.
+    Expectation,
+    /// Bad input; the text is complete, `error:` included where it is not a configuration error.
+    Input(String),
+    /// The run could not start or finish.
+    Run(String),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Failure::Expectation => 1,
+            Failure::Input(_) => 2,
+            Failure::Run(_) => 3,
+        }
+    }
+
+    /// Bad input that is not in a configuration file.
+    pub(crate) fn input(text: impl fmt::Display) -> Failure {
+        Failure::Input(format!("error: {text}"))
+    }
+
+    /// A run that could not be done.
+    pub(crate) fn run(text: impl fmt::Display) -> Failure {
+        Failure::Run(format!("error: {text}"))
+    }
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Failure {
+        Failure::Input(errors.to_string())
+    }
+}
+
+/// Parses the command line, does the work and turns the outcome into an exit code.
+pub fn main() -> ExitCode {
+    main_with(std::env::args_os())
+}
+
+/// As [`main`], with the command line given.
+pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are successes; a usage error is bad input.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    crate::log::init();
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match &failure {
+                Failure::Expectation => {}
+                Failure::Input(text) | Failure::Run(text) => eprintln!("{}", text.trim_end()),
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Validate { scenarios, overrides } => validate(&scenarios, &overrides),
+        Command::Up(args) => up::up(args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Send(args) => send::send(&args),
+        Command::Schema => {
+            println!("{:#}", crate::scenario::json_schema());
+            Ok(())
+        }
+    }
+}
+
+fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure> {
+    let mut bad = String::new();
+    for path in scenarios {
+        match shared::config::load::<Scenario>(path, &overrides.set) {
+            Ok(loaded) => println!("{}: good ({})", path.display(), loaded.config.name),
+            Err(errors) => bad.push_str(&format!("{errors}\n")),
+        }
+    }
+    if bad.is_empty() { Ok(()) } else { Err(Failure::Input(bad)) }
+}
+
+impl TracingArgs {
+    fn options(&self, run_id: Option<String>) -> TracingOptions {
+        TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail, run_id }
+    }
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((path, value)) if !path.is_empty() => Ok((path.to_owned(), value.to_owned())),
+        Some(_) | None => Err("expected PATH=VALUE, for example workload.arrivals.rate=20".to_owned()),
+    }
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(r) if (0.0..=1.0).contains(&r) => Ok(r),
+        Ok(_) | Err(_) => Err("expected a number from 0 to 1".to_owned()),
+    }
+}

@@ -1,0 +1,217 @@
+//! `igsim run`.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::Path;
+
+use shared::clock::RunClock;
+use shared::rng::Seed;
+use shared::time::{Anchor, Dur, Time};
+use shared::trace::config::ExporterConfig;
+use shared::trace::{Stats, Telemetry};
+
+use super::{Failure, Format, RunArgs, send};
+use crate::inspect::{Style, TRACES_FILE};
+use crate::live;
+use crate::report::{EngineFigures, Report, RequestRow, RunFacts};
+use crate::run::collect::Collector;
+use crate::run::interrupt::Interrupt;
+use crate::run::output::{Output, REPORT_FILE, SCENARIO_FILE, print};
+use crate::run::progress::Progress;
+use crate::run::telemetry::{Resolved, resolve};
+use crate::run::verdict::{Looked, figures};
+use crate::scenario::{self, Mode, Scenario};
+use crate::virtual_time::{self, Observer};
+use crate::workload::Plan;
+
+/// What a driver hands back.
+struct Driven {
+    engines: EngineFigures,
+    interrupted: bool,
+    collector: Collector,
+    stats: Stats,
+    ratio: f64,
+}
+
+pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
+    let scenario = load(&args)?;
+    let wall = RunClock::start();
+    let plan = Plan::new(&scenario, Seed(scenario.seed)).map_err(Failure::input)?;
+    let output = match &args.out {
+        Some(dir) => Output::open(dir, args.overwrite),
+        None => Output::fresh(Path::new("runs"), &scenario.name, wall.anchor()),
+    };
+    let output = output.map_err(Failure::input)?;
+    let telemetry = telemetry(&args, &scenario, &output)?;
+    output.write(SCENARIO_FILE, &scenario.to_yaml()).map_err(Failure::run)?;
+    let text = args.format == Format::Text;
+    if text {
+        print(&headline(&scenario, &telemetry));
+    }
+    let (telemetry, remote) = split_remote(telemetry, scenario.mode);
+    let progress = Progress::new(expected(&scenario), false);
+    let collector = Collector::new(output.rows().map_err(Failure::run)?, progress, wall);
+    let driven = match scenario.mode {
+        Mode::Live => run_live(&scenario, plan, telemetry, collector)?,
+        Mode::Virtual => run_virtual(&scenario, plan, telemetry, collector)?,
+    };
+    finish(&args, &scenario, &output, driven, &remote)
+}
+
+fn load(args: &RunArgs) -> Result<Scenario, Failure> {
+    let mut set = args.overrides.set.clone();
+    // Options are overrides with a shorter name: validated with the rest, written down with the rest.
+    if let Some(mode) = args.mode {
+        let name = if mode == Mode::Live { "live" } else { "virtual" };
+        set.push(("mode".to_owned(), name.to_owned()));
+    }
+    if let Some(seed) = args.seed {
+        set.push(("seed".to_owned(), seed.to_string()));
+    }
+    Ok(scenario::load(&args.scenario, &set)?.config)
+}
+
+fn telemetry(args: &RunArgs, scenario: &Scenario, output: &Output) -> Result<Resolved, Failure> {
+    let env = |key: &str| std::env::var(key).ok();
+    let file = Some(output.path(TRACES_FILE));
+    let resolved = resolve(&args.tracing.options(args.run_id.clone()), &scenario.tracing, file, &env);
+    let resolved = resolved.map_err(Failure::input)?;
+    for warning in &resolved.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(resolved)
+}
+
+/// A virtual run writes files only; endpoints get its traces when it is over.
+fn split_remote(mut telemetry: Resolved, mode: Mode) -> (Resolved, Vec<String>) {
+    let mut remote = Vec::new();
+    if mode == Mode::Virtual {
+        telemetry.config.exporters.retain(|exporter| match exporter {
+            ExporterConfig::Otlp(otlp) => {
+                remote.push(otlp.endpoint.clone());
+                false
+            }
+            ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_) => true,
+        });
+    }
+    (telemetry, remote)
+}
+
+fn headline(scenario: &Scenario, telemetry: &Resolved) -> String {
+    let mode = if scenario.mode == Mode::Live { "live" } else { "virtual" };
+    let engines: Vec<String> = scenario.engines.iter().map(|g| {
+        let what = g.url.as_deref().unwrap_or(&g.profile);
+        format!("{} x {what}", g.count)
+    }).collect();
+    let exporters: Vec<&str> = telemetry.config.exporters.iter().map(|e| match e {
+        ExporterConfig::Otlp(otlp) => otlp.endpoint.as_str(),
+        ExporterConfig::File(_) => "file",
+        ExporterConfig::Console(_) => "console",
+        ExporterConfig::Memory(_) => "memory",
+    }).collect();
+    let tracing = if telemetry.config.disabled {
+        "tracing off".to_owned()
+    } else {
+        format!("{} -> {}", telemetry.config.sampler, if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") })
+    };
+    format!(
+        "igsim {}  seed {}  scenario {} ({mode})  {}, 1 gateway  {tracing}\n",
+        env!("CARGO_PKG_VERSION"),
+        scenario.seed,
+        scenario.name,
+        engines.join(" + "),
+    )
+}
+
+/// How many requests there will be, where that is known.
+fn expected(scenario: &Scenario) -> Option<u64> {
+    scenario.requests.or_else(|| scenario.trace.as_ref().and_then(|t| t.limit))
+}
+
+fn run_live(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Collector) -> Result<Driven, Failure> {
+    let ratio = telemetry.config.sampler.root_ratio();
+    let interrupt = Interrupt::listen();
+    let ended = live::run(scenario, plan, telemetry.config, collector, &interrupt).map_err(Failure::run)?;
+    let live::Ended { engines, interrupted, collector, stats } = ended;
+    Ok(Driven { engines, interrupted, collector, stats, ratio })
+}
+
+fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Collector) -> Result<Driven, Failure> {
+    struct Watching(Collector, Interrupt);
+    impl Observer for Watching {
+        fn request(&mut self, row: &RequestRow, gaps: &[Dur]) {
+            self.0.request(row, gaps);
+        }
+        fn go_on(&mut self, _: Time) -> bool {
+            !self.1.is_raised()
+        }
+    }
+    let ratio = telemetry.config.sampler.root_ratio();
+    let seed = Seed(scenario.seed);
+    let telemetry = Telemetry::inline(telemetry.config, Anchor::VIRTUAL, seed).map_err(Failure::run)?;
+    let mut watching = Watching(collector, Interrupt::listen());
+    let ended = virtual_time::run(scenario, plan, seed, &telemetry, &mut watching).map_err(Failure::input)?;
+    let stats = telemetry.shutdown(ended.at);
+    let Watching(collector, _) = watching;
+    Ok(Driven { engines: ended.engines, interrupted: ended.interrupted, collector, stats, ratio })
+}
+
+/// Looks at the traces, writes the report, and prints what the user wants to know.
+fn finish(
+    args: &RunArgs,
+    scenario: &Scenario,
+    output: &Output,
+    driven: Driven,
+    remote: &[String],
+) -> Result<(), Failure> {
+    let file = output.path(TRACES_FILE);
+    let looked = if file.exists() { Some(Looked::at(&file).map_err(Failure::run)?) } else { None };
+    let summary = driven.collector.finish().map_err(Failure::run)?;
+    let report = summary.finish(RunFacts {
+        versions: versions(),
+        scenario: scenario.name.clone(),
+        mode: if scenario.mode == Mode::Live { "live" } else { "virtual" }.to_owned(),
+        seed: scenario.seed,
+        interrupted: driven.interrupted,
+        paced: scenario.mode == Mode::Live,
+        engines: driven.engines,
+        traces: figures(&driven.stats, driven.ratio, looked.as_ref()),
+        expectations: scenario.expectations.clone(),
+    });
+    let json = serde_json::to_string_pretty(&report).map_err(Failure::run)?;
+    output.write(REPORT_FILE, &format!("{json}\n")).map_err(Failure::run)?;
+    match args.format {
+        Format::Json => print(&format!("{json}\n")),
+        Format::Text => tell(&report, looked.as_ref(), output),
+    }
+    if let Some(set) = looked.map(Looked::into_set).filter(|_| !remote.is_empty()) {
+        let run_id = args.run_id.clone().unwrap_or_else(send::fresh_run_id);
+        for url in remote {
+            let stats = send::deliver(set.clone(), url, true, Some(run_id.clone()))?;
+            eprintln!("sent to {url}: {}, run id {run_id}", send::sent(&stats));
+        }
+    }
+    if report.expectations.iter().all(|e| e.holds) { Ok(()) } else { Err(Failure::Expectation) }
+}
+
+fn tell(report: &Report, looked: Option<&Looked>, output: &Output) {
+    print(&report.table());
+    let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal();
+    if let Some(looked) = looked {
+        if let Some((line, tree)) = looked.slowest(Style { colour, ..Style::PLAIN }) {
+            print(&format!("{line}\n\n{tree}\n"));
+        }
+        for finding in looked.findings().iter().take(5) {
+            print(&format!("finding: {finding}\n"));
+        }
+    }
+    let dir = output.dir().display();
+    print(&format!("Written to {dir}/   next: igsim inspect {dir} --slowest 3\n"));
+}
+
+fn versions() -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("igsim".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("vllm".to_owned(), engine_sim::server::VLLM_VERSION.to_owned()),
+    ])
+}

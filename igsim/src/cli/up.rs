@@ -1,0 +1,1 @@
+pub(super) fn up(_: super::UpArgs) -> Result<(), super::Failure> { Err(super::Failure::run("not yet")) }

@@ -1,0 +1,78 @@
+//! What is worth saying of a span in a few words, behind its bar.
+
+use shared::trace::{Span, Status};
+
+use shared::trace::tree::value_text;
+
+/// Attributes shown for a span of this name, with a word before each.
+fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
+    match name {
+        "gateway.request" => &[
+            ("", "gen_ai.request.model"),
+            ("in", "gen_ai.usage.input_tokens"),
+            ("out", "gen_ai.usage.output_tokens"),
+            ("status", "http.response.status_code"),
+        ],
+        "gateway.director.handle_request" => {
+            &[("", "gateway.admission.result"), ("->", "gateway.target_endpoint.name"), ("saturation", "gateway.saturation")]
+        }
+        "gateway.scheduler.schedule" => &[
+            ("from", "gateway.scheduler.candidates.initial"),
+            ("left", "gateway.scheduler.candidates.after_filter"),
+            ("score", "gateway.scheduler.selected.score"),
+            ("next", "gateway.scheduler.runner_up.score"),
+            ("metrics age ms", "gateway.scheduler.metrics_age_ms"),
+        ],
+        "gateway.scheduler.filter" => &[
+            ("", "gateway.scheduler.filter.name"),
+            ("in", "gateway.scheduler.filter.candidates_in"),
+            ("out", "gateway.scheduler.filter.candidates_out"),
+        ],
+        "gateway.scheduler.score" => &[
+            ("", "gateway.scheduler.scorer.name"),
+            ("w", "gateway.scheduler.scorer.weight"),
+            ("min", "gateway.scheduler.score.min"),
+            ("max", "gateway.scheduler.score.max"),
+        ],
+        "gateway.scheduler.pick" => &[("", "gateway.scheduler.picker.type"), ("ties", "gateway.scheduler.ties")],
+        "gateway.backend.proxy" => &[("", "gateway.backend.endpoint.name"), ("status", "http.response.status_code")],
+        "gateway.response.process" => &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")],
+        "vllm.engine.request" => &[
+            ("cached", "vllm.kv_cache.cached_tokens"),
+            ("preemptions", "vllm.request.preemptions"),
+            ("ttft s", "gen_ai.latency.time_to_first_token"),
+        ],
+        "vllm.engine.queue" => &[("", "vllm.queue.reason"), ("position", "vllm.queue.position")],
+        "vllm.processor.process_inputs" => &[("tokens", "vllm.tokenization.prompt_tokens")],
+        "vllm.scheduler.schedule" => &[
+            ("step", "vllm.scheduler.iteration"),
+            ("", "vllm.batch.phase"),
+            ("tokens", "vllm.batch.total_tokens"),
+        ],
+        "vllm.executor.execute_model" => &[
+            ("", "vllm.batch.phase"),
+            ("steps", "vllm.executor.iterations"),
+            ("batch", "vllm.batch.mean_size"),
+        ],
+        _ => &[],
+    }
+}
+
+/// A few words on `span`.
+pub(super) fn gist(span: &Span) -> String {
+    let mut words: Vec<String> = Vec::new();
+    if let Status::Error(text) = &span.status {
+        let kind = span.get("error.type").map(value_text).unwrap_or_default();
+        words.push(format!("ERROR {kind} {text}").trim_end().to_owned());
+    }
+    for (word, key) in shown(&span.name) {
+        if let Some(value) = span.get(key) {
+            let value = match value.as_f64() {
+                Some(number) if number.fract() != 0.0 => format!("{number:.3}"),
+                Some(_) | None => value_text(value).trim_matches('"').to_owned(),
+            };
+            words.push(if word.is_empty() { value } else { format!("{word} {value}") });
+        }
+    }
+    words.join("  ")
+}

@@ -1,0 +1,94 @@
+//! After a run: what became of its traces.
+
+use std::path::Path;
+
+use shared::trace::check::{CheckOptions, Finding, Rule, check};
+use shared::trace::registry::Registry;
+use shared::trace::{Stats, TraceSet, otlp_json};
+
+use crate::inspect::{Overview, Style, Traces};
+use crate::report::{ExporterFigures, TraceFigures};
+
+/// The traces a run wrote, looked at.
+#[derive(Debug)]
+pub struct Looked {
+    set: TraceSet,
+    findings: Vec<Finding>,
+}
+
+impl Looked {
+    /// Reads and checks the traces in `file`.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn at(file: &Path) -> Result<Looked, otlp_json::ReadError> {
+        let set = otlp_json::read_file(file)?;
+        let options = CheckOptions { registry: Some(Registry::builtin()), ..CheckOptions::default() };
+        let findings = check(&set, &options);
+        Ok(Looked { set, findings })
+    }
+
+    /// The spans.
+    pub fn into_set(self) -> TraceSet {
+        self.set
+    }
+
+    /// What the checks found.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// The slowest trace: a line on where its time went, and its tree.
+    pub fn slowest(&self, style: Style) -> Option<(String, String)> {
+        let traces = Traces::of(&self.set);
+        let o: Overview = *traces.slowest().first()?;
+        let shares: Vec<String> =
+            traces.shares(o.id).iter().map(|(name, share)| format!("{:.0} % {name}", share * 100.0)).collect();
+        let line = format!("Slowest    trace {} ({}): {}", o.id, o.duration, shares.join(", "));
+        let findings = self.findings.iter().filter(|f| f.trace_id == o.id).count();
+        Some((line, traces.print(o.id, findings, style)))
+    }
+
+    fn count(&self, rules: &[Rule]) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(move |f| rules.contains(&f.rule))
+    }
+}
+
+/// The figures of a report about traces.
+pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigures {
+    let exporters = stats.exporters.iter().map(|e| {
+        let reasons = [
+            ("queue_full", e.dropped.queue_full),
+            ("export_failed", e.dropped.export_failed),
+            ("shutdown", e.dropped.shutdown),
+        ];
+        ExporterFigures {
+            name: e.name.clone(),
+            exported: e.exported,
+            dropped: reasons.into_iter().filter(|(_, n)| *n > 0).map(|(k, n)| (k.to_owned(), n)).collect(),
+            last_error: e.last_error.clone(),
+        }
+    });
+    let mut figures = TraceFigures {
+        ratio,
+        decided: stats.traces_started,
+        kept: stats.traces_sampled,
+        records: stats.records_folded,
+        records_dropped: stats.records_dropped,
+        records_abandoned: stats.records_abandoned,
+        spans_created: stats.spans_created,
+        exporters: exporters.collect(),
+        ..TraceFigures::default()
+    };
+    if let Some(looked) = looked {
+        const SHAPE: &[Rule] = &[Rule::OneRoot, Rule::Orphan, Rule::Cycle];
+        let broken: std::collections::BTreeSet<_> = looked.count(SHAPE).map(|f| f.trace_id).collect();
+        figures.checked = Traces::of(&looked.set).len() as u64;
+        // A trace that was kept and is not there is as incomplete as one can be.
+        let missing = stats.traces_sampled.saturating_sub(figures.checked);
+        figures.incomplete = broken.len() as u64 + missing;
+        figures.orphans = looked.count(&[Rule::Orphan]).count() as u64;
+        figures.findings = looked.findings.len() as u64;
+    }
+    figures
+}

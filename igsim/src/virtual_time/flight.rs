@@ -1,0 +1,184 @@
+//! One request on its way through a virtual run.
+
+use std::sync::Arc;
+
+use engine_sim::core::engine::PreparedPrompt;
+use engine_sim::core::facts::EngineFact;
+use engine_sim::core::sequence::FinishReason;
+use gateway::core::pool::EndpointId;
+use gateway::spans::GatewayFact;
+use shared::ids::RequestId;
+use shared::time::{Dur, Time};
+use shared::tokens::ContentId;
+use shared::trace::{Started, Trail};
+
+use crate::report::{Failure, Outcome, RequestRow};
+use crate::workload::PlannedRequest;
+
+/// A request between its sending and its end.
+pub(super) struct Flight {
+    pub(super) plan: PlannedRequest,
+    pub(super) id: RequestId,
+    /// At the gateway.
+    pub(super) started: Option<Started>,
+    pub(super) trail: Trail<GatewayFact>,
+    /// At the engine.
+    pub(super) engine_trail: Trail<EngineFact>,
+    pub(super) prompt: Option<PreparedPrompt>,
+    pub(super) body_bytes: u32,
+    /// What the engine answers.
+    pub(super) content: ContentId,
+    pub(super) endpoint: Option<(EndpointId, Arc<str>)>,
+    pub(super) attempts: u32,
+    /// When the engine had read the request.
+    pub(super) body_read: Time,
+    pub(super) sent: Time,
+    pub(super) first_token: Option<Time>,
+    pub(super) last_token: Option<Time>,
+    pub(super) gaps: Vec<Dur>,
+    pub(super) output_tokens: u32,
+    pub(super) cached_tokens: u32,
+    pub(super) added: Option<Dur>,
+    /// Pieces of the answer, and whether its head and first token were seen.
+    chunks: u32,
+    has_head: bool,
+    first_written: bool,
+}
+
+impl Flight {
+    pub(super) fn new(plan: PlannedRequest, sent: Time) -> Flight {
+        Flight {
+            id: RequestId::sanitise(&format!("req-{}", plan.index)),
+            plan,
+            started: None,
+            trail: Trail::off(),
+            engine_trail: Trail::off(),
+            prompt: None,
+            body_bytes: 0,
+            content: ContentId(0),
+            endpoint: None,
+            attempts: 0,
+            body_read: Time::ZERO,
+            sent,
+            first_token: None,
+            last_token: None,
+            gaps: Vec::new(),
+            output_tokens: 0,
+            cached_tokens: 0,
+            added: None,
+            chunks: 0,
+            has_head: false,
+            first_written: false,
+        }
+    }
+
+    /// The head of the response is at the gateway.
+    pub(super) fn head(&mut self, at: Time) {
+        self.has_head = true;
+        self.trail.note(at, || GatewayFact::ResponseHead { status: 200 });
+    }
+
+    /// The engine hands tokens to the stream at `at`.
+    pub(super) fn streamed(&mut self, at: Time, to_gateway: Dur, to_client: Dur, n: u32) {
+        self.output_tokens += n;
+        if !self.plan.streaming {
+            return;
+        }
+        self.chunks += 1;
+        if self.first_token.is_none() {
+            self.first_byte(at, to_client);
+            self.trail.note(at + to_gateway, || GatewayFact::FirstToken);
+        }
+        self.token_seen(at + to_client);
+    }
+
+    /// The engine writes the first byte of its answer at `at`.
+    fn first_byte(&mut self, at: Time, to_client: Dur) {
+        if !std::mem::replace(&mut self.first_written, true) {
+            self.engine_trail.note(at, || EngineFact::FirstWrite);
+            let engine = at.since(self.body_read);
+            let client = (at + to_client).since(self.sent);
+            self.added = Some(client - engine);
+        }
+    }
+
+    fn token_seen(&mut self, at: Time) {
+        match self.last_token {
+            None => self.first_token = Some(at),
+            Some(last) => self.gaps.push(at.since(last)),
+        }
+        self.last_token = Some(at);
+    }
+
+    /// The engine has written all of its answer at `at`.
+    pub(super) fn answered(&mut self, at: Time, to_gateway: Dur, to_client: Dur) {
+        if !self.plan.streaming {
+            self.first_byte(at, to_client);
+            self.chunks = 1;
+            self.token_seen(at + to_client);
+        }
+        if !self.has_head {
+            self.head(at + to_gateway);
+        }
+        self.engine_trail.note(at, || EngineFact::LastWrite);
+        std::mem::take(&mut self.engine_trail).finish(at);
+    }
+
+    /// The gateway has passed the whole answer on at `at`.
+    pub(super) fn gateway_end(&mut self, at: Time, reason: FinishReason, model: Arc<str>) {
+        let (input, output) = (self.plan.prompt_tokens, self.output_tokens);
+        let (chunks, bytes) = (self.chunks, u64::from(output) * shared::tokens::BYTES_PER_TOKEN as u64);
+        let attempt = self.attempts - 1;
+        let trail = std::mem::take(&mut self.trail);
+        trail.note(at, || GatewayFact::ResponseModel(model));
+        trail.note(at, || GatewayFact::Usage { input, output });
+        trail.note(at, || GatewayFact::FinishReason(reason.as_str()));
+        trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
+        trail.note(at, || GatewayFact::Streamed { chunks, bytes, complete: true });
+        trail.note(at, || GatewayFact::Ended { status: Some(200), failure: None });
+        trail.finish(at);
+    }
+
+    /// The gateway has passed a refusal of the engine on at `at`.
+    pub(super) fn gateway_refusal(&mut self, at: Time, status: u16) {
+        let attempt = self.attempts - 1;
+        let trail = std::mem::take(&mut self.trail);
+        trail.note(at, || GatewayFact::ResponseHead { status });
+        trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
+        trail.note(at, || GatewayFact::Streamed { chunks: 1, bytes: 0, complete: true });
+        trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
+        trail.finish(at);
+    }
+
+    /// The row of a request that is open when the run is stopped.
+    pub(super) fn unfinished(&self) -> RequestRow {
+        RequestRow { done: None, outcome: Outcome::Failed(Failure::Unfinished), ..self.row(Time::ZERO, None) }
+    }
+
+    /// The row of a request that ended at `done`.
+    pub(super) fn row(&self, done: Time, status: Option<u16>) -> RequestRow {
+        let outcome = match status {
+            None => Outcome::Ok,
+            Some(code) => Outcome::Failed(Failure::Status(code)),
+        };
+        let trace = self.started.as_ref().map(|s| &s.context);
+        RequestRow {
+            index: self.plan.index,
+            tenant: self.plan.tenant,
+            session: self.plan.session.map(|(s, turn)| (s.0, turn)),
+            intended: self.plan.intended,
+            sent: self.sent,
+            first_token: self.first_token,
+            done: Some(done),
+            prompt_tokens: self.plan.prompt_tokens,
+            output_tokens: self.output_tokens,
+            cached_tokens: self.cached_tokens,
+            endpoint: self.endpoint.as_ref().map(|(_, name)| Arc::clone(name)),
+            attempts: self.attempts,
+            outcome,
+            trace_id: trace.map(|c| c.trace_id),
+            sampled: trace.is_some_and(|c| c.sampled),
+            added: self.added,
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! The world of a virtual run: client, gateway, engines, and the queue of what happens between them.
+
+use std::sync::Arc;
+
+use engine_sim::core::engine::{
+    Engine, Input as EngineInput, NewRequest, Output as EngineOutput, RejectReason, RequestKey as EngineKey,
+};
+use engine_sim::core::facts::{EngineFact, Operation};
+use engine_sim::core::filler::output_content;
+use engine_sim::core::hasher::prepare_prompt;
+use engine_sim::core::latency::LatencyProfile;
+use engine_sim::core::sequence::{FinishReason, SamplingParams};
+use gateway::core::gateway::{
+    Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey, SessionKey,
+};
+use gateway::core::pool::{EndpointConfig, EndpointId, EndpointMetrics};
+use gateway::core::prefix_index::prefix_hashes_of_tokens;
+use gateway::spans::{GatewayFact, proxy_span_id};
+use shared::block_hash::ExtraKeys;
+use shared::rng::Seed;
+use shared::time::{Dur, Stage, Stopped, Stopwatch, Time};
+use shared::tokens::TokenId;
+use shared::trace::context::TraceContext;
+use shared::trace::{Resource, Telemetry, Tracer};
+
+use super::cost::{self, CostWatch};
+use super::flight::Flight;
+use super::queue::Queue;
+use super::{Ended, Observer};
+use crate::report::EngineFigures;
+use crate::scenario::{Api, Scenario};
+use crate::replay::ReplayError;
+use crate::workload::{Answer, Plan, PlannedRequest};
+
+/// What happens. Slots name requests in flight, numbers name engines.
+enum Event {
+    Send(Box<PlannedRequest>),
+    AtGateway(usize),
+    AtEngine(usize),
+    InputsReady(usize),
+    Step { engine: usize, generation: u64 },
+    Scrape(usize),
+    Scraped(usize, EndpointMetrics),
+    Answered { slot: usize, reason: FinishReason },
+    Refused { slot: usize, status: u16 },
+    Done { slot: usize, status: Option<u16> },
+}
+
+/// Simultaneous events: first what arrives, so that a step that starts now has it; then the steps; then what the gateway and
+/// the client learn of them.
+impl Event {
+    const fn class(&self) -> u8 {
+        match self {
+            Event::Send(_) => 0,
+            Event::AtGateway(_) => 1,
+            Event::AtEngine(_) => 2,
+            Event::InputsReady(_) => 3,
+            Event::Scrape(_) => 4,
+            Event::Step { .. } => 5,
+            Event::Scraped(..) => 6,
+            Event::Answered { .. } | Event::Refused { .. } => 7,
+            Event::Done { .. } => 8,
+        }
+    }
+}
+
+struct Machine {
+    engine: Engine,
+    tracer: Tracer,
+    /// Raised whenever the wake-up moves; steps of older generations are stale.
+    generation: u64,
+    scheduled: Option<Time>,
+}
+
+pub(super) struct World<'a> {
+    scenario: &'a Scenario,
+    plan: Plan,
+    queue: Queue<Event>,
+    gateway: Gateway,
+    tracer: Tracer,
+    machines: Vec<Machine>,
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    open: usize,
+    model: Arc<str>,
+    api: &'static str,
+    client_delay: Dur,
+    engine_delay: Dur,
+    scrape_every: Dur,
+    tokens: Vec<TokenId>,
+    outputs: Vec<EngineOutput>,
+    decisions: Vec<GatewayOutput>,
+    now: Time,
+    /// Requests planned and not sent yet.
+    planned: usize,
+}
+
+/// Events between two questions whether to go on.
+const ASK_EVERY: u64 = 4096;
+
+impl<'a> World<'a> {
+    pub(super) fn new(scenario: &'a Scenario, plan: Plan, seed: Seed, telemetry: &Telemetry) -> World<'a> {
+        let mut machines = Vec::new();
+        let mut endpoints = Vec::new();
+        for group in &scenario.engines {
+            let config = group.engine_config();
+            let profile = LatencyProfile::named(&config.profile).expect("the scenario is valid");
+            for _ in 0..group.count {
+                let name = format!("engine-{}", machines.len());
+                endpoints.push(EndpointConfig { role: role(group.role), ..EndpointConfig::new(&name, &name, 8000) });
+                let mut resource = Resource::new("vllm", name);
+                resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
+                let tracer = telemetry.tracer(resource);
+                let engine = Engine::new(config.clone(), profile);
+                machines.push(Machine { engine, tracer, generation: 0, scheduled: None });
+            }
+        }
+        World {
+            gateway: Gateway::new(scenario.gateway.clone(), endpoints, seed),
+            tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
+            machines,
+            plan,
+            queue: Queue::default(),
+            flights: Vec::new(),
+            free: Vec::new(),
+            open: 0,
+            model: scenario.model().into(),
+            api: path_of(scenario.workload.api),
+            client_delay: scenario.network.client_gateway.get(),
+            engine_delay: scenario.network.gateway_engine.get(),
+            scrape_every: scenario.gateway.metrics.scrape_interval.get(),
+            tokens: Vec::new(),
+            outputs: Vec::new(),
+            decisions: Vec::new(),
+            now: Time::ZERO,
+            planned: 0,
+            scenario,
+        }
+    }
+
+    pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Ended, ReplayError> {
+        self.first_scrapes();
+        // Closed-loop clients all start at once; of an open loop one request is known ahead.
+        while self.pull()? {}
+        let (mut events, mut interrupted) = (0u64, false);
+        while self.open + self.planned > 0 {
+            let Some((at, event)) = self.queue.pop() else { break };
+            debug_assert!(at >= self.now, "time goes forward (I3)");
+            self.now = at;
+            self.happen(event, observer)?;
+            events += 1;
+            if events.is_multiple_of(ASK_EVERY) && !observer.go_on(at) {
+                interrupted = true;
+                break;
+            }
+        }
+        if interrupted {
+            self.report_open(observer);
+        }
+        Ok(Ended { engines: self.figures(), at: self.now, interrupted })
+    }
+
+    fn happen(&mut self, event: Event, observer: &mut dyn Observer) -> Result<(), ReplayError> {
+        match event {
+            Event::Send(plan) => self.send(*plan)?,
+            Event::AtGateway(slot) => self.at_gateway(slot),
+            Event::AtEngine(slot) => self.at_engine(slot),
+            Event::InputsReady(slot) => self.inputs_ready(slot),
+            Event::Step { engine, generation } => self.step(engine, generation),
+            Event::Scrape(engine) => self.scrape(engine),
+            Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
+            Event::Answered { slot, reason } => self.answered(slot, reason),
+            Event::Refused { slot, status } => self.refused(slot, status),
+            Event::Done { slot, status } => self.done(slot, status, observer),
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, at: Time, event: Event) {
+        let class = event.class();
+        self.queue.push(at, class, event);
+    }
+
+    /// A gateway knows its endpoints before the first request, as a live one waits for a first scrape.
+    fn first_scrapes(&mut self) {
+        for engine in 0..self.machines.len() {
+            let metrics = self.metrics(engine, Time::ZERO);
+            self.scraped(engine, metrics);
+            self.push(Time::ZERO + self.scrape_every, Event::Scrape(engine));
+        }
+    }
+
+    /// Takes the next request that comes by itself; true while those at the start of a closed loop go on. One is known ahead,
+    /// so that a plan of any length needs no memory.
+    fn pull(&mut self) -> Result<bool, ReplayError> {
+        let Some(request) = self.plan.next_arrival()? else { return Ok(false) };
+        let closed_loop = request.client.is_some();
+        self.schedule(request);
+        Ok(closed_loop)
+    }
+
+    fn schedule(&mut self, request: PlannedRequest) {
+        self.planned += 1;
+        self.push(request.intended.max(self.now), Event::Send(Box::new(request)));
+    }
+
+    fn send(&mut self, request: PlannedRequest) -> Result<(), ReplayError> {
+        self.planned -= 1;
+        let first_of_its_own = request.client.is_none() && request.is_first_turn();
+        let flight = Some(Flight::new(request, self.now));
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.flights.push(None);
+                self.flights.len() - 1
+            }
+        };
+        self.flights[slot] = flight;
+        self.open += 1;
+        self.push(self.now + self.client_delay, Event::AtGateway(slot));
+        if first_of_its_own {
+            self.pull()?;
+        }
+        Ok(())
+    }
+
+    /// The request is received, parsed and scheduled.
+    fn at_gateway(&mut self, slot: usize) {
+        let now = self.now;
+        let started = self.tracer.begin(None);
+        let trail = self.tracer.open::<GatewayFact>(&started, now);
+        let api = self.api;
+        trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
+        self.tokens.clear();
+        let mut tokens = std::mem::take(&mut self.tokens);
+        let flight = self.flights[slot].as_mut().expect("an event names an open request");
+        flight.plan.tokens(&mut tokens);
+        flight.body_bytes = cost::body_bytes(tokens.len());
+        flight.content = output_content(&tokens, None);
+        let limit = self.scenario.gateway.prefix.max_prefix_tokens;
+        let info = RequestInfo {
+            key: GatewayKey(slot as u64),
+            id: flight.id.clone(),
+            model: Arc::clone(&self.model),
+            streaming: flight.plan.streaming,
+            size_bytes: flight.body_bytes,
+            priority: flight.plan.priority,
+            objective: flight.plan.objective.clone(),
+            fairness_id: None,
+            session: flight.plan.session.map(|(s, _)| SessionKey(s.0)),
+            prompt_tokens_estimate: flight.plan.prompt_tokens,
+            prefix: prefix_hashes_of_tokens(&self.model, None, &tokens, limit),
+            trail: trail.clone(),
+        };
+        let cache = self.machines[0].engine.config().cache.clone();
+        flight.prompt = Some(prepare_prompt(&cache, &tokens, &ExtraKeys::default()));
+        flight.started = Some(started);
+        flight.trail = trail;
+        self.tokens = tokens;
+        let mut watch = CostWatch(now);
+        watch.lap(Stage::Parse { bytes: flight.body_bytes });
+        let parsed = watch.0;
+        self.gateway.handle(parsed, GatewayInput::Request(Box::new(info)), &mut watch, &mut self.decisions);
+        self.decide(slot, watch.0);
+    }
+
+    /// Does what the gateway decided about the request in `slot` at `at`.
+    fn decide(&mut self, slot: usize, at: Time) {
+        let decision = self.decisions.pop().expect("the gateway answers every request at once");
+        match decision {
+            GatewayOutput::Dispatch { endpoint, attempt, .. } => {
+                let config = &self.gateway.endpoints()[endpoint.index()].config;
+                let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
+                let flight = self.flight(slot);
+                flight.endpoint = Some((endpoint, Arc::clone(&name)));
+                flight.attempts = attempt + 1;
+                flight.trail.note(at, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
+                self.push(at + self.engine_delay, Event::AtEngine(slot));
+            }
+            GatewayOutput::Reject { rejection, .. } => {
+                let status = rejection.status();
+                let flight = self.flight(slot);
+                flight.trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
+                std::mem::take(&mut flight.trail).finish(at);
+                self.push(at + self.client_delay, Event::Done { slot, status: Some(status) });
+            }
+        }
+    }
+
+    /// The engine's front end has the request.
+    fn at_engine(&mut self, slot: usize) {
+        let now = self.now;
+        let model = Arc::clone(&self.model);
+        let chat = self.scenario.workload.api == Api::Chat;
+        let (engine, context) = self.route(slot);
+        let tracer = &self.machines[engine].tracer;
+        let started = tracer.begin(Some(context));
+        let trail = tracer.open::<EngineFact>(&started, now);
+        let flight = self.flight(slot);
+        flight.body_read = now;
+        let id = &flight.id;
+        trail.note(now, || {
+            let request = format!("{}-{id}", if chat { "chatcmpl" } else { "cmpl" });
+            let operation = if chat { Operation::Chat } else { Operation::TextCompletion };
+            EngineFact::Received { model, request: shared::ids::RequestId::sanitise(&request), operation }
+        });
+        let (limit, priority) = (flight.plan.output_tokens, flight.plan.priority);
+        trail.note(now, || EngineFact::Asked {
+            max_tokens: Some(limit),
+            temperature: None,
+            top_p: None,
+            n: None,
+            priority: (priority != 0).then_some(priority),
+        });
+        let ready = now + cost::process_inputs(flight.plan.prompt_tokens);
+        let prompt_tokens = flight.plan.prompt_tokens;
+        trail.note(ready, || EngineFact::InputsProcessed { started: now, prompt_tokens, truncated: false });
+        flight.engine_trail = trail;
+        self.push(ready, Event::InputsReady(slot));
+    }
+
+    /// The engine of a dispatched request and the context it receives.
+    fn route(&mut self, slot: usize) -> (usize, TraceContext) {
+        let flight = self.flight(slot);
+        let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
+        let engine = endpoint.index();
+        let own = &flight.started.as_ref().expect("the request began").context;
+        (engine, own.child(proxy_span_id(own.span_id, flight.attempts - 1)))
+    }
+
+    /// The prompt is tokens: the engine's core gets the request, and the stream's head goes out.
+    fn inputs_ready(&mut self, slot: usize) {
+        let now = self.now;
+        let flight = self.flight(slot);
+        let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
+        let engine = endpoint.index();
+        let request = NewRequest {
+            key: EngineKey(slot as u64),
+            prompt: flight.prompt.take().expect("the prompt is prepared"),
+            params: SamplingParams {
+                max_tokens: flight.plan.output_tokens,
+                ignore_eos: true,
+                ..SamplingParams::default()
+            },
+            priority: flight.plan.priority,
+            arrival: flight.body_read,
+            content: flight.content,
+            lora: None,
+            trail: flight.engine_trail.clone(),
+        };
+        if flight.plan.streaming {
+            let head = now + self.engine_delay;
+            self.flight(slot).head(head);
+        }
+        self.machines[engine].engine.handle(now, EngineInput::Add(Box::new(request)));
+        self.wake(engine);
+    }
+
+    /// Puts the engine's next wake-up into the queue, if it moved.
+    fn wake(&mut self, engine: usize) {
+        let machine = &mut self.machines[engine];
+        let next = machine.engine.next_wakeup();
+        if next == machine.scheduled {
+            return;
+        }
+        machine.scheduled = next;
+        machine.generation += 1;
+        let generation = machine.generation;
+        if let Some(at) = next {
+            self.push(at.max(self.now), Event::Step { engine, generation });
+        }
+    }
+
+    fn step(&mut self, engine: usize, generation: u64) {
+        if self.machines[engine].generation != generation {
+            return;
+        }
+        let mut outputs = std::mem::take(&mut self.outputs);
+        let machine = &mut self.machines[engine];
+        machine.scheduled = None;
+        machine.engine.advance(self.now, &mut outputs);
+        for output in outputs.drain(..) {
+            self.output(output);
+        }
+        self.outputs = outputs;
+        self.wake(engine);
+    }
+
+    fn output(&mut self, output: EngineOutput) {
+        let slot = output.key().0 as usize;
+        let to_gateway = self.engine_delay;
+        let to_client = to_gateway + self.client_delay;
+        match output {
+            EngineOutput::Tokens { at, new_tokens, .. } => self.flight(slot).streamed(at, to_gateway, to_client, new_tokens),
+            EngineOutput::Finished { at, reason, stats, .. } => {
+                let flight = self.flight(slot);
+                flight.cached_tokens = stats.cached_tokens;
+                flight.answered(at, to_gateway, to_client);
+                self.push(at + to_gateway, Event::Answered { slot, reason });
+            }
+            EngineOutput::Rejected { at, reason, .. } => {
+                let status = match reason {
+                    RejectReason::QueueFull { .. } => 503,
+                    RejectReason::TooLong { .. } | RejectReason::EmptyPrompt => 400,
+                };
+                let flight = self.flight(slot);
+                let error_type = if status == 503 { "503" } else { "400" };
+                flight.engine_trail.note(at, || EngineFact::Failed { error_type, http_status: status });
+                std::mem::take(&mut flight.engine_trail).finish(at);
+                self.push(at + to_gateway, Event::Refused { slot, status });
+            }
+        }
+    }
+
+    /// The end of the answer is at the gateway.
+    fn answered(&mut self, slot: usize, reason: FinishReason) {
+        let now = self.now;
+        let model = Arc::clone(&self.model);
+        let flight = self.flight(slot);
+        flight.gateway_end(now, reason, model);
+        self.leave(slot);
+        self.push(now + self.client_delay, Event::Done { slot, status: None });
+    }
+
+    /// A refusal of the engine is at the gateway.
+    fn refused(&mut self, slot: usize, status: u16) {
+        let now = self.now;
+        self.flight(slot).gateway_refusal(now, status);
+        self.leave(slot);
+        self.push(now + self.client_delay, Event::Done { slot, status: Some(status) });
+    }
+
+    /// The gateway's core forgets the request.
+    fn leave(&mut self, slot: usize) {
+        let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
+        let input = GatewayInput::Finished { key: GatewayKey(slot as u64), endpoint };
+        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+    }
+
+    /// The client has the end of its answer.
+    fn done(&mut self, slot: usize, status: Option<u16>, observer: &mut dyn Observer) {
+        let flight = self.flights[slot].take().expect("an event names an open request");
+        self.free.push(slot);
+        self.open -= 1;
+        observer.request(&flight.row(self.now, status), &flight.gaps);
+        let answer = status.is_none().then_some(Answer { content: flight.content, tokens: flight.output_tokens });
+        if let Some(next) = self.plan.finished(&flight.plan, self.now, answer) {
+            self.schedule(next);
+        }
+    }
+
+    fn scrape(&mut self, engine: usize) {
+        // Asked now; the engine answers one delay later, the gateway knows after another.
+        let metrics = self.metrics(engine, self.now + self.engine_delay);
+        self.push(self.now + self.engine_delay * 2, Event::Scraped(engine, metrics));
+        self.push(self.now + self.scrape_every, Event::Scrape(engine));
+    }
+
+    fn metrics(&self, engine: usize, at: Time) -> EndpointMetrics {
+        let s = self.machines[engine].engine.snapshot();
+        EndpointMetrics {
+            waiting: s.waiting,
+            running: s.running,
+            kv_usage: s.kv_usage,
+            block_size: s.block_size,
+            num_gpu_blocks: s.num_gpu_blocks,
+            at,
+        }
+    }
+
+    fn scraped(&mut self, engine: usize, metrics: EndpointMetrics) {
+        let endpoint = EndpointId(engine as u32);
+        let input = GatewayInput::Metrics { endpoint, metrics: Ok(metrics) };
+        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+    }
+
+    /// Requests that are open when the run is stopped are accounted for as such.
+    fn report_open(&mut self, observer: &mut dyn Observer) {
+        for flight in self.flights.iter_mut().filter_map(Option::take) {
+            observer.request(&flight.unfinished(), &flight.gaps);
+        }
+    }
+
+    fn figures(&self) -> EngineFigures {
+        let engines = self.machines.iter().map(|m| &m.engine);
+        EngineFigures {
+            preemptions: engines.clone().map(|e| e.metrics().num_preemptions).sum(),
+            steps: engines.map(|e| e.metrics().iteration_tokens_total.count()).sum(),
+            ..EngineFigures::default()
+        }
+    }
+
+    fn flight(&mut self, slot: usize) -> &mut Flight {
+        self.flights[slot].as_mut().expect("an event names an open request")
+    }
+}
+
+/// The route a request goes to.
+pub(crate) fn path_of(api: Api) -> &'static str {
+    match api {
+        Api::Chat => "/v1/chat/completions",
+        Api::Completions => "/v1/completions",
+    }
+}
+
+/// The gateway's word for what an engine does.
+pub(crate) fn role(role: crate::scenario::Role) -> gateway::core::pool::Role {
+    match role {
+        crate::scenario::Role::Both => gateway::core::pool::Role::Both,
+        crate::scenario::Role::Prefill => gateway::core::pool::Role::Prefill,
+        crate::scenario::Role::Decode => gateway::core::pool::Role::Decode,
+    }
+}

@@ -1,0 +1,432 @@
+//! The registry of spans, events and attributes: a reader of the Weaver YAML under `registry/`.
+//!
+//! Understood: `groups:` of type `attribute_group`, `span` and `event` (semantic-convention schema, version 1), attributes by
+//! `id` or `ref`, `extends`, enum members, and our annotations `level` and `parent`. What tools beside ours need is ignored.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use saphyr::{LoadableYamlNode, Yaml};
+
+use crate::trace::span::{Kind, Value};
+
+/// Every span, event and attribute the project may emit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Registry {
+    /// Spans by name.
+    pub spans: BTreeMap<String, SpanDef>,
+    /// Events by name.
+    pub events: BTreeMap<String, EventDef>,
+    /// Attributes by key.
+    pub attributes: BTreeMap<String, AttributeDef>,
+}
+
+/// A registered span.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanDef {
+    /// What it stands for.
+    pub brief: String,
+    /// Kinds it may have; more than one only where the catalogue says so.
+    pub kinds: Vec<Kind>,
+    /// The detail level from which it is emitted.
+    pub level: u8,
+    /// Names of spans it may hang on; empty if that is left open.
+    pub parents: Vec<String>,
+    /// Attributes by key, and whether each is required.
+    pub attributes: BTreeMap<String, bool>,
+    /// Events by name.
+    pub events: BTreeSet<String>,
+}
+
+/// A registered event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventDef {
+    /// What it stands for.
+    pub brief: String,
+    /// Attributes by key, and whether each is required.
+    pub attributes: BTreeMap<String, bool>,
+}
+
+/// A registered attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributeDef {
+    /// What it says, with its unit.
+    pub brief: String,
+    /// Its type.
+    pub kind: AttributeType,
+}
+
+/// The type of an attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttributeType {
+    /// `string`
+    String,
+    /// `int`
+    Int,
+    /// `double`
+    Double,
+    /// `boolean`
+    Bool,
+    /// `string[]`
+    StringList,
+    /// `double[]`
+    DoubleList,
+    /// A closed list of texts.
+    Enum(Vec<String>),
+}
+
+impl AttributeType {
+    /// Whether `value` has this type.
+    pub fn accepts(&self, value: &Value) -> bool {
+        match (self, value) {
+            (AttributeType::String, Value::Str(_) | Value::Shared(_))
+            | (AttributeType::Int, Value::Int(_))
+            | (AttributeType::Double, Value::F64(_))
+            | (AttributeType::Bool, Value::Bool(_))
+            | (AttributeType::StringList, Value::StrList(_))
+            | (AttributeType::DoubleList, Value::F64List(_)) => true,
+            // An empty list has no element to tell its type by.
+            (AttributeType::DoubleList, Value::StrList(list)) => list.is_empty(),
+            (AttributeType::Enum(members), value) => {
+                value.as_str().is_some_and(|text| members.iter().any(|m| m == text))
+            }
+            (
+                AttributeType::String
+                | AttributeType::Int
+                | AttributeType::Double
+                | AttributeType::Bool
+                | AttributeType::StringList
+                | AttributeType::DoubleList,
+                _,
+            ) => false,
+        }
+    }
+}
+
+/// A registry that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {place}: {problem}")]
+pub struct RegistryError {
+    /// The file.
+    pub file: String,
+    /// The group, attribute or line.
+    pub place: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl Registry {
+    /// The registry of this program: every span, attribute and event it emits.
+    ///
+    /// # Panics
+    /// Never in a tested build: the files are part of it.
+    pub fn builtin() -> &'static Registry {
+        static BUILTIN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| {
+            let files = [
+                ("registry/upstream.yaml", include_str!("../../../registry/upstream.yaml")),
+                ("registry/gateway.yaml", include_str!("../../../registry/gateway.yaml")),
+                ("registry/vllm.yaml", include_str!("../../../registry/vllm.yaml")),
+            ];
+            Registry::parse(&files).unwrap_or_else(|error| panic!("the registry is broken: {error}"))
+        });
+        &BUILTIN
+    }
+
+    /// Reads `files` (name and text) as one registry; references may cross files.
+    ///
+    /// # Errors
+    /// On YAML that does not parse, unknown types and kinds, and references to attributes or events that no file defines.
+    pub fn parse(files: &[(&str, &str)]) -> Result<Registry, RegistryError> {
+        let mut groups = Vec::new();
+        for (file, text) in files {
+            let fail = |problem: String| RegistryError { file: (*file).to_owned(), place: "YAML".to_owned(), problem };
+            let documents = Yaml::load_from_str(text).map_err(|e| fail(e.to_string()))?;
+            for document in &documents {
+                let list = document.as_mapping_get("groups").and_then(Yaml::as_vec);
+                for group in list.ok_or_else(|| fail("found no `groups:`".to_owned()))? {
+                    groups.push(Group::read(file, group)?);
+                }
+            }
+        }
+        build(&groups)
+    }
+}
+
+/// A group as it stands in a file, before references are followed.
+#[derive(Debug)]
+struct Group {
+    file: String,
+    id: String,
+    kind: GroupKind,
+    name: String,
+    brief: String,
+    extends: Option<String>,
+    /// Attributes defined here.
+    defined: Vec<(String, AttributeDef)>,
+    /// Keys of attributes defined or referred to here, and whether each is required.
+    used: Vec<(String, bool)>,
+}
+
+#[derive(Debug)]
+enum GroupKind {
+    Attributes,
+    Event,
+    Span {
+        kinds: Vec<Kind>,
+        level: u8,
+        parents: Vec<String>,
+        events: Vec<String>,
+    },
+    /// Metrics and whatever else this reader has no use for.
+    Other,
+}
+
+impl Group {
+    fn read(file: &str, yaml: &Yaml<'_>) -> Result<Group, RegistryError> {
+        let id = text(yaml, "id").unwrap_or_default();
+        let fail = |problem: &str| RegistryError {
+            file: file.to_owned(),
+            place: format!("group `{id}`"),
+            problem: problem.to_owned(),
+        };
+        if id.is_empty() {
+            return Err(fail("`id` is missing"));
+        }
+        let kind = match text(yaml, "type").as_deref() {
+            Some("attribute_group") | None => GroupKind::Attributes,
+            Some("event") => GroupKind::Event,
+            Some("span") => span_kind(yaml).map_err(|p| fail(&p))?,
+            Some(_) => GroupKind::Other,
+        };
+        let mut group = Group {
+            file: file.to_owned(),
+            name: text(yaml, "name").unwrap_or_else(|| bare_name(&id)),
+            brief: text(yaml, "brief").unwrap_or_default(),
+            extends: text(yaml, "extends"),
+            kind,
+            id: id.clone(),
+            defined: Vec::new(),
+            used: Vec::new(),
+        };
+        for attribute in yaml.as_mapping_get("attributes").and_then(Yaml::as_vec).into_iter().flatten() {
+            let required = text(attribute, "requirement_level").as_deref() == Some("required");
+            match (text(attribute, "id"), text(attribute, "ref")) {
+                (Some(key), None) => {
+                    let kind = attribute_type(attribute).map_err(|p| fail(&format!("attribute `{key}`: {p}")))?;
+                    let brief = text(attribute, "brief").unwrap_or_default();
+                    group.defined.push((key.clone(), AttributeDef { brief, kind }));
+                    group.used.push((key, required));
+                }
+                (None, Some(key)) => group.used.push((key, required)),
+                (Some(_), Some(_)) | (None, None) => return Err(fail("an attribute needs either `id` or `ref`")),
+            }
+        }
+        Ok(group)
+    }
+
+    fn error(&self, problem: String) -> RegistryError {
+        RegistryError { file: self.file.clone(), place: format!("group `{}`", self.id), problem }
+    }
+}
+
+fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
+    let mut registry = Registry::default();
+    for group in groups {
+        for (key, def) in &group.defined {
+            if registry.attributes.insert(key.clone(), def.clone()).is_some() {
+                return Err(group.error(format!("attribute `{key}` is defined twice")));
+            }
+        }
+    }
+    for group in groups {
+        let attributes = used(group, groups, 0)?;
+        if let Some(key) = attributes.keys().find(|k| !registry.attributes.contains_key(*k)) {
+            return Err(group.error(format!("attribute `{key}` is defined nowhere")));
+        }
+        let brief = group.brief.clone();
+        let twice = match &group.kind {
+            GroupKind::Attributes | GroupKind::Other => false,
+            GroupKind::Event => registry.events.insert(group.name.clone(), EventDef { brief, attributes }).is_some(),
+            GroupKind::Span { kinds, level, parents, events } => {
+                let (kinds, parents) = (kinds.clone(), parents.clone());
+                let events = events.iter().cloned().collect();
+                let def = SpanDef { brief, kinds, level: *level, parents, attributes, events };
+                registry.spans.insert(group.name.clone(), def).is_some()
+            }
+        };
+        if twice {
+            return Err(group.error(format!("`{}` is defined twice", group.name)));
+        }
+    }
+    for group in groups {
+        let GroupKind::Span { events, parents, .. } = &group.kind else { continue };
+        if let Some(event) = events.iter().find(|e| !registry.events.contains_key(*e)) {
+            return Err(group.error(format!("event `{event}` is defined nowhere")));
+        }
+        // Parents may belong to another service's registry, so they are not looked up.
+        if parents.iter().any(String::is_empty) {
+            return Err(group.error("a parent without a name".to_owned()));
+        }
+    }
+    Ok(registry)
+}
+
+/// The attributes of a group and of those it extends; its own entry wins.
+fn used(group: &Group, groups: &[Group], depth: u8) -> Result<BTreeMap<String, bool>, RegistryError> {
+    let mut all = BTreeMap::new();
+    if let Some(base) = &group.extends {
+        let base = groups.iter().find(|g| &g.id == base);
+        let base = base.filter(|_| depth < 8).ok_or_else(|| group.error("`extends` leads nowhere".to_owned()))?;
+        all = used(base, groups, depth + 1)?;
+    }
+    all.extend(group.used.iter().cloned());
+    Ok(all)
+}
+
+fn span_kind(yaml: &Yaml<'_>) -> Result<GroupKind, String> {
+    let kind = text(yaml, "span_kind").ok_or("`span_kind` is missing")?;
+    let annotations = yaml.as_mapping_get("annotations");
+    let mut kinds = vec![kind_of(&kind)?];
+    // Weaver knows one kind per span; a span that is emitted with another kind elsewhere says so here.
+    for other in annotations.map(|a| texts(a, "other_kinds")).unwrap_or_default() {
+        kinds.push(kind_of(&other)?);
+    }
+    let level = annotations.and_then(|a| a.as_mapping_get("level")).and_then(Yaml::as_integer).unwrap_or(1);
+    let level = u8::try_from(level).ok().filter(|l| (1..=3).contains(l)).ok_or("`level` must be 1, 2 or 3")?;
+    let parents = annotations.map(|a| texts(a, "parent")).unwrap_or_default();
+    Ok(GroupKind::Span { kinds, level, parents, events: texts(yaml, "events") })
+}
+
+fn kind_of(name: &str) -> Result<Kind, String> {
+    match name {
+        "internal" => Ok(Kind::Internal),
+        "server" => Ok(Kind::Server),
+        "client" => Ok(Kind::Client),
+        other => Err(format!("`span_kind` is `{other}`: internal, server or client is allowed")),
+    }
+}
+
+fn attribute_type(yaml: &Yaml<'_>) -> Result<AttributeType, String> {
+    let kind = yaml.as_mapping_get("type").ok_or("`type` is missing")?;
+    if let Some(members) = kind.as_mapping_get("members").and_then(Yaml::as_vec) {
+        let values: Option<Vec<String>> = members.iter().map(|m| text(m, "value")).collect();
+        return values.map(AttributeType::Enum).ok_or_else(|| "an enum member has no text `value`".to_owned());
+    }
+    match kind.as_str() {
+        Some("string") => Ok(AttributeType::String),
+        Some("int") => Ok(AttributeType::Int),
+        Some("double") => Ok(AttributeType::Double),
+        Some("boolean") => Ok(AttributeType::Bool),
+        Some("string[]") => Ok(AttributeType::StringList),
+        Some("double[]") => Ok(AttributeType::DoubleList),
+        other => Err(format!("unknown type `{}`", other.unwrap_or("?"))),
+    }
+}
+
+/// Group ids carry their type in front (`span.vllm.engine.request`), names do not.
+fn bare_name(id: &str) -> String {
+    let bare = id.strip_prefix("span.").or_else(|| id.strip_prefix("event."));
+    bare.unwrap_or(id).to_owned()
+}
+
+fn text(yaml: &Yaml<'_>, key: &str) -> Option<String> {
+    yaml.as_mapping_get(key).and_then(Yaml::as_str).map(|t| t.trim().to_owned())
+}
+
+/// A list of texts, or one text.
+fn texts(yaml: &Yaml<'_>, key: &str) -> Vec<String> {
+    let Some(node) = yaml.as_mapping_get(key) else { return Vec::new() };
+    match node.as_vec() {
+        Some(list) => list.iter().filter_map(Yaml::as_str).map(str::to_owned).collect(),
+        None => node.as_str().map(str::to_owned).into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMON: &str = "
+groups:
+  - id: registry.common
+    type: attribute_group
+    brief: Shared
+    attributes:
+      - {id: error.type, type: string, brief: Class of the failure, stability: stable}
+      - id: vllm.phase
+        type:
+          members:
+            - {id: prefill, value: prefill}
+            - {id: decode, value: decode}
+        brief: Phase of a batch
+";
+    const SPANS: &str = "
+groups:
+  - id: span.base
+    type: attribute_group
+    attributes:
+      - ref: error.type
+        requirement_level: {conditionally_required: on failure}
+  - id: event.vllm.first_token
+    type: event
+    name: vllm.first_token
+    brief: First token
+    attributes:
+      - {id: vllm.index, type: int, brief: Index}
+  - id: span.vllm.execute
+    type: span
+    name: vllm.execute
+    extends: span.base
+    span_kind: internal
+    brief: Runs the model
+    attributes:
+      - {ref: vllm.phase, requirement_level: required}
+    events: [vllm.first_token]
+    annotations: {level: 2, parent: [vllm.engine.request]}
+";
+
+    #[test]
+    fn spans_events_and_attributes_are_read_across_files() {
+        let registry = Registry::parse(&[("spans.yaml", SPANS), ("common.yaml", COMMON)]).unwrap();
+        let span = &registry.spans["vllm.execute"];
+        assert_eq!((span.kinds.as_slice(), span.level), (&[Kind::Internal][..], 2));
+        assert_eq!(span.parents, ["vllm.engine.request"]);
+        assert_eq!(
+            span.attributes.clone().into_iter().collect::<Vec<_>>(),
+            [("error.type".to_owned(), false), ("vllm.phase".to_owned(), true)]
+        );
+        assert_eq!(registry.events["vllm.first_token"].attributes, [("vllm.index".to_owned(), false)].into());
+        let phase = &registry.attributes["vllm.phase"].kind;
+        assert!(phase.accepts(&Value::from("decode")) && !phase.accepts(&Value::from("idle")));
+    }
+
+    #[test]
+    fn faults_name_file_and_group() {
+        let check = |text: &str, expect: &str| {
+            let error = Registry::parse(&[("r.yaml", text)]).unwrap_err().to_string();
+            assert_eq!(error, expect);
+        };
+        check("a: 1", "r.yaml: YAML: found no `groups:`");
+        check("groups:\n  - {type: span}", "r.yaml: group ``: `id` is missing");
+        check("groups:\n  - {id: s, type: span}", "r.yaml: group `s`: `span_kind` is missing");
+        check(
+            "groups:\n  - {id: s, type: span, span_kind: producer}",
+            "r.yaml: group `s`: `span_kind` is `producer`: internal, server or client is allowed",
+        );
+        check(
+            "groups:\n  - {id: s, type: span, span_kind: client, annotations: {level: 4}}",
+            "r.yaml: group `s`: `level` must be 1, 2 or 3",
+        );
+        check(
+            "groups:\n  - {id: s, type: span, span_kind: client, attributes: [{ref: x}]}",
+            "r.yaml: group `s`: attribute `x` is defined nowhere",
+        );
+        check(
+            "groups:\n  - {id: s, type: span, span_kind: client, events: [e]}",
+            "r.yaml: group `s`: event `e` is defined nowhere",
+        );
+        check(
+            "groups:\n  - {id: a, type: attribute_group, attributes: [{id: k, type: float}]}",
+            "r.yaml: group `a`: attribute `k`: unknown type `float`",
+        );
+    }
+}
