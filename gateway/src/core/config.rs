@@ -35,6 +35,8 @@ pub struct GatewayConfig {
     /// Priorities of the objectives that requests name in `x-llm-d-inference-objective`; negative means sheddable. An unknown
     /// objective has priority 0 (InferenceObjective of the Gateway API inference extension).
     pub objectives: BTreeMap<String, i32>,
+    /// Whether spans name users and sessions as callers do (`user.id`, `session.id`).
+    pub identity_in_spans: bool,
 }
 
 /// The pool of engines.

@@ -1,0 +1,17 @@
+//! The gateway on sockets: moves data, waits, drains. It decides nothing; that is [`crate::core`]'s part.
+
+mod api;
+mod backend;
+mod metrics;
+mod observe;
+mod proxy;
+mod reply;
+mod request;
+mod runtime;
+mod scrape;
+
+#[cfg(test)]
+mod tests;
+
+pub use backend::{Backend, BadBackend};
+pub use runtime::{ServeError, Server, Stats};

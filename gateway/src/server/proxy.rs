@@ -1,0 +1,441 @@
+//! One request from its head to the last byte of its response: read, decide, send, pass on.
+//!
+//! Bytes are passed on as they come and never encoded again. Whatever way a request ends, it ends in [`Exchange::end`] once.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
+use http_body_util::Full;
+use hyper::body::{Frame, Incoming, SizeHint};
+use shared::ids::RequestId;
+use shared::time::Time;
+use shared::trace::{Started, Trail};
+use tokio::time::Sleep;
+
+use crate::core::gateway::Input;
+use crate::core::pool::EndpointId;
+use crate::core::request::{Output, Rejection, RequestInfo, RequestKey};
+use crate::server::api::method_name;
+use crate::server::observe::{Learnt, Observer};
+use crate::server::reply::{REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
+use crate::server::request::{self, Caller, Parsed, Route};
+use crate::server::runtime::Shared;
+use crate::spans::{Failure, GatewayFact, proxy_span_id};
+
+/// Answers one request.
+pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut exchange = Exchange::begin(shared, route, &parts);
+    let mut model = Arc::from("");
+    let answer = match exchange.read(&parts.headers, body, &mut model).await {
+        Ok((info, bytes)) => exchange.forward(&parts, bytes, info).await,
+        Err(refusal) => Err(refusal),
+    };
+    match answer {
+        Ok(upstream) => exchange.respond(upstream),
+        Err(refusal) => exchange.refuse(refusal, &model),
+    }
+}
+
+/// A request being served. Dropped before its end, it counts as given up by its caller.
+struct Exchange {
+    shared: Arc<Shared>,
+    route: Route,
+    received: Time,
+    key: RequestKey,
+    id: RequestId,
+    /// The id as it came, or a new one: what engine and caller see.
+    id_header: HeaderValue,
+    /// The place in the trace; `None` if telemetry is off.
+    started: Option<Started>,
+    trail: Trail<GatewayFact>,
+    /// The endpoint that has the request, as the core knows.
+    at: Option<EndpointId>,
+    /// The attempt that is under way.
+    attempt: Option<u32>,
+    /// The status sent to the caller.
+    status: Option<u16>,
+    learnt: Learnt,
+    bytes: u64,
+    over: bool,
+}
+
+impl Exchange {
+    /// A request whose head was read.
+    fn begin(shared: Arc<Shared>, route: Route, parts: &http::request::Parts) -> Exchange {
+        let received = shared.clock.now();
+        let started = (!shared.tracer.disabled()).then(|| shared.tracer.begin(shared.tracer.extract(&parts.headers)));
+        let trail = started.as_ref().map_or(Trail::off(), |s| shared.tracer.open(s, received));
+        trail.note(received, || GatewayFact::Received {
+            method: method_name(&parts.method),
+            path: parts.uri.path().into(),
+            route: Some(route.template()),
+        });
+        shared.metrics.begun();
+        let key = shared.next_key();
+        let given =
+            parts.headers.get(&REQUEST_ID).and_then(|v| Some((RequestId::sanitise(v.to_str().ok()?), v.clone())));
+        let (id, id_header) = given.unwrap_or_else(|| {
+            let id = shared.new_request_id(key);
+            let header = HeaderValue::from_str(id.as_str()).expect("hexadecimal digits are a header value");
+            (id, header)
+        });
+        Exchange {
+            shared,
+            route,
+            received,
+            key: RequestKey(key),
+            id,
+            id_header,
+            started,
+            trail,
+            at: None,
+            attempt: None,
+            status: None,
+            learnt: Learnt::default(),
+            bytes: 0,
+            over: false,
+        }
+    }
+
+    /// Reads and parses the body.
+    async fn read(
+        &mut self,
+        headers: &HeaderMap,
+        body: Body,
+        model: &mut Arc<str>,
+    ) -> Result<(Box<RequestInfo>, Bytes), Refusal> {
+        if self.shared.is_draining() {
+            return Err(Refusal::Rejected(Rejection::ShuttingDown));
+        }
+        let config = &self.shared.config;
+        let bytes = request::body(body, headers, config.limits.max_body_bytes).await?;
+        let parsed = request::parse(self.route, &bytes, config.prefix.max_prefix_tokens)?;
+        *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
+        let info = self.info(parsed, Caller::of(headers), model, bytes.len());
+        Ok((info, bytes))
+    }
+
+    fn info(&self, parsed: Parsed, caller: Caller, model: &Arc<str>, size: usize) -> Box<RequestInfo> {
+        if self.shared.config.identity_in_spans && caller.session_id.is_some() {
+            let session = caller.session_id.clone();
+            self.trail.note(self.received, || GatewayFact::Identity { user: None, session });
+        }
+        Box::new(RequestInfo {
+            key: self.key,
+            id: self.id.clone(),
+            model: Arc::clone(model),
+            streaming: parsed.streaming,
+            size_bytes: u32::try_from(size).unwrap_or(u32::MAX),
+            priority: 0,
+            session: caller.session(),
+            objective: caller.objective,
+            fairness_id: caller.fairness_id,
+            prompt_tokens_estimate: parsed.prompt_tokens,
+            prefix: parsed.prefix,
+            trail: self.trail.clone(),
+        })
+    }
+
+    /// Sends the request where the core says, until an endpoint answers.
+    async fn forward(
+        &mut self,
+        parts: &http::request::Parts,
+        body: Bytes,
+        info: Box<RequestInfo>,
+    ) -> Result<http::Response<Incoming>, Refusal> {
+        let headers = self.headers(&parts.headers);
+        let deadline = self.shared.clock.instant(self.received + self.shared.config.timeouts.total.get());
+        let mut input = Input::Request(info);
+        let mut last = None;
+        loop {
+            let (endpoint, attempt) = self.ask(input, last)?;
+            self.attempt_started(endpoint, attempt);
+            let request = self.outgoing(parts, headers.clone(), body.clone(), endpoint, attempt)?;
+            let head =
+                tokio::time::timeout(self.shared.config.timeouts.response_head.get().to_std(), self.send(request));
+            let failure = match tokio::time::timeout_at(deadline.into(), head).await {
+                Ok(Ok(Ok(response))) => return Ok(response),
+                Ok(Ok(Err(failure))) => failure,
+                Ok(Err(_)) | Err(_) => return Err(Refusal::TimedOut),
+            };
+            self.attempt_ended(Some(failure));
+            last = Some(failure);
+            input = Input::AttemptFailed { key: self.key, endpoint };
+        }
+    }
+
+    /// Where the request goes next; `last` is what went wrong before.
+    fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<(EndpointId, u32), Refusal> {
+        let output = self.shared.ask(self.shared.clock.now(), input, self.trail.is_on());
+        match output {
+            Output::Dispatch { endpoint, attempt, .. } => {
+                self.at = Some(endpoint);
+                if attempt > 0 {
+                    self.shared.metrics.retries.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok((endpoint, attempt))
+            }
+            Output::Reject { rejection, .. } => {
+                self.at = None;
+                if last.is_none() {
+                    self.shared.metrics.rejected.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(if last == Some(Failure::Timeout) { Refusal::TimedOut } else { Refusal::Rejected(rejection) })
+            }
+        }
+    }
+
+    async fn send(&self, request: http::Request<Full<Bytes>>) -> Result<http::Response<Incoming>, Failure> {
+        self.shared.client.request(request).await.map_err(|e| failure_of(&e))
+    }
+
+    /// The headers of every attempt.
+    fn headers(&self, inbound: &HeaderMap) -> HeaderMap {
+        let mut headers = end_to_end(inbound);
+        headers.remove(header::HOST);
+        headers.remove(header::CONTENT_LENGTH);
+        headers.remove(header::EXPECT);
+        headers.insert(REQUEST_ID, self.id_header.clone());
+        headers
+    }
+
+    fn outgoing(
+        &self,
+        parts: &http::request::Parts,
+        mut headers: HeaderMap,
+        body: Bytes,
+        endpoint: EndpointId,
+        attempt: u32,
+    ) -> Result<http::Request<Full<Bytes>>, Refusal> {
+        if let Some(started) = &self.started {
+            let span = proxy_span_id(started.context.span_id, attempt);
+            self.shared.tracer.inject(&started.context.child(span), &mut headers);
+        }
+        let root = PathAndQuery::from_static("/");
+        let path = parts.uri.path_and_query().unwrap_or(&root);
+        let mut request = http::Request::new(Full::new(body));
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = self.shared.backends[endpoint.index()].uri(path).ok_or(Refusal::NoRoute)?;
+        *request.headers_mut() = headers;
+        Ok(request)
+    }
+
+    fn attempt_started(&mut self, endpoint: EndpointId, attempt: u32) {
+        self.attempt = Some(attempt);
+        if self.trail.is_on() {
+            let config = &self.shared.backends[endpoint.index()].config;
+            let (name, address, port) = (config.name.clone(), config.address.clone(), config.port);
+            let now = self.shared.clock.now();
+            self.trail.note(now, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
+        }
+    }
+
+    fn attempt_ended(&mut self, failure: Option<Failure>) {
+        if let Some(attempt) = self.attempt.take()
+            && self.trail.is_on()
+        {
+            self.trail.note(self.shared.clock.now(), || GatewayFact::AttemptEnded { attempt, failure });
+        }
+    }
+
+    /// Passes an engine's response on.
+    fn respond(mut self, upstream: http::Response<Incoming>) -> Response {
+        let (parts, body) = upstream.into_parts();
+        let status = parts.status.as_u16();
+        self.status = Some(status);
+        let now = self.shared.clock.now();
+        self.trail.note(now, || GatewayFact::ResponseHead { status });
+        if let Some(endpoint) = self.at {
+            self.shared.tell(now, Input::ResponseStarted { key: self.key, endpoint });
+        }
+        let mut headers = end_to_end(&parts.headers);
+        self.decorate(&mut headers);
+        let observer = Observer::of(&headers, self.trail.is_on());
+        let total = self.received + self.shared.config.timeouts.total.get();
+        let deadline = Box::pin(tokio::time::sleep_until(self.shared.clock.instant(total).into()));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = headers;
+        *response.body_mut() = Body::new(Relay::new(body, self, observer, deadline));
+        response
+    }
+
+    /// Answers with an error of the gateway's own.
+    fn refuse(mut self, refusal: Refusal, model: &str) -> Response {
+        let mut response = refusal.response(model);
+        self.decorate(response.headers_mut());
+        self.status = Some(refusal.status());
+        self.end(refusal.failure());
+        response
+    }
+
+    /// Adds what every response carries.
+    fn decorate(&self, headers: &mut HeaderMap) {
+        headers.insert(REQUEST_ID, self.id_header.clone());
+        if let Some(started) = &self.started {
+            headers.insert(TRACERESPONSE, started.context.traceparent());
+        }
+        if let Some(endpoint) = self.at
+            && let Ok(name) = HeaderValue::from_str(&self.shared.backends[endpoint.index()].config.name)
+        {
+            headers.insert(SERVED_BY, name);
+        }
+    }
+
+    /// Ends the request, once.
+    fn end(&mut self, failure: Option<Failure>) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        self.attempt_ended(failure);
+        let now = self.shared.clock.now();
+        if let Some(endpoint) = self.at.take() {
+            self.shared.tell(now, Input::Finished { key: self.key, endpoint });
+        }
+        self.note_end(now, failure);
+        std::mem::take(&mut self.trail).finish(now);
+        self.shared.metrics.ended(self.route, self.status, now.since(self.received));
+    }
+
+    fn note_end(&mut self, now: Time, failure: Option<Failure>) {
+        if !self.trail.is_on() {
+            return;
+        }
+        let (chunks, bytes, complete) = (self.learnt.chunks, self.bytes, failure.is_none());
+        self.trail.note(now, || GatewayFact::Streamed { chunks, bytes, complete });
+        if let Some(usage) = self.learnt.usage {
+            let (input, output) = (usage.prompt_tokens, usage.completion_tokens);
+            self.trail.note(now, || GatewayFact::Usage { input, output });
+        }
+        if let Some(reason) = self.learnt.finish_reason {
+            self.trail.note(now, || GatewayFact::FinishReason(reason));
+        }
+        if let Some(model) = self.learnt.model.take() {
+            self.trail.note(now, || GatewayFact::ResponseModel(model.into()));
+        }
+        let status = self.status;
+        self.trail.note(now, || GatewayFact::Ended { status, failure });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.over {
+            self.shared.metrics.disconnected.fetch_add(1, Ordering::Relaxed);
+            self.trail.note(self.shared.clock.now(), || GatewayFact::ClientDisconnected);
+            self.end(Some(Failure::Cancelled));
+        }
+    }
+}
+
+/// What a failed send means.
+fn failure_of(error: &hyper_util::client::legacy::Error) -> Failure {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = source {
+        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
+            return Failure::Timeout;
+        }
+        source = e.source();
+    }
+    if error.is_connect() { Failure::Connect } else { Failure::Reset }
+}
+
+/// The body of a response on its way through. Dropped early, it closes the connection to the engine, which aborts.
+struct Relay {
+    upstream: Incoming,
+    exchange: Exchange,
+    observer: Observer,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// The total time of a request is over.
+#[derive(Debug, thiserror::Error)]
+#[error("the request took too long")]
+struct TookTooLong;
+
+impl Relay {
+    fn new(upstream: Incoming, exchange: Exchange, observer: Observer, deadline: Pin<Box<Sleep>>) -> Relay {
+        let mut relay = Relay { upstream, exchange, observer, deadline };
+        relay.end_if_over();
+        relay
+    }
+
+    fn pass(&mut self, data: &Bytes) {
+        let exchange = &mut self.exchange;
+        exchange.bytes += data.len() as u64;
+        let before = exchange.learnt.first_token;
+        self.observer.data(data, &mut exchange.learnt);
+        if !before && exchange.learnt.first_token {
+            let now = exchange.shared.clock.now();
+            exchange.trail.note(now, || GatewayFact::FirstToken);
+            exchange.shared.metrics.first_token(now.since(exchange.received));
+        }
+    }
+
+    /// The server asks for no more after the last byte of a body of known length, so its end is noticed here.
+    fn end_if_over(&mut self) {
+        if hyper::body::Body::is_end_stream(&self.upstream) {
+            self.complete();
+        }
+    }
+
+    fn complete(&mut self) {
+        if !self.exchange.over {
+            self.observer.end(&mut self.exchange.learnt);
+            self.exchange.end(None);
+        }
+    }
+
+    fn broken(&mut self, failure: Failure) {
+        self.exchange.shared.metrics.broken.fetch_add(1, Ordering::Relaxed);
+        self.exchange.end(Some(failure));
+    }
+}
+
+impl hyper::body::Body for Relay {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.upstream).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    this.pass(data);
+                }
+                this.end_if_over();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.broken(Failure::Reset);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                this.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending if this.deadline.as_mut().poll(cx).is_ready() => {
+                this.broken(Failure::Timeout);
+                Poll::Ready(Some(Err(TookTooLong.into())))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.upstream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.upstream.size_hint()
+    }
+}

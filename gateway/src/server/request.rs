@@ -1,0 +1,198 @@
+//! Reading a request: its body within limits, and what the core has to know of it. The content stays in the body.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
+use shared::ids::RequestId;
+use shared::openai::{Content, Prompt, Request};
+use shared::tokens::TokenId;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::core::prefix_index::PrefixHasher;
+use crate::core::request::SessionKey;
+use crate::server::reply::Refusal;
+
+/// What a path stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// Anything else below `/v1`.
+    Other,
+}
+
+impl Route {
+    /// The route as spans and metrics name it.
+    pub(crate) const fn template(self) -> &'static str {
+        match self {
+            Route::Chat => "/v1/chat/completions",
+            Route::Completions => "/v1/completions",
+            Route::Other => "/v1/{*path}",
+        }
+    }
+}
+
+/// What a body says.
+#[derive(Debug, Default)]
+pub(crate) struct Parsed {
+    pub(crate) model: Option<Arc<str>>,
+    pub(crate) streaming: bool,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) prefix: Vec<u64>,
+}
+
+/// What headers say.
+#[derive(Debug, Default)]
+pub(crate) struct Caller {
+    pub(crate) objective: Option<Arc<str>>,
+    pub(crate) fairness_id: Option<Arc<str>>,
+    pub(crate) session_id: Option<Arc<str>>,
+}
+
+impl Caller {
+    pub(crate) fn of(headers: &HeaderMap) -> Caller {
+        let label = |names: &[&str]| names.iter().find_map(|n| headers.get(*n)?.to_str().ok()).map(clean);
+        Caller {
+            objective: label(&["x-llm-d-inference-objective", "x-gateway-inference-objective"]),
+            fairness_id: label(&["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"]),
+            session_id: label(&["x-session-id"]),
+        }
+    }
+
+    pub(crate) fn session(&self) -> Option<SessionKey> {
+        self.session_id.as_ref().map(|id| SessionKey(xxh3_64(id.as_bytes())))
+    }
+}
+
+/// A header's text as it may appear in a span: bounded and of plain characters.
+fn clean(raw: &str) -> Arc<str> {
+    RequestId::sanitise(raw).as_str().into()
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn body(body: axum::body::Body, headers: &HeaderMap, limit: u32) -> Result<Bytes, Refusal> {
+    let limit = limit as usize;
+    let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|n| n > limit as u64) {
+        return Err(Refusal::TooLarge { limit });
+    }
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => Err(Refusal::TooLarge { limit }),
+        Err(_) => Err(Refusal::BrokenBody),
+    }
+}
+
+/// Reads the body of an inference request and hashes its prompt.
+pub(crate) fn parse(route: Route, body: &[u8], max_prefix_tokens: u32) -> Result<Parsed, Refusal> {
+    let request: Request<'_> = match route {
+        Route::Other => return Ok(model_only(body)),
+        Route::Chat | Route::Completions => {
+            serde_json::from_slice(body).map_err(|e| Refusal::BadJson { line: e.line(), column: e.column() })?
+        }
+    };
+    let missing = match route {
+        Route::Chat => request.messages.is_none().then_some("messages"),
+        Route::Completions => request.prompt.is_none().then_some("prompt"),
+        Route::Other => None,
+    };
+    if let Some(field) = missing {
+        return Err(Refusal::Missing { field });
+    }
+    let model = request.model.as_deref().unwrap_or_default();
+    let mut hasher = PrefixHasher::new(model, request.cache_salt.as_deref(), max_prefix_tokens);
+    hash_prompt(&request, &mut hasher);
+    Ok(Parsed {
+        model: request.model.as_deref().map(Arc::from),
+        streaming: request.stream == Some(true),
+        prompt_tokens: u32::try_from(hasher.token_count()).unwrap_or(u32::MAX),
+        prefix: hasher.finish(),
+    })
+}
+
+/// The same bytes in the same order as [`Request::prompt_tokens`], without making tokens of them.
+fn hash_prompt(request: &Request<'_>, hasher: &mut PrefixHasher) {
+    for message in request.messages.iter().flatten() {
+        match &message.content {
+            None => {}
+            Some(Content::Text(text)) => hasher.text(text.as_bytes()),
+            Some(Content::Parts(parts)) => {
+                parts.iter().filter_map(|p| p.text.as_deref()).for_each(|text| hasher.text(text.as_bytes()));
+            }
+        }
+    }
+    if request.messages.is_some() {
+        return;
+    }
+    match &request.prompt {
+        None => {}
+        Some(Prompt::Text(text)) => hasher.text(text.as_bytes()),
+        Some(Prompt::Tokens(ids)) => hasher.tokens(ids.iter().copied().map(TokenId)),
+        Some(Prompt::Texts(texts)) => texts.first().into_iter().for_each(|text| hasher.text(text.as_bytes())),
+        Some(Prompt::TokenLists(lists)) => {
+            hasher.tokens(lists.first().into_iter().flatten().copied().map(TokenId));
+        }
+    }
+}
+
+/// Other paths are passed on whatever their body is; one with a model goes where the model is.
+fn model_only(body: &[u8]) -> Parsed {
+    #[derive(Default, Deserialize)]
+    struct Model {
+        model: Option<String>,
+    }
+    let model = serde_json::from_slice::<Model>(body).unwrap_or_default().model;
+    Parsed { model: model.map(Arc::from), ..Parsed::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::prefix_index::prefix_hashes_of_tokens;
+
+    #[test]
+    fn the_prompt_hashes_like_its_tokens() {
+        let long = "word ".repeat(120);
+        let check = |route, body: String| {
+            let parsed = parse(route, body.as_bytes(), u32::MAX).unwrap();
+            let request: Request<'_> = serde_json::from_str(&body).unwrap();
+            let mut tokens = Vec::new();
+            request.prompt_tokens(&mut tokens).unwrap();
+            assert!(parsed.prefix.len() >= 2, "{body}");
+            assert_eq!(parsed.prompt_tokens as usize, tokens.len());
+            assert_eq!(parsed.prefix, prefix_hashes_of_tokens("m", None, &tokens, u32::MAX));
+        };
+        let content = format!(r#"[{{"type":"text","text":"{long}"}},{{"type":"image_url"}}]"#);
+        check(
+            Route::Chat,
+            format!(
+                r#"{{"model":"m","messages":[{{"role":"system","content":"{long}"}},{{"role":"user","content":{content}}}]}}"#
+            ),
+        );
+        check(Route::Completions, format!(r#"{{"model":"m","prompt":"{long}"}}"#));
+        check(Route::Completions, format!(r#"{{"model":"m","prompt":["{long}","x"]}}"#));
+        check(Route::Completions, format!(r#"{{"model":"m","prompt":{:?}}}"#, (0..200).collect::<Vec<u32>>()));
+    }
+
+    #[test]
+    fn other_paths_need_no_json() {
+        assert_eq!(parse(Route::Other, b"not json", 64).unwrap().model, None);
+        assert_eq!(parse(Route::Other, br#"{"model":"m","input":"x"}"#, 64).unwrap().model.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn labels_from_headers_are_plain() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-llm-d-inference-objective", "chat".parse().unwrap());
+        headers.insert("x-gateway-inference-fairness-id", "tell me a secret".parse().unwrap());
+        let caller = Caller::of(&headers);
+        assert_eq!(caller.objective.as_deref(), Some("chat"));
+        assert!(caller.fairness_id.unwrap().starts_with("h-"));
+        assert_eq!(caller.session_id, None);
+    }
+}

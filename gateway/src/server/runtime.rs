@@ -1,0 +1,312 @@
+//! The gateway as a server: binds, serves connections, scrapes endpoints, drains.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use shared::clock::RunClock;
+use shared::ids::RequestId;
+use shared::rng::{Seed, Stream, mix64};
+use shared::time::{Dur, Stopped, Stopwatch, Time};
+use shared::trace::Tracer;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::core::config::{ConfigProblem, GatewayConfig};
+use crate::core::gateway::{Gateway, Input, Output};
+use crate::core::pool::EndpointId;
+use crate::server::backend::Backend;
+use crate::server::metrics::Metrics;
+use crate::server::{api, scrape};
+
+/// The client to the engines. Bodies are sent whole: they were read to be understood.
+pub(crate) type Upstream = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// How long a connection may take to send the head of a request.
+const HEAD_TIMEOUT: Dur = Dur::from_secs(30);
+/// How long to wait when no connection can be accepted, for example without file descriptors.
+const ACCEPT_PAUSE: Dur = Dur::from_millis(10);
+
+/// A gateway that cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration has problems.
+    #[error("the gateway's configuration is not valid: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Config(Vec<ConfigProblem>),
+    /// Two endpoints have one name.
+    #[error("two endpoints are called {0:?}: names must be unique")]
+    DuplicateName(String),
+    /// The address cannot be bound.
+    #[error("cannot listen on {addr}: {source}")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+}
+
+/// What a gateway did since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests received on proxied paths.
+    pub received: u64,
+    /// Of these, requests that are not finished.
+    pub active: u64,
+    /// Answered with 2xx.
+    pub succeeded: u64,
+    /// Answered with 4xx.
+    pub client_errors: u64,
+    /// Answered with 5xx.
+    pub server_errors: u64,
+    /// Refused by admission or scheduling.
+    pub rejected: u64,
+    /// Further attempts after an endpoint could not be reached.
+    pub retries: u64,
+    /// Given up by their callers.
+    pub disconnected: u64,
+    /// Broken off by an engine after their status was sent.
+    pub broken: u64,
+    /// Scrapes of endpoints.
+    pub scrapes: u64,
+    /// Of these, scrapes that failed.
+    pub scrapes_failed: u64,
+}
+
+/// A bound gateway.
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    core: Mutex<Gateway>,
+    pub(crate) config: GatewayConfig,
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) client: Upstream,
+    pub(crate) tracer: Tracer,
+    pub(crate) clock: RunClock,
+    pub(crate) metrics: Metrics,
+    cards: Mutex<Vec<Vec<serde_json::Value>>>,
+    next_key: AtomicU64,
+    id_base: u64,
+    draining: AtomicBool,
+}
+
+impl Server {
+    /// Binds a gateway in front of `endpoints`. Connections wait until [`Server::run`].
+    ///
+    /// # Errors
+    /// If the configuration is not valid or the address cannot be bound.
+    pub async fn bind(
+        addr: SocketAddr,
+        config: GatewayConfig,
+        endpoints: Vec<Backend>,
+        tracer: Tracer,
+        clock: RunClock,
+        seed: Seed,
+    ) -> Result<Server, ServeError> {
+        let problems = config.validate();
+        if !problems.is_empty() {
+            return Err(ServeError::Config(problems));
+        }
+        for (i, e) in endpoints.iter().enumerate() {
+            if endpoints[..i].iter().any(|other| other.config.name == e.config.name) {
+                return Err(ServeError::DuplicateName(e.config.name.to_string()));
+            }
+        }
+        let client = client(&config)?;
+        let bind = |source| ServeError::Bind { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(bind)?;
+        let local_addr = listener.local_addr().map_err(bind)?;
+        let core = Gateway::new(config.clone(), endpoints.iter().map(|e| e.config.clone()).collect(), seed);
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            config,
+            cards: Mutex::new(vec![Vec::new(); endpoints.len()]),
+            backends: endpoints,
+            client,
+            tracer,
+            clock,
+            metrics: Metrics::new(),
+            next_key: AtomicU64::new(0),
+            id_base: Stream::from_os().next_u64(),
+            draining: AtomicBool::new(false),
+        });
+        Ok(Server { listener, local_addr, shared })
+    }
+
+    /// The address it is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What happened so far; the handle stays valid while the server runs.
+    pub fn stats(&self) -> impl Fn() -> Stats + Send + Sync + Clone + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.metrics.stats()
+    }
+
+    /// Serves until `shutdown` is ready, then stops accepting and lets requests finish, for at most the drain timeout.
+    ///
+    /// Every endpoint is scraped once before the first connection is accepted.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Stats {
+        let Server { listener, shared, .. } = self;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut scrapers = JoinSet::new();
+        let (first, mut scraped) = tokio::sync::mpsc::channel(1);
+        for i in 0..shared.backends.len() {
+            scrapers.spawn(scrape::watch(Arc::clone(&shared), EndpointId(i as u32), first.clone()));
+        }
+        drop(first);
+        let stopped = tokio::select! {
+            _ = scraped.recv() => false,
+            () = &mut shutdown => true,
+        };
+        if !stopped {
+            serve(listener, &shared, shutdown).await;
+        }
+        shared.metrics.stats()
+    }
+}
+
+/// Accepts connections until `shutdown`, then drains them.
+async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl Future<Output = ()> + Unpin) {
+    let service = TowerToHyperService::new(api::router(Arc::clone(shared)));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT.to_std());
+    builder.http2().timer(TokioTimer::new());
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    // Without it a token may wait for the acknowledgement of the one before.
+                    let _ = stream.set_nodelay(true);
+                    let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+                    let connection = graceful.watch(connection);
+                    connections.spawn(async move {
+                        // Callers that go away are recorded where their request is.
+                        let _ = connection.await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE.to_std()).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            () = &mut shutdown => break,
+        }
+    }
+    // From here on the operating system refuses connections, so that callers turn elsewhere at once.
+    drop(listener);
+    shared.draining.store(true, Ordering::Relaxed);
+    let bound = shared.config.timeouts.drain.get().to_std();
+    if tokio::time::timeout(bound, graceful.shutdown()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "the drain timeout is over: open requests are cut off");
+    }
+    connections.shutdown().await;
+}
+
+fn client(config: &GatewayConfig) -> Result<Upstream, ServeError> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(config.timeouts.connect.get().to_std()));
+    let provider = rustls::crypto::ring::default_provider();
+    let tls = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(provider)
+        .map_err(|e| ServeError::Tls(e.to_string()))?
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(tcp);
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
+    Ok(builder.build(tls))
+}
+
+impl Shared {
+    fn core(&self) -> MutexGuard<'_, Gateway> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the core what happened where nothing is to be done about it.
+    pub(crate) fn tell(&self, now: Time, input: Input) {
+        let mut out = Vec::new();
+        self.core().handle(now, input, &mut Stopped(now), &mut out);
+        debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}");
+    }
+
+    /// Asks the core what to do with a request; `timed` says whether the stages of its decision are recorded.
+    pub(crate) fn ask(&self, now: Time, input: Input, timed: bool) -> Output {
+        let mut out = Vec::with_capacity(1);
+        let (mut live, mut stopped) = (self.clock.stopwatch(), Stopped(now));
+        let watch: &mut dyn Stopwatch = if timed { &mut live } else { &mut stopped };
+        self.core().handle(now, input, watch, &mut out);
+        out.pop().expect("the core answers a request")
+    }
+
+    /// Whether any endpoint may get requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.is_draining() && self.core().endpoints().iter().any(crate::core::pool::Endpoint::is_available)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The model of requests that name none: the first one that is known.
+    pub(crate) fn default_model(&self) -> Arc<str> {
+        let core = self.core();
+        let first = core.endpoints().iter().find_map(|e| e.config.models.first());
+        first.cloned().unwrap_or_else(|| "".into())
+    }
+
+    /// Remembers an endpoint's model cards.
+    pub(crate) fn cards(&self, id: EndpointId, cards: Vec<serde_json::Value>) {
+        self.cards.lock().unwrap_or_else(PoisonError::into_inner)[id.index()] = cards;
+    }
+
+    /// The model cards of all endpoints, each model once.
+    pub(crate) fn all_cards(&self) -> Vec<serde_json::Value> {
+        let mut all: Vec<serde_json::Value> = Vec::new();
+        for card in self.cards.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
+            if !all.iter().any(|c| c.get("id") == card.get("id")) {
+                all.push(card.clone());
+            }
+        }
+        all
+    }
+
+    /// A number for a request, unique in this process.
+    pub(crate) fn next_key(&self) -> u64 {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An id for a request that came without one.
+    pub(crate) fn new_request_id(&self, key: u64) -> RequestId {
+        RequestId::sanitise(&format!(
+            "{:016x}{:016x}",
+            mix64(self.id_base ^ key),
+            mix64(self.id_base.wrapping_add(key))
+        ))
+    }
+}
