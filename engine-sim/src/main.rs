@@ -17,9 +17,13 @@ use shared::trace::{Resource, Telemetry, TelemetryConfig};
 
 /// A vLLM v1 engine emulator: OpenAI-compatible server, vLLM's scheduler and metrics, latencies of a GPU that is not there.
 #[derive(Debug, Parser)]
-#[command(name = "engine-sim", version, after_help = "Example:
+#[command(
+    name = "engine-sim",
+    version,
+    after_help = "Example:
   engine-sim --profile llama-3.1-8b-h100 --port 8100
-  curl -s http://127.0.0.1:8100/v1/completions -H 'content-type: application/json' -d '{\"prompt\":\"Hello\",\"max_tokens\":8}'")]
+  curl -s http://127.0.0.1:8100/v1/completions -H 'content-type: application/json' -d '{\"prompt\":\"Hello\",\"max_tokens\":8}'"
+)]
 struct Cli {
     /// Latency profile: model, GPU and tensor parallelism.
     #[arg(long, default_value = LatencyProfile::DEFAULT_NAME, value_parser = profile)]
@@ -78,9 +82,7 @@ fn profile(name: &str) -> Result<String, String> {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
     let config = config(&cli);

@@ -20,6 +20,8 @@ use shared::ids::{RequestId, TraceId};
 use shared::openai::Usage;
 use shared::time::{Dur, Time};
 
+use crate::report::Failure;
+
 /// Sends requests to one gateway, engine or other OpenAI-compatible server.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -74,34 +76,6 @@ pub struct Observed {
     pub finish_reason: Option<String>,
 }
 
-/// Why a request has no complete answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    /// The server answered with an error status.
-    Status,
-    /// No connection, or it broke before the head of the response.
-    Connection,
-    /// The answer broke off.
-    Broken,
-    /// The answer was no valid answer.
-    Malformed,
-    /// It took longer than the client waits.
-    Timeout,
-}
-
-impl Failure {
-    /// A short fixed name for reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Failure::Status => "status",
-            Failure::Connection => "connection",
-            Failure::Broken => "broken",
-            Failure::Malformed => "malformed",
-            Failure::Timeout => "timeout",
-        }
-    }
-}
-
 impl Client {
     /// A client on `clock` that gives up on a request after `timeout`.
     pub fn new(clock: RunClock, timeout: Dur) -> Client {
@@ -132,7 +106,7 @@ impl Client {
 
     async fn exchange(&self, request: Outgoing, seen: &mut Observed) -> Result<(), Failure> {
         let streaming = request.streaming;
-        let response = self.pool.request(request.into_http()).await.map_err(|_| Failure::Connection)?;
+        let response = self.pool.request(request.into_http()).await.map_err(|_| Failure::Connect)?;
         seen.status = Some(response.status().as_u16());
         seen.read_headers(response.headers());
         let ok = response.status().is_success();
@@ -140,7 +114,7 @@ impl Client {
         let mut whole = Vec::new();
         let mut events = Events::default();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Failure::Broken)?;
+            let frame = frame.map_err(|_| Failure::Disconnected)?;
             let Some(data) = frame.data_ref() else { continue };
             let now = self.clock.now();
             seen.first_byte.get_or_insert(now);
@@ -151,9 +125,9 @@ impl Client {
             }
         }
         match (ok, streaming) {
-            (false, _) => Err(Failure::Status),
+            (false, _) => Err(Failure::Status(seen.status.unwrap_or_default())),
             (true, true) if events.done => Ok(()),
-            (true, true) => Err(Failure::Broken),
+            (true, true) => Err(Failure::Disconnected),
             (true, false) => seen.whole(&whole, self.clock.now()),
         }
     }
@@ -182,7 +156,7 @@ impl Observed {
     }
 
     fn event(&mut self, event: &[u8], now: Time) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = serde_json::from_slice(event).map_err(|_| Failure::Malformed)?;
+        let chunk: Chunk<'_> = serde_json::from_slice(event).map_err(|_| Failure::Protocol)?;
         if let Some(usage) = chunk.usage {
             self.usage = Some(usage);
         }
@@ -208,11 +182,11 @@ impl Observed {
     }
 
     fn whole(&mut self, body: &[u8], now: Time) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = serde_json::from_slice(body).map_err(|_| Failure::Malformed)?;
+        let chunk: Chunk<'_> = serde_json::from_slice(body).map_err(|_| Failure::Protocol)?;
         self.usage = chunk.usage;
         self.first_token = Some(now);
         self.last_token = Some(now);
-        let choice = chunk.choices.first().ok_or(Failure::Malformed)?;
+        let choice = chunk.choices.first().ok_or(Failure::Protocol)?;
         self.text.push_str(choice.piece());
         self.finish_reason = choice.finish_reason.as_deref().map(str::to_owned);
         Ok(())
@@ -243,7 +217,7 @@ impl Events {
             }
         }
         self.partial.drain(..start);
-        if self.partial.len() > Self::MAX_EVENT { Err(Failure::Malformed) } else { Ok(()) }
+        if self.partial.len() > Self::MAX_EVENT { Err(Failure::Protocol) } else { Ok(()) }
     }
 }
 

@@ -52,7 +52,16 @@ impl Shape {
         let created = app.unix_seconds();
         let head = format!("\"id\":\"{id}\",\"object\":\"{object}\",\"created\":{created},\"model\":{model}");
         let (streaming, options, content) = (accepted.streaming, accepted.options, accepted.content);
-        Shape { api, streaming, options, content, prompt_tokens: accepted.prompt_tokens, details: app.prompt_tokens_details, id: id.clone(), head }
+        Shape {
+            api,
+            streaming,
+            options,
+            content,
+            prompt_tokens: accepted.prompt_tokens,
+            details: app.prompt_tokens_details,
+            id: id.clone(),
+            head,
+        }
     }
 
     fn text(&self, from: u32, to: u32) -> String {
@@ -209,7 +218,9 @@ impl Answer {
         Poll::Ready(match ready!(self.output.poll_recv(cx)) {
             Some(Delivery::Taken) => News::Taken,
             Some(Delivery::Output(Output::Tokens { new_tokens, .. })) => News::Tokens(new_tokens),
-            Some(Delivery::Output(Output::Finished { reason, stats, .. })) => News::Finished(reason, stats.cached_tokens),
+            Some(Delivery::Output(Output::Finished { reason, stats, .. })) => {
+                News::Finished(reason, stats.cached_tokens)
+            }
             Some(Delivery::Output(Output::Rejected { reason, .. })) => News::Rejected(reason),
             None => News::Gone,
         })

@@ -83,12 +83,18 @@ impl IntoResponse for ApiError {
 pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(|State(app): State<Arc<App>>, r: HttpRequest| generate(app, Api::Chat, r)))
-        .route("/v1/completions", post(|State(app): State<Arc<App>>, r: HttpRequest| generate(app, Api::Completions, r)))
+        .route(
+            "/v1/completions",
+            post(|State(app): State<Arc<App>>, r: HttpRequest| generate(app, Api::Completions, r)),
+        )
         .route("/v1/models", get(models))
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/ping", get(|| async { StatusCode::OK }).post(|| async { StatusCode::OK }))
         .route("/version", get(|| async { json(format!("{{\"version\":\"{}\"}}", super::VLLM_VERSION)) }))
-        .route("/load", get(|State(app): State<Arc<App>>| async move { json(format!("{{\"server_load\":{}}}", app.open())) }))
+        .route(
+            "/load",
+            get(|State(app): State<Arc<App>>| async move { json(format!("{{\"server_load\":{}}}", app.open())) }),
+        )
         .route("/metrics", get(metrics))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "NotFoundError", "Not Found", None) })
         .with_state(app)
@@ -136,7 +142,10 @@ async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
         Ok(answer) => answer.respond().await,
         Err(error) => {
             let now = app.clock.now();
-            trail.note(now, || EngineFact::Failed { error_type: error.error_type(), http_status: error.status.as_u16() });
+            trail.note(now, || EngineFact::Failed {
+                error_type: error.error_type(),
+                http_status: error.status.as_u16(),
+            });
             trail.finish(now);
             error.into_response()
         }
@@ -192,7 +201,13 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiEr
     }
 }
 
-fn parse(app: &App, api: Api, headers: &HeaderMap, body: &[u8], tokens: &mut Vec<TokenId>) -> Result<Accepted, ApiError> {
+fn parse(
+    app: &App,
+    api: Api,
+    headers: &HeaderMap,
+    body: &[u8],
+    tokens: &mut Vec<TokenId>,
+) -> Result<Accepted, ApiError> {
     let request: Request<'_> = serde_json::from_slice(body).map_err(|error| {
         // serde's message can quote a value, and a value can be a prompt: say where it is wrong, not what stands there.
         let (class, line, column) = (error.classify(), error.line(), error.column());

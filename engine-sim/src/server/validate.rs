@@ -126,9 +126,10 @@ fn check_prompt(api: Api, request: &Request<'_>, tokens: &mut Vec<TokenId>) -> R
     match api {
         Api::Chat if request.messages.is_none() => bad("Field required: messages", "messages"),
         Api::Completions if request.messages.is_some() => bad("messages are for /v1/chat/completions", "messages"),
-        Api::Completions if several(request.prompt.as_ref()) => {
-            bad("This emulator takes one prompt per request: prompt must be one text or one list of token ids.", "prompt")
-        }
+        Api::Completions if several(request.prompt.as_ref()) => bad(
+            "This emulator takes one prompt per request: prompt must be one text or one list of token ids.",
+            "prompt",
+        ),
         Api::Chat | Api::Completions => match request.prompt_tokens(tokens) {
             Some(()) if !tokens.is_empty() => Ok(()),
             Some(()) | None => bad("Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
@@ -148,7 +149,9 @@ fn several(prompt: Option<&Prompt<'_>>) -> bool {
 fn check_length(app: &App, prompt: u32, asked: Option<i64>) -> Result<u32, ApiError> {
     let limit = app.max_model_len;
     if let Some(asked) = asked.filter(|n| *n > i64::from(limit)) {
-        let text = format!("max_tokens={asked} cannot be greater than max_model_len={limit}. Please request fewer output tokens.");
+        let text = format!(
+            "max_tokens={asked} cannot be greater than max_model_len={limit}. Please request fewer output tokens."
+        );
         return Err(ApiError::parameter(&text, "max_tokens", asked));
     }
     if prompt >= limit {

@@ -66,7 +66,13 @@ fn print(args: &InspectArgs, traces: &Traces<'_>, wanted: &[Overview], findings:
 fn overview(traces: &Traces<'_>, findings: &[Finding], set: &TraceSet) {
     let slowest = traces.slowest();
     let failed = slowest.iter().filter(|o| o.failed).count();
-    println!("{} traces  {} spans  {} with an error  {} findings", traces.len(), set.spans.len(), failed, findings.len());
+    println!(
+        "{} traces  {} spans  {} with an error  {} findings",
+        traces.len(),
+        set.spans.len(),
+        failed,
+        findings.len()
+    );
     println!("{:<32}  {:>10}  {:>5}  {:>9}", "trace", "duration", "spans", "instances");
     for o in slowest.iter().take(MOST_LINES) {
         let mark = if o.failed { "  error" } else { "" };

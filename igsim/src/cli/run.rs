@@ -99,20 +99,33 @@ fn split_remote(mut telemetry: Resolved, mode: Mode) -> (Resolved, Vec<String>) 
 
 fn headline(scenario: &Scenario, telemetry: &Resolved) -> String {
     let mode = if scenario.mode == Mode::Live { "live" } else { "virtual" };
-    let engines: Vec<String> = scenario.engines.iter().map(|g| {
-        let what = g.url.as_deref().unwrap_or(&g.profile);
-        format!("{} x {what}", g.count)
-    }).collect();
-    let exporters: Vec<&str> = telemetry.config.exporters.iter().map(|e| match e {
-        ExporterConfig::Otlp(otlp) => otlp.endpoint.as_str(),
-        ExporterConfig::File(_) => "file",
-        ExporterConfig::Console(_) => "console",
-        ExporterConfig::Memory(_) => "memory",
-    }).collect();
+    let engines: Vec<String> = scenario
+        .engines
+        .iter()
+        .map(|g| {
+            let what = g.url.as_deref().unwrap_or(&g.profile);
+            format!("{} x {what}", g.count)
+        })
+        .collect();
+    let exporters: Vec<&str> = telemetry
+        .config
+        .exporters
+        .iter()
+        .map(|e| match e {
+            ExporterConfig::Otlp(otlp) => otlp.endpoint.as_str(),
+            ExporterConfig::File(_) => "file",
+            ExporterConfig::Console(_) => "console",
+            ExporterConfig::Memory(_) => "memory",
+        })
+        .collect();
     let tracing = if telemetry.config.disabled {
         "tracing off".to_owned()
     } else {
-        format!("sampling {} -> {}", telemetry.config.sampler.root_ratio(), if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") })
+        format!(
+            "sampling {} -> {}",
+            telemetry.config.sampler.root_ratio(),
+            if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") }
+        )
     };
     format!(
         "igsim {}  seed {}  scenario {} ({mode})  {}, 1 gateway  {tracing}\n",

@@ -54,6 +54,9 @@ fn is_virtual(args: &SendArgs) -> bool {
 }
 
 pub(super) fn sent(stats: &Stats) -> String {
-    let each = stats.exporters.iter().map(|e| format!("{} accepted and {} dropped by {}", e.exported, e.dropped.total(), e.name));
+    let each = stats
+        .exporters
+        .iter()
+        .map(|e| format!("{} accepted and {} dropped by {}", e.exported, e.dropped.total(), e.name));
     each.collect::<Vec<_>>().join(", ")
 }

@@ -1,1 +1,3 @@
-pub(super) fn up(_: super::UpArgs) -> Result<(), super::Failure> { Err(super::Failure::run("not yet")) }
+pub(super) fn up(_: super::UpArgs) -> Result<(), super::Failure> {
+    Err(super::Failure::run("not yet"))
+}

@@ -13,9 +13,11 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
             ("out", "gen_ai.usage.output_tokens"),
             ("status", "http.response.status_code"),
         ],
-        "gateway.director.handle_request" => {
-            &[("", "gateway.admission.result"), ("->", "gateway.target_endpoint.name"), ("saturation", "gateway.saturation")]
-        }
+        "gateway.director.handle_request" => &[
+            ("", "gateway.admission.result"),
+            ("->", "gateway.target_endpoint.name"),
+            ("saturation", "gateway.saturation"),
+        ],
         "gateway.scheduler.schedule" => &[
             ("from", "gateway.scheduler.candidates.initial"),
             ("left", "gateway.scheduler.candidates.after_filter"),
@@ -36,7 +38,9 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "gateway.scheduler.pick" => &[("", "gateway.scheduler.picker.type"), ("ties", "gateway.scheduler.ties")],
         "gateway.backend.proxy" => &[("", "gateway.backend.endpoint.name"), ("status", "http.response.status_code")],
-        "gateway.response.process" => &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")],
+        "gateway.response.process" => {
+            &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")]
+        }
         "vllm.engine.request" => &[
             ("cached", "vllm.kv_cache.cached_tokens"),
             ("preemptions", "vllm.request.preemptions"),
@@ -44,16 +48,12 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "vllm.engine.queue" => &[("", "vllm.queue.reason"), ("position", "vllm.queue.position")],
         "vllm.processor.process_inputs" => &[("tokens", "vllm.tokenization.prompt_tokens")],
-        "vllm.scheduler.schedule" => &[
-            ("step", "vllm.scheduler.iteration"),
-            ("", "vllm.batch.phase"),
-            ("tokens", "vllm.batch.total_tokens"),
-        ],
-        "vllm.executor.execute_model" => &[
-            ("", "vllm.batch.phase"),
-            ("steps", "vllm.executor.iterations"),
-            ("batch", "vllm.batch.mean_size"),
-        ],
+        "vllm.scheduler.schedule" => {
+            &[("step", "vllm.scheduler.iteration"), ("", "vllm.batch.phase"), ("tokens", "vllm.batch.total_tokens")]
+        }
+        "vllm.executor.execute_model" => {
+            &[("", "vllm.batch.phase"), ("steps", "vllm.executor.iterations"), ("batch", "vllm.batch.mean_size")]
+        }
         _ => &[],
     }
 }

@@ -76,7 +76,8 @@ impl Frame {
 
     /// `|  ###   |`: at least one mark, so that short spans show where they lie.
     fn bar(&self, span: &Span) -> String {
-        let cell = |t: Time| ((t - self.start).as_nanos() as u128 * self.width as u128 / u128::from(self.length)) as usize;
+        let cell =
+            |t: Time| ((t - self.start).as_nanos() as u128 * self.width as u128 / u128::from(self.length)) as usize;
         let from = cell(span.start).min(self.width - 1);
         let to = cell(span.end).clamp(from + 1, self.width);
         format!("|{}{}{}|", " ".repeat(from), "#".repeat(to - from), " ".repeat(self.width - to))
@@ -103,7 +104,10 @@ fn push_rows(
     let list = children.get(&span.span_id).map_or(&[][..], Vec::as_slice);
     for (i, child) in list.iter().enumerate() {
         let last = i + 1 == list.len();
-        let next = (format!("{below}{}", if last { "`- " } else { "|- " }), format!("{below}{}", if last { "   " } else { "|  " }));
+        let next = (
+            format!("{below}{}", if last { "`- " } else { "|- " }),
+            format!("{below}{}", if last { "   " } else { "|  " }),
+        );
         push_rows(child, children, frame, place, (&next.0, &next.1), rows);
     }
 }

@@ -110,6 +110,12 @@ pub struct EngineFigures {
     pub preemptions: u64,
     /// Steps executed.
     pub steps: u64,
+    /// Live only: moments that were planned and reached: ends of steps, tokens handed over.
+    pub planned_moments: u64,
+    /// Live only: how late these were, median, in microseconds.
+    pub late_p50_us: f64,
+    /// Live only: how late these were, 99th percentile, in microseconds.
+    pub late_p99_us: f64,
     /// Live only: share of steps that ended more than 20 ms after their plan, 0 to 1.
     pub late_step_share: f64,
     /// Live only: whether more than 1 % of steps were that late, so that latencies are those of this machine.

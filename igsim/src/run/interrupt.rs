@@ -31,7 +31,8 @@ impl Interrupt {
     fn run(&self) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
         runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
             else {
                 return;
             };
@@ -44,7 +45,9 @@ impl Interrupt {
                     // 128 and the number of SIGINT, as shells have it.
                     std::process::exit(130);
                 }
-                eprintln!("stopping: requests in flight are finished, the report is of what was done; again to stop at once");
+                eprintln!(
+                    "stopping: requests in flight are finished, the report is of what was done; again to stop at once"
+                );
                 self.raise();
             }
         });

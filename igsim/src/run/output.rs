@@ -25,7 +25,9 @@ pub struct Output {
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// It holds something already.
-    #[error("{0}: found a folder that is not empty, expected a new or empty one; --overwrite writes into it all the same")]
+    #[error(
+        "{0}: found a folder that is not empty, expected a new or empty one; --overwrite writes into it all the same"
+    )]
     NotEmpty(PathBuf),
     /// The system says no.
     #[error("{path}: {error}")]

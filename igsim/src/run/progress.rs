@@ -31,7 +31,8 @@ impl Progress {
                 Some(n) => ProgressBar::new(n),
                 None => ProgressBar::no_length(),
             };
-            let template = if total.is_some() { "{bar:30.##-} {pos}/{len} requests  {msg}" } else { "{pos} requests  {msg}" };
+            let template =
+                if total.is_some() { "{bar:30.##-} {pos}/{len} requests  {msg}" } else { "{pos} requests  {msg}" };
             bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
             bar

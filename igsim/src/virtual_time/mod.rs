@@ -6,15 +6,15 @@
 pub mod cost;
 mod flight;
 pub mod queue;
-mod world;
+pub(crate) mod world;
 
 use shared::rng::Seed;
 use shared::time::Time;
 use shared::trace::Telemetry;
 
+use crate::replay::ReplayError;
 use crate::report::{EngineFigures, RequestRow};
 use crate::scenario::Scenario;
-use crate::replay::ReplayError;
 use crate::workload::Plan;
 
 /// What a virtual run tells while it goes on.

@@ -27,9 +27,9 @@ use super::cost::{self, CostWatch};
 use super::flight::Flight;
 use super::queue::Queue;
 use super::{Ended, Observer};
+use crate::replay::ReplayError;
 use crate::report::EngineFigures;
 use crate::scenario::{Api, Scenario};
-use crate::replay::ReplayError;
 use crate::workload::{Answer, Plan, PlannedRequest};
 
 /// What happens. Slots name requests in flight, numbers name engines.
@@ -391,7 +391,9 @@ impl<'a> World<'a> {
         let to_gateway = self.engine_delay;
         let to_client = to_gateway + self.client_delay;
         match output {
-            EngineOutput::Tokens { at, new_tokens, .. } => self.flight(slot).streamed(at, to_gateway, to_client, new_tokens),
+            EngineOutput::Tokens { at, new_tokens, .. } => {
+                self.flight(slot).streamed(at, to_gateway, to_client, new_tokens)
+            }
             EngineOutput::Finished { at, reason, stats, .. } => {
                 let flight = self.flight(slot);
                 flight.cached_tokens = stats.cached_tokens;

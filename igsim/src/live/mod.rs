@@ -1,0 +1,167 @@
+//! Live runs: real servers, real HTTP, real time, in one process.
+//!
+//! [`stack`] starts gateway and engines, [`arrivals`] sends the plan's requests when they are due, [`outgoing`] turns them into
+//! HTTP. Nothing here decides anything.
+
+mod arrivals;
+mod outgoing;
+pub mod stack;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine_sim::server::Served;
+use shared::clock::RunClock;
+use shared::time::{Dur, Time};
+use shared::trace::{Stats, Telemetry, TelemetryConfig};
+use tokio::sync::mpsc;
+
+use crate::client::Observed;
+use crate::report::{EngineFigures, Outcome, RequestRow};
+use crate::run::collect::Collector;
+use crate::run::interrupt::Interrupt;
+use crate::scenario::Scenario;
+use crate::workload::{Answer, Plan, PlannedRequest};
+use arrivals::Arrivals;
+use stack::{Ports, Stack, StackError};
+
+/// How long requests may go on after the user asked for the end.
+const PATIENCE: Dur = Dur::from_secs(30);
+
+/// What a live run leaves behind.
+#[derive(Debug)]
+pub struct Ended {
+    /// What the engines count, and how late they were.
+    pub engines: EngineFigures,
+    /// Whether the plan was not done.
+    pub interrupted: bool,
+    /// Figures and rows.
+    pub collector: Collector,
+    /// What became of records and spans.
+    pub stats: Stats,
+}
+
+/// A request that ended.
+struct Finished {
+    plan: PlannedRequest,
+    answer: Answer,
+    seen: Observed,
+}
+
+/// When engines had read requests and began to answer, by the caller's request id.
+#[derive(Clone, Default)]
+struct ServedLog(Arc<Mutex<HashMap<String, (Time, Time)>>>);
+
+impl ServedLog {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Time, Time)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, served: &Served) {
+        // Behind the prefix of the endpoint stands the id that the client chose.
+        let id = served.id.as_str();
+        let own = id.split_once('-').map_or(id, |(_, rest)| rest);
+        self.lock().insert(own.to_owned(), (served.body_read, served.first_write));
+    }
+
+    /// The engine's own share of the time to first byte.
+    fn take(&self, id: &str) -> Option<Dur> {
+        self.lock().remove(id).map(|(read, written)| written.since(read))
+    }
+}
+
+/// Runs `scenario` with the requests of `plan`.
+///
+/// # Errors
+/// If a server or an exporter cannot be started.
+pub fn run(
+    scenario: &Scenario,
+    plan: Plan,
+    telemetry: TelemetryConfig,
+    mut collector: Collector,
+    interrupt: &Interrupt,
+) -> Result<Ended, StackError> {
+    let clock = RunClock::start();
+    let telemetry = Telemetry::live(telemetry, clock)?;
+    fold_on_panic(&telemetry);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StackError::Runtime)?;
+    let served = ServedLog::default();
+    let log = served.clone();
+    let hook: engine_sim::server::ServedHook = Arc::new(move |s| log.add(s));
+    let (ended, interrupted) = runtime.block_on(async {
+        let stack = Stack::start(scenario, &telemetry, clock, Ports::default(), Some(hook)).await?;
+        eprintln!("{}", stack.addresses());
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let uri = stack.uri(scenario.workload.api);
+        let arrivals = Arrivals::start(scenario, plan, uri, clock, interrupt.clone(), sender)?;
+        collect(receiver, &arrivals, &served, &mut collector, interrupt).await;
+        let interrupted = arrivals.finish().map_err(StackError::Replay)?;
+        Ok::<_, StackError>((stack.stop().await, interrupted))
+    })?;
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    let stats = telemetry.shutdown(clock.now());
+    Ok(Ended { engines: ended, interrupted, collector, stats })
+}
+
+/// Takes in what the clients saw, until all of them are done.
+async fn collect(
+    mut finished: mpsc::UnboundedReceiver<Finished>,
+    arrivals: &Arrivals,
+    served: &ServedLog,
+    collector: &mut Collector,
+    interrupt: &Interrupt,
+) {
+    let patience = async {
+        interrupt.raised().await;
+        tokio::time::sleep(PATIENCE.to_std()).await;
+    };
+    tokio::pin!(patience);
+    loop {
+        let end = tokio::select! {
+            end = finished.recv() => end,
+            () = &mut patience => None,
+        };
+        let Some(end) = end else { return };
+        let own = served.take(&outgoing::request_id(&end.plan));
+        let row = row(&end, own);
+        let answer = (row.outcome == Outcome::Ok).then_some(end.answer);
+        collector.request(&row, &end.seen.gaps);
+        arrivals.finished(end.plan, end.seen.done, answer);
+    }
+}
+
+/// The row of a request; `own` is the engine's share of its time to first byte.
+fn row(end: &Finished, own: Option<Dur>) -> RequestRow {
+    let Finished { plan, seen, .. } = end;
+    let usage = seen.usage.unwrap_or_default();
+    let details = usage.prompt_tokens_details.unwrap_or_default();
+    let first_byte = seen.first_byte.map(|at| at.since(seen.sent));
+    RequestRow {
+        index: plan.index,
+        tenant: plan.tenant,
+        session: plan.session.map(|(s, turn)| (s.0, turn)),
+        intended: plan.intended,
+        sent: seen.sent,
+        first_token: seen.first_token,
+        done: Some(seen.done),
+        prompt_tokens: if usage.prompt_tokens > 0 { usage.prompt_tokens } else { plan.prompt_tokens },
+        output_tokens: usage.completion_tokens,
+        cached_tokens: details.cached_tokens,
+        endpoint: seen.endpoint.clone(),
+        attempts: 1,
+        outcome: seen.failure.map_or(Outcome::Ok, Outcome::Failed),
+        trace_id: seen.trace.map(|(id, _)| id),
+        sampled: seen.trace.is_some_and(|(_, sampled)| sampled),
+        added: first_byte.zip(own).map(|(client, engine)| client - engine),
+    }
+}
+
+/// Open records are folded and sent before a panic ends the process.
+pub fn fold_on_panic(telemetry: &Telemetry) {
+    let fold = telemetry.on_panic();
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        before(info);
+        fold();
+    }));
+}

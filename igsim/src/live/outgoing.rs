@@ -1,0 +1,143 @@
+//! Planned requests as HTTP: bodies of filler text, headers of tenant and session.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use engine_sim::core::filler::output_content;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use shared::ids::RequestId;
+use shared::tokens::{self, TokenId};
+
+use crate::client::Outgoing;
+use crate::scenario::{Api, Scenario};
+use crate::workload::{Answer, PlannedRequest};
+
+/// What bodies and headers need of the scenario.
+#[derive(Clone, Debug)]
+pub(super) struct Writer {
+    api: Api,
+    model: String,
+    tenants: Vec<String>,
+    uri: Uri,
+    tokens: Vec<TokenId>,
+}
+
+/// The id a request is sent with.
+pub(super) fn request_id(plan: &PlannedRequest) -> String {
+    format!("req-{}", plan.index)
+}
+
+impl Writer {
+    pub(super) fn new(scenario: &Scenario, uri: Uri) -> Writer {
+        let model = serde_json::to_string(&scenario.model()).expect("text serialises");
+        let tenants = scenario.workload.tenants.iter().map(|t| t.name.clone()).collect();
+        Writer { api: scenario.workload.api, model, tenants, uri, tokens: Vec::new() }
+    }
+
+    /// The request, and the answer that our engines give to it.
+    pub(super) fn write(&mut self, plan: &PlannedRequest) -> (Outgoing, Answer) {
+        self.tokens.clear();
+        plan.tokens(&mut self.tokens);
+        let answer = Answer { content: output_content(&self.tokens, None), tokens: plan.output_tokens };
+        let outgoing = Outgoing {
+            uri: self.uri.clone(),
+            id: RequestId::sanitise(&request_id(plan)),
+            body: Bytes::from(self.body(plan)),
+            streaming: plan.streaming,
+            headers: self.headers(plan),
+        };
+        (outgoing, answer)
+    }
+
+    /// Filler is letters and spaces: it needs no JSON escapes.
+    fn body(&self, plan: &PlannedRequest) -> String {
+        let mut body = String::with_capacity(self.tokens.len() * tokens::BYTES_PER_TOKEN + 256);
+        let _ = write!(body, "{{\"model\":{},", self.model);
+        match self.api {
+            Api::Completions => {
+                body.push_str("\"prompt\":\"");
+                tokens::push_text(&self.tokens, &mut body);
+                body.push_str("\",");
+            }
+            Api::Chat => self.messages(plan, &mut body),
+        }
+        let _ = write!(body, "\"max_tokens\":{},\"ignore_eos\":true", plan.output_tokens);
+        if plan.priority != 0 {
+            let _ = write!(body, ",\"priority\":{}", plan.priority);
+        }
+        body.push_str(if plan.streaming {
+            ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}"
+        } else {
+            "}"
+        });
+        body
+    }
+
+    /// What comes before the request's own text is the system's message.
+    fn messages(&self, plan: &PlannedRequest, body: &mut String) {
+        let own = plan.prompt.last().map_or(0, |s| s.tokens as usize);
+        let (system, user) = self.tokens.split_at(self.tokens.len() - own);
+        body.push_str("\"messages\":[");
+        if !system.is_empty() {
+            body.push_str("{\"role\":\"system\",\"content\":\"");
+            tokens::push_text(system, body);
+            body.push_str("\"},");
+        }
+        body.push_str("{\"role\":\"user\",\"content\":\"");
+        tokens::push_text(user, body);
+        body.push_str("\"}],");
+    }
+
+    fn headers(&self, plan: &PlannedRequest) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let mut set = |name: &'static str, value: &str| {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        };
+        if let Some(objective) = &plan.objective {
+            set("x-llm-d-inference-objective", objective);
+        }
+        if let Some(tenant) = self.tenants.get(usize::from(plan.tenant)) {
+            set("x-llm-d-inference-fairness-id", tenant);
+        }
+        if let Some((session, _)) = plan.session {
+            set("x-session-id", &format!("session-{}", session.0));
+        }
+        headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::openai::Request;
+    use shared::rng::Seed;
+
+    use super::*;
+    use crate::workload::Plan;
+
+    fn check(api: &str) {
+        let yaml = format!(
+            "name: t\nrequests: 3\nengines: [{{count: 1}}]\nworkload:\n  api: {api}\n  arrivals: {{process: constant, rate: 1}}\n  \
+             system_prompt: {{tokens: 5}}\n  prompt_tokens: 7\n  output_tokens: 4\n"
+        );
+        let scenario = shared::config::load_str::<Scenario>("t", &yaml, &[]).unwrap().config;
+        let mut writer = Writer::new(&scenario, Uri::from_static("http://127.0.0.1/"));
+        let mut plan = Plan::new(&scenario, Seed(1)).unwrap();
+        while let Some(request) = plan.next_arrival().unwrap() {
+            let (outgoing, _) = writer.write(&request);
+            let parsed: Request<'_> = serde_json::from_slice(&outgoing.body).unwrap();
+            let (mut sent, mut planned) = (Vec::new(), Vec::new());
+            parsed.prompt_tokens(&mut sent).unwrap();
+            request.tokens(&mut planned);
+            assert_eq!(sent, planned, "what an engine reads is what was planned");
+            assert_eq!(parsed.output_limit(), Some(4));
+        }
+    }
+
+    #[test]
+    fn engines_read_the_tokens_that_were_planned() {
+        check("chat");
+        check("completions");
+    }
+}

@@ -1,0 +1,275 @@
+//! Gateway and engines of a scenario as servers of this process.
+
+use std::net::SocketAddr;
+
+use engine_sim::core::engine::Engine;
+use engine_sim::core::latency::LatencyProfile;
+use engine_sim::server::pacing::{Lateness, Pacer};
+use engine_sim::server::{self as engine_server, ServedHook, ServerConfig, VLLM_VERSION};
+use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, Stats as GatewayStats};
+use http::Uri;
+use shared::clock::RunClock;
+use shared::rng::Seed;
+use shared::trace::{Resource, Telemetry, TelemetryError};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::replay::ReplayError;
+use crate::report::EngineFigures;
+use crate::scenario::{Api, EngineGroup, Listen, Scenario};
+use crate::virtual_time::world::{path_of, role};
+
+/// Why a live run cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// Telemetry cannot start.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The gateway cannot start.
+    #[error(transparent)]
+    Gateway(#[from] ServeError),
+    /// An engine's URL is none.
+    #[error(transparent)]
+    Backend(#[from] BadBackend),
+    /// An address is not to be had.
+    #[error("cannot listen on {address}: {error}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The system has no thread or runtime to give.
+    #[error("cannot start: {0}")]
+    Runtime(#[from] std::io::Error),
+    /// The recorded trace is broken.
+    #[error(transparent)]
+    Replay(ReplayError),
+}
+
+/// Ports that the command line sets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ports {
+    /// The gateway's; then it is taken or the run fails. Without it a default port that is taken is replaced by a free one.
+    pub gateway: Option<u16>,
+}
+
+/// Everything that serves.
+pub struct Stack {
+    gateway: SocketAddr,
+    engines: Vec<(String, String)>,
+    stop: watch::Sender<Phase>,
+    gateway_task: JoinHandle<GatewayStats>,
+    engine_tasks: Vec<JoinHandle<std::io::Result<()>>>,
+    pacer: Pacer,
+    own_engines: usize,
+}
+
+/// The gateway stops before the engines it is draining into.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    StopGateway,
+    StopEngines,
+}
+
+impl Stack {
+    /// Starts every engine and the gateway in front of them.
+    ///
+    /// # Errors
+    /// If an address cannot be bound or the gateway's configuration does not hold.
+    pub async fn start(
+        scenario: &Scenario,
+        telemetry: &Telemetry,
+        clock: RunClock,
+        ports: Ports,
+        served: Option<ServedHook>,
+    ) -> Result<Stack, StackError> {
+        let pacer = Pacer::start(clock, simulated(scenario))?;
+        let (stop, phase) = watch::channel(Phase::Serving);
+        let mut stack =
+            Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0, port_offset: 0 };
+        let (mut backends, mut engines, mut engine_tasks) = (Vec::new(), Vec::new(), Vec::new());
+        for group in &scenario.engines {
+            for _ in 0..group.count {
+                let name = format!("engine-{}", backends.len());
+                let url = match &group.url {
+                    Some(url) => url.clone(),
+                    None => {
+                        let (address, task) = stack.engine(&name, group, &scenario.listen).await?;
+                        engine_tasks.push(task);
+                        format!("http://{address}")
+                    }
+                };
+                let mut backend = Backend::new(&name, &url)?;
+                backend.config.role = role(group.role);
+                backends.push(backend);
+                engines.push((name, url));
+            }
+        }
+        let own_engines = stack.own;
+        let server = gateway(scenario, telemetry, clock, ports, backends).await?;
+        let gateway = server.local_addr();
+        let gateway_task = tokio::spawn(server.run(reached(phase, Phase::StopGateway)));
+        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, pacer, own_engines })
+    }
+
+    /// The gateway's URL of an endpoint.
+    pub fn uri(&self, api: Api) -> Uri {
+        let text = format!("http://{}{}", self.gateway, path_of(api));
+        text.parse().expect("an address and a path are a URL")
+    }
+
+    /// Base URL of the gateway.
+    pub fn gateway_url(&self) -> String {
+        format!("http://{}", self.gateway)
+    }
+
+    /// One line that says where everything listens.
+    pub fn addresses(&self) -> String {
+        let shown = match self.engines.as_slice() {
+            [(_, only)] => only.clone(),
+            [(_, first), .., (_, last)] => format!("{first} to {last}"),
+            [] => String::new(),
+        };
+        format!("gateway {}  engines {shown}", self.gateway_url())
+    }
+
+    /// Every engine, by name and URL.
+    pub fn engines(&self) -> &[(String, String)] {
+        &self.engines
+    }
+
+    /// Drains the gateway, then stops the engines, and says what they count.
+    pub async fn stop(self) -> EngineFigures {
+        self.stop.send_replace(Phase::StopGateway);
+        if let Err(error) = self.gateway_task.await {
+            tracing::error!(%error, "the gateway ended badly");
+        }
+        self.stop.send_replace(Phase::StopEngines);
+        for task in self.engine_tasks {
+            match task.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "an engine's server ended badly"),
+                Err(error) => tracing::error!(%error, "an engine's server ended badly"),
+            }
+        }
+        figures(&self.pacer, self.own_engines)
+    }
+}
+
+/// The engines that are not somewhere else.
+fn simulated(scenario: &Scenario) -> Vec<Engine> {
+    let mut engines = Vec::new();
+    for group in scenario.engines.iter().filter(|g| g.url.is_none()) {
+        let config = group.engine_config();
+        let profile = LatencyProfile::named(&config.profile).expect("the scenario is valid");
+        engines.extend((0..group.count).map(|_| Engine::new(config.clone(), profile)));
+    }
+    engines
+}
+
+/// What starting an engine needs.
+struct Starting<'a> {
+    telemetry: &'a Telemetry,
+    clock: RunClock,
+    served: Option<ServedHook>,
+    phase: watch::Receiver<Phase>,
+    pacer: &'a Pacer,
+    own: usize,
+    port_offset: u16,
+}
+
+impl Starting<'_> {
+    async fn engine(
+        &mut self,
+        name: &str,
+        group: &EngineGroup,
+        listen: &Listen,
+    ) -> Result<(SocketAddr, JoinHandle<std::io::Result<()>>), StackError> {
+        let config = ServerConfig {
+            engine: group.engine_config(),
+            model: group.model_name().unwrap_or_default().into(),
+            max_body_bytes: 64 << 20,
+            prompt_tokens_details: true,
+            on_served: self.served.clone(),
+        };
+        let mut resource = Resource::new("vllm", name);
+        resource.version = Some(VLLM_VERSION.to_owned());
+        let tracer = self.telemetry.tracer(resource);
+        let engine = self.pacer.engine(self.own);
+        let address = self.address(group, listen);
+        let fallback = listen.engines == Listen::default().engines && group.port.is_none();
+        let bind = |at| engine_server::Server::bind(at, config.clone(), engine.clone(), tracer.clone(), self.clock);
+        let server = match bind(address).await {
+            Err(error) if fallback && error.kind() == std::io::ErrorKind::AddrInUse => {
+                bind(SocketAddr::new(address.ip(), 0)).await
+            }
+            other => other,
+        };
+        let server = server.map_err(|error| StackError::Bind { address, error })?;
+        self.own += 1;
+        let bound = server.local_addr()?;
+        Ok((bound, tokio::spawn(server.run(reached(self.phase.clone(), Phase::StopEngines)))))
+    }
+
+    /// The group's port and those after it, else the scenario's first port and those after it; 0 is any.
+    fn address(&mut self, group: &EngineGroup, listen: &Listen) -> SocketAddr {
+        let mut address = listen.engines;
+        if let Some(port) = group.port {
+            address.set_port(port + self.group_offset(group));
+        } else if address.port() != 0 {
+            address.set_port(address.port() + self.port_offset);
+            self.port_offset += 1;
+        }
+        address
+    }
+
+    fn group_offset(&mut self, group: &EngineGroup) -> u16 {
+        let n = self.port_offset % u16::try_from(group.count).unwrap_or(u16::MAX).max(1);
+        self.port_offset += 1;
+        n
+    }
+}
+
+async fn gateway(
+    scenario: &Scenario,
+    telemetry: &Telemetry,
+    clock: RunClock,
+    ports: Ports,
+    backends: Vec<Backend>,
+) -> Result<GatewayServer, StackError> {
+    let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+    let mut address = scenario.listen.gateway;
+    if let Some(port) = ports.gateway {
+        address.set_port(port);
+    }
+    let seed = Seed(scenario.seed);
+    let bind = |at| GatewayServer::bind(at, scenario.gateway.clone(), backends.clone(), tracer.clone(), clock, seed);
+    let fallback = ports.gateway.is_none() && address == Listen::default().gateway;
+    match bind(address).await {
+        Err(ServeError::Bind { source, .. }) if fallback && source.kind() == std::io::ErrorKind::AddrInUse => {
+            Ok(bind(SocketAddr::new(address.ip(), 0)).await?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Completes once the phase is reached, or nobody is left to say so.
+async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+    let _ = phase.wait_for(|now| *now >= wanted).await;
+}
+
+fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
+    let Lateness { p50, p99, behind_share, events, .. } = pacer.lateness();
+    let count = |pick: &dyn Fn(&Engine) -> u64| (0..own).map(|i| pacer.engine(i).inspect(|e| pick(e))).sum();
+    EngineFigures {
+        preemptions: count(&|e| e.metrics().num_preemptions),
+        steps: count(&|e| e.metrics().iteration_tokens_total.count()),
+        late_p50_us: p50.as_micros_f64(),
+        late_p99_us: p99.as_micros_f64(),
+        late_step_share: behind_share,
+        fell_behind: pacer.lateness().fell_behind(),
+        planned_moments: events,
+    }
+}
