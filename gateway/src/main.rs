@@ -1,5 +1,6 @@
 //! The gateway as a program of its own: in front of any OpenAI-compatible engines.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,17 +77,12 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&options.log).context("--log")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let config = config(&options)?;
     let clock = RunClock::start();
     let (telemetry, resource) = telemetry(&options, clock)?;
     let tracer = telemetry.tracer(resource);
-    let panicked = telemetry.on_panic();
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        usual(info);
-        panicked();
-    }));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let stats = runtime.block_on(async {
