@@ -18,8 +18,8 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let path = traces_file(&args.path);
     let set = otlp_json::read_file(&path).map_err(Failure::input)?;
     let traces = Traces::of(&set);
-    let registry = Registry::builtin();
-    let findings = check(&set, &CheckOptions { registry: Some(registry), ..CheckOptions::default() });
+    let registry = Registry::builtin().map_err(Failure::run)?;
+    let findings = check(&set, &CheckOptions { registry: Some(&registry), ..CheckOptions::default() });
     let wanted = select(args, &traces)?;
     match args.format {
         Format::Json => println!("{:#}", json(&traces, &wanted, &findings)),

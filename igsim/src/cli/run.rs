@@ -112,7 +112,7 @@ fn headline(scenario: &Scenario, telemetry: &Resolved) -> String {
     let tracing = if telemetry.config.disabled {
         "tracing off".to_owned()
     } else {
-        format!("{} -> {}", telemetry.config.sampler, if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") })
+        format!("sampling {} -> {}", telemetry.config.sampler.root_ratio(), if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") })
     };
     format!(
         "igsim {}  seed {}  scenario {} ({mode})  {}, 1 gateway  {tracing}\n",
@@ -191,7 +191,7 @@ fn finish(
             eprintln!("sent to {url}: {}, run id {run_id}", send::sent(&stats));
         }
     }
-    if report.expectations.iter().all(|e| e.holds) { Ok(()) } else { Err(Failure::Expectation) }
+    if report.expectations.iter().all(|e| e.pass) { Ok(()) } else { Err(Failure::Expectation) }
 }
 
 fn tell(report: &Report, looked: Option<&Looked>, output: &Output) {

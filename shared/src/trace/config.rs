@@ -1,7 +1,7 @@
 //! Telemetry configuration: built once from layers, command line over scenario file over environment over defaults.
 //!
 //! A wrong value on the command line or in a file is an error; a wrong environment variable is a warning and the default is
-//! used, as the OpenTelemetry specification asks. The variables themselves are read in [`super::env`].
+//! used, as the OpenTelemetry specification asks. The variables themselves are read in `env.rs`.
 
 use std::fmt;
 use std::path::PathBuf;

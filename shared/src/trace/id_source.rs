@@ -12,7 +12,7 @@ pub(crate) enum IdSource {
     /// A counter mixed with random keys: no lock and no system call per id, and no id twice in a process.
     Live { keys: [u64; 3], next: AtomicU64 },
     /// A named stream of the run's seed.
-    Seeded(Mutex<Stream>),
+    Seeded(Box<Mutex<Stream>>),
 }
 
 impl IdSource {
@@ -24,7 +24,7 @@ impl IdSource {
     /// Ids that repeat with the seed; `run_id` tells two sendings of one run apart.
     pub(crate) fn seeded(seed: Seed, run_id: Option<&str>) -> IdSource {
         let name = run_id.map_or("trace-ids".to_owned(), |id| format!("trace-ids/{id}"));
-        IdSource::Seeded(Mutex::new(seed.stream(&name)))
+        IdSource::Seeded(Box::new(Mutex::new(seed.stream(&name))))
     }
 
     pub(crate) fn trace_id(&self) -> TraceId {

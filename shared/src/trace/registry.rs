@@ -9,6 +9,13 @@ use saphyr::{LoadableYamlNode, Yaml};
 
 use crate::trace::span::{Kind, Value};
 
+/// The registry's files, as they were when this was built.
+pub const FILES: [(&str, &str); 3] = [
+    ("registry/upstream.yaml", include_str!("../../../registry/upstream.yaml")),
+    ("registry/gateway.yaml", include_str!("../../../registry/gateway.yaml")),
+    ("registry/vllm.yaml", include_str!("../../../registry/vllm.yaml")),
+];
+
 /// Every span, event and attribute the project may emit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Registry {
@@ -115,20 +122,12 @@ pub struct RegistryError {
 }
 
 impl Registry {
-    /// The registry of this program: every span, attribute and event it emits.
+    /// The project's own registry, [`FILES`].
     ///
-    /// # Panics
-    /// Never in a tested build: the files are part of it.
-    pub fn builtin() -> &'static Registry {
-        static BUILTIN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| {
-            let files = [
-                ("registry/upstream.yaml", include_str!("../../../registry/upstream.yaml")),
-                ("registry/gateway.yaml", include_str!("../../../registry/gateway.yaml")),
-                ("registry/vllm.yaml", include_str!("../../../registry/vllm.yaml")),
-            ];
-            Registry::parse(&files).unwrap_or_else(|error| panic!("the registry is broken: {error}"))
-        });
-        &BUILTIN
+    /// # Errors
+    /// Like [`Registry::parse`]; a test proves that the files are sound.
+    pub fn builtin() -> Result<Registry, RegistryError> {
+        Registry::parse(&FILES)
     }
 
     /// Reads `files` (name and text) as one registry; references may cross files.
@@ -232,8 +231,10 @@ fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
     let mut registry = Registry::default();
     for group in groups {
         for (key, def) in &group.defined {
-            if registry.attributes.insert(key.clone(), def.clone()).is_some() {
-                return Err(group.error(format!("attribute `{key}` is defined twice")));
+            // Files stand on their own, so a shared attribute may be defined in several; the first brief is kept.
+            let first = registry.attributes.entry(key.clone()).or_insert_with(|| def.clone());
+            if first.kind != def.kind {
+                return Err(group.error(format!("attribute `{key}` is defined with another type elsewhere")));
             }
         }
     }
@@ -258,13 +259,9 @@ fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
         }
     }
     for group in groups {
-        let GroupKind::Span { events, parents, .. } = &group.kind else { continue };
+        let GroupKind::Span { events, .. } = &group.kind else { continue };
         if let Some(event) = events.iter().find(|e| !registry.events.contains_key(*e)) {
             return Err(group.error(format!("event `{event}` is defined nowhere")));
-        }
-        // Parents may belong to another service's registry, so they are not looked up.
-        if parents.iter().any(String::is_empty) {
-            return Err(group.error("a parent without a name".to_owned()));
         }
     }
     Ok(registry)
@@ -385,6 +382,18 @@ groups:
 ";
 
     #[test]
+    fn the_projects_registry_is_sound() {
+        let registry = Registry::builtin().unwrap_or_else(|e| panic!("{e}"));
+        assert!(registry.spans.len() >= 18, "{:?}", registry.spans.keys());
+        let parents = registry.spans.values().flat_map(|s| &s.parents);
+        let unknown: Vec<_> = parents.filter(|p| !registry.spans.contains_key(*p)).collect();
+        assert!(unknown.is_empty(), "parents that no file defines: {unknown:?}");
+        for key in registry.attributes.keys() {
+            assert!(key.contains('.'), "`{key}` has no namespace");
+        }
+    }
+
+    #[test]
     fn spans_events_and_attributes_are_read_across_files() {
         let registry = Registry::parse(&[("spans.yaml", SPANS), ("common.yaml", COMMON)]).unwrap();
         let span = &registry.spans["vllm.execute"];
@@ -423,6 +432,10 @@ groups:
         check(
             "groups:\n  - {id: s, type: span, span_kind: client, events: [e]}",
             "r.yaml: group `s`: event `e` is defined nowhere",
+        );
+        check(
+            "groups:\n  - {id: a, attributes: [{id: k, type: int}]}\n  - {id: b, attributes: [{id: k, type: double}]}",
+            "r.yaml: group `b`: attribute `k` is defined with another type elsewhere",
         );
         check(
             "groups:\n  - {id: a, type: attribute_group, attributes: [{id: k, type: float}]}",

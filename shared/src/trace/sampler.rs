@@ -80,6 +80,15 @@ impl Sampler {
         Sampler { parent_based: true, root: Root::Ratio(ratio) }
     }
 
+    /// Share of the traces that start here which is kept, 0 to 1.
+    pub fn root_ratio(&self) -> f64 {
+        match &self.root {
+            Root::On => 1.0,
+            Root::Off => 0.0,
+            Root::Ratio(ratio) => ratio.probability(),
+        }
+    }
+
     /// Decides about the trace `trace_id`, which is the parent's if there is one.
     pub fn sample(&self, parent: Option<&TraceContext>, trace_id: TraceId) -> Decision {
         let state = parent.and_then(|p| p.tracestate.as_ref());

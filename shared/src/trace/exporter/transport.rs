@@ -43,17 +43,17 @@ pub(crate) struct Transport {
     otlp: OtlpConfig,
     headers: HeaderMap,
     timeout: Duration,
-    kind: Kind,
+    wire: Wire,
 }
 
-enum Kind {
+enum Wire {
     Http,
-    Grpc(Endpoint),
+    Grpc(Box<Endpoint>),
 }
 
 /// What the exporters of all instances share. Made inside the runtime that drives them.
 pub(crate) enum Connection {
-    Http(Hyper),
+    Http(Box<Hyper>),
     Grpc(Channel),
 }
 
@@ -66,29 +66,29 @@ impl Transport {
             value.set_sensitive(true);
             headers.append(name, value);
         }
-        let kind = match otlp.protocol {
-            OtlpProtocol::HttpProtobuf => Kind::Http,
+        let wire = match otlp.protocol {
+            OtlpProtocol::HttpProtobuf => Wire::Http,
             OtlpProtocol::Grpc => {
                 let endpoint = Endpoint::from_shared(otlp.endpoint.clone()).map_err(|e| e.to_string())?;
                 let tls = endpoint.uri().scheme_str() == Some("https");
                 let config = ClientTlsConfig::new().with_webpki_roots();
                 let endpoint = if tls { endpoint.tls_config(config).map_err(|e| e.to_string())? } else { endpoint };
-                Kind::Grpc(endpoint)
+                Wire::Grpc(Box::new(endpoint))
             }
         };
-        Ok(Transport { otlp: otlp.clone(), headers, timeout: timeout.to_std(), kind })
+        Ok(Transport { otlp: otlp.clone(), headers, timeout: timeout.to_std(), wire })
     }
 
     /// Whether the transport tells how many bytes it sends.
     pub(crate) fn counts_bytes(&self) -> bool {
-        matches!(self.kind, Kind::Http)
+        matches!(self.wire, Wire::Http)
     }
 
     /// Prepares the connection, which is opened on first use.
     pub(crate) fn connect(&self) -> Connection {
-        match &self.kind {
-            Kind::Grpc(endpoint) => Connection::Grpc(endpoint.connect_lazy()),
-            Kind::Http => {
+        match &self.wire {
+            Wire::Grpc(endpoint) => Connection::Grpc(endpoint.connect_lazy()),
+            Wire::Http => {
                 let mut tcp = HttpConnector::new();
                 tcp.enforce_http(false);
                 tcp.set_nodelay(true);
@@ -96,7 +96,7 @@ impl Transport {
                     .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider());
                 let tls = roots.unwrap_or_else(|_| unreachable!("ring supports the default TLS versions"));
                 let connector = tls.https_or_http().enable_http1().wrap_connector(tcp);
-                Connection::Http(Client::builder(TokioExecutor::new()).build(connector))
+                Connection::Http(Box::new(Client::builder(TokioExecutor::new()).build(connector)))
             }
         }
     }
@@ -113,7 +113,8 @@ impl Transport {
         let built = match connection {
             Connection::Http(client) => {
                 let (headers, counters) = (self.headers.clone(), Arc::clone(counters));
-                let client = OurClient { client: client.clone(), headers, counters, observed: Arc::clone(&observed) };
+                let client =
+                    OurClient { client: (**client).clone(), headers, counters, observed: Arc::clone(&observed) };
                 let builder = SpanExporter::builder().with_http().with_http_client(client);
                 let builder = builder.with_endpoint(&self.otlp.endpoint).with_protocol(Protocol::HttpBinary);
                 let builder = builder.with_timeout(self.timeout).with_retry_policy(retry);
