@@ -1,2 +1,141 @@
-//! gateway
-fn main() {}
+//! The gateway as a program of its own: in front of any OpenAI-compatible engines.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use gateway::core::config::GatewayConfig;
+use gateway::server::{Backend, Server, Stats};
+use shared::clock::RunClock;
+use shared::rng::Seed;
+use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::{Resource, Telemetry, TelemetryConfig};
+use tracing_subscriber::EnvFilter;
+
+/// An inference gateway in the manner of llm-d: filters, scores and picks an engine for each request, and traces why.
+///
+/// Telemetry is configured by the OTEL_* variables too; options win over them.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Address to listen on.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// An engine: its name and base URL. Repeat for more.
+    #[arg(long = "endpoint", value_name = "NAME=URL", required = true)]
+    endpoints: Vec<Backend>,
+    /// Configuration of the gateway: plugins and weights, time limits, scrape interval.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Changes one field of the configuration, for example metrics.scrape_interval=100ms. Repeat for more.
+    #[arg(long = "set", value_name = "PATH=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+    /// Share of traces to keep, 0 to 1, where the caller has not decided [default: 0.1].
+    #[arg(long, value_name = "RATIO")]
+    sampling: Option<f64>,
+    /// Detail of traces: 1 lifecycle, 2 decisions, 3 fine [default: 2].
+    #[arg(long, value_name = "LEVEL")]
+    detail: Option<u8>,
+    /// Send traces to this collector: port 4317 means gRPC, others HTTP.
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
+    /// Write traces to this file, as OTLP JSON lines.
+    #[arg(long, value_name = "FILE")]
+    trace_file: Option<PathBuf>,
+    /// Turn telemetry off: trace headers pass untouched.
+    #[arg(long)]
+    no_telemetry: bool,
+    /// Name of this instance in traces.
+    #[arg(long, value_name = "NAME", default_value = "gateway-0")]
+    instance: String,
+    /// Seed of the picker's random draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: String,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (path, value) = text.split_once('=').ok_or("expected PATH=VALUE")?;
+    Ok((path.to_owned(), value.to_owned()))
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&options.log).context("--log")?;
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let config = config(&options)?;
+    let clock = RunClock::start();
+    let (telemetry, resource) = telemetry(&options, clock)?;
+    let tracer = telemetry.tracer(resource);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let stats = runtime.block_on(async {
+        let server = Server::bind(options.listen, config, options.endpoints, tracer, clock, Seed(options.seed)).await?;
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), seed = options.seed, addr = %server.local_addr(), "listening");
+        Ok::<Stats, anyhow::Error>(server.run(stop_signal()?).await)
+    })?;
+    // Whatever still runs is recorded as abandoned below.
+    runtime.shutdown_background();
+    let telemetry = telemetry.shutdown(clock.now());
+    tracing::info!(?stats, ?telemetry, "stopped");
+    Ok(())
+}
+
+fn config(options: &Options) -> anyhow::Result<GatewayConfig> {
+    let loaded = match &options.config {
+        Some(path) => shared::config::load::<GatewayConfig>(path, &options.set),
+        None => shared::config::load_str::<GatewayConfig>("defaults", "{}", &options.set),
+    };
+    // These errors come with their own heading.
+    loaded.map(|l| l.config).map_err(|e| anyhow::anyhow!("{}", e.to_string().trim_start_matches("error: ")))
+}
+
+fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
+    let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None });
+    let file = options.trace_file.clone().map(ExporterChoice::File);
+    let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
+    let layer = Layer {
+        disabled: options.no_telemetry.then_some(true),
+        ratio: options.sampling,
+        detail: options.detail,
+        exporters: (!exporters.is_empty()).then_some(exporters),
+        ..Layer::default()
+    };
+    let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;
+    warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    if config.exporters.is_empty() && !config.disabled {
+        tracing::info!("no exporter: traces are continued but kept nowhere (see --otlp and --trace-file)");
+    }
+    let name = config.service_name.clone().unwrap_or_else(|| "inference-gateway".to_owned());
+    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone())))
+}
+
+/// Ready at the first SIGINT or SIGTERM.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: requests in flight may finish");
+    })
+}

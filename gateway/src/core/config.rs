@@ -271,6 +271,14 @@ impl GatewayConfig {
     }
 }
 
+impl shared::config::Validate for GatewayConfig {
+    fn validate(&self, problems: &mut shared::config::Problems) {
+        for p in GatewayConfig::validate(self) {
+            problems.add(&p.path, p.found, p.allowed);
+        }
+    }
+}
+
 /// More attempts than this turn an outage into a storm.
 const MAX_RETRIES: u32 = 8;
 

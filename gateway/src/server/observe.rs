@@ -114,13 +114,15 @@ fn event_line(line: &[u8], facts: bool, learnt: &mut Learnt) {
     }
     learnt.chunks += 1;
     learnt.first_token = true;
-    if facts && (contains(data, b"\"usage\":{") || contains(data, b"\"finish_reason\":\"")) {
+    if facts && (has(data, b"\"usage\":", b'{') || has(data, b"\"finish_reason\":", b'"')) {
         message(data, learnt);
     }
 }
 
-fn contains(text: &[u8], what: &[u8]) -> bool {
-    text.windows(what.len()).any(|w| w == what)
+/// Whether a value that begins with `first` follows `key`: most chunks have nulls there and need not be parsed.
+fn has(text: &[u8], key: &[u8], first: u8) -> bool {
+    let keys = text.windows(key.len()).enumerate().filter(|(_, w)| *w == key);
+    keys.map(|(i, _)| text[i + key.len()..].trim_ascii_start()).any(|value| value.first() == Some(&first))
 }
 
 /// The part of a response or chunk that is no content.
@@ -166,7 +168,7 @@ mod tests {
         ": keep-alive\n\n",
         "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"\"},\"finish_reason\":null}]}\n\n",
         "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"a \\\"usage\\\":{\"}}]}\r\n\r\n",
-        "data: {\"model\":\"m\",\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\n",
+        "data: {\"model\":\"m\",\"choices\":[{\"delta\":{},\"finish_reason\": \"length\"}]}\n\n",
         "data: {\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"total_tokens\":11,\"completion_tokens\":2}}\n\n",
         "data: [DONE]\n\n",
     );

@@ -303,10 +303,7 @@ impl Shared {
 
     /// An id for a request that came without one.
     pub(crate) fn new_request_id(&self, key: u64) -> RequestId {
-        RequestId::sanitise(&format!(
-            "{:016x}{:016x}",
-            mix64(self.id_base ^ key),
-            mix64(self.id_base.wrapping_add(key))
-        ))
+        let high = mix64(self.id_base ^ key);
+        RequestId::sanitise(&format!("{high:016x}{:016x}", mix64(high ^ key.rotate_left(32))))
     }
 }

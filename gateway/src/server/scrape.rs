@@ -23,11 +23,16 @@ const MODELS_INTERVAL: Dur = Dur::from_secs(30);
 pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, first: tokio::sync::mpsc::Sender<()>) {
     let mut first = Some(first);
     let mut models_at: Option<Time> = None;
+    let mut was_reachable = None;
     let mut ticks = tokio::time::interval(shared.config.metrics.scrape_interval.get().to_std());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let reachable = scrape(&shared, id).await;
+        if was_reachable.replace(reachable) != Some(reachable) {
+            let endpoint = &*shared.backends[id.index()].config.name;
+            tracing::info!(endpoint, reachable, "endpoint scraped");
+        }
         let now = shared.clock.now();
         // After an outage it may be another server.
         models_at = models_at.filter(|_| reachable);

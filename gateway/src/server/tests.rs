@@ -1,1 +1,7 @@
+//! The gateway on real sockets, between a client and engines that do exactly what each test says. Nothing here waits for time to
+//! pass except the tests of time limits.
 
+mod failures;
+mod harness;
+mod passing;
+mod tracing;

@@ -181,8 +181,7 @@ impl Scheduler {
             self.scores.fill(0.0);
             plugin.score(view, &self.candidates, &mut self.scores);
             for (score, total) in self.scores.iter_mut().zip(&mut self.totals) {
-                // In this order NaN becomes 0.
-                *score = score.max(0.0).min(1.0);
+                *score = if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) };
                 *total += *score * weight;
             }
             let at = watch.lap(Stage::Score { endpoints: n as u32 });

@@ -1,0 +1,109 @@
+//! What passes through, and when.
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+
+use super::harness::{CHAT, Engine, Running, Tracing, header, json, stream, text};
+use crate::core::config::GatewayConfig;
+
+#[tokio::test]
+async fn every_piece_of_a_stream_passes_before_the_next_is_made() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::start(GatewayConfig::default(), vec![engine.backend("a")]).await;
+    let response = gateway.spawn(gateway.chat());
+    let call = engine.call().await;
+    assert_eq!(call.body, CHAT);
+    let (pieces, reply) = stream();
+    call.reply.send(reply).unwrap();
+    let mut response = response.await.unwrap();
+    assert_eq!(
+        (header(&response, "x-gateway-destination-endpoint-served").as_str(), response.status().as_u16()),
+        ("a", 200)
+    );
+    for i in 0..50 {
+        let piece = Bytes::from(format!("data: {{\"n\":{i}}}\n\n"));
+        pieces.send(piece.clone()).await.unwrap();
+        let frame = response.body_mut().frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), piece, "bytes are passed on as they are");
+    }
+    drop(pieces);
+    assert!(response.body_mut().frame().await.is_none());
+    let (stats, _) = gateway.stop().done().await;
+    assert_eq!((stats.received, stats.succeeded, stats.active, stats.disconnected), (1, 1, 0, 0));
+}
+
+#[tokio::test]
+async fn headers_and_query_travel_and_connection_headers_do_not() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::start(GatewayConfig::default(), vec![engine.backend("a")]).await;
+    let mut request = gateway.post("/v1/completions?debug=1", r#"{"model":"m","prompt":"x"}"#);
+    for (name, value) in [("authorization", "Bearer k"), ("x-request-id", "req-1"), ("x-odd", "1"), ("te", "trailers")]
+    {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let response = gateway.spawn(request);
+    let call = engine.call().await;
+    assert_eq!(call.head.uri, "/v1/completions?debug=1");
+    let sent = |name: &str| call.head.headers.get(name).map(|v| v.to_str().unwrap().to_owned());
+    assert_eq!(sent("authorization").as_deref(), Some("Bearer k"));
+    assert_eq!(
+        (sent("x-request-id").as_deref(), sent("x-odd").as_deref(), sent("te")),
+        (Some("req-1"), Some("1"), None)
+    );
+    assert_eq!(sent("host"), Some(engine.addr.to_string()));
+    call.reply.send(json(418, r#"{"odd":true}"#)).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!((response.status().as_u16(), header(&response, "x-request-id").as_str()), (418, "req-1"));
+    assert_eq!(text(response).await, r#"{"odd":true}"#);
+}
+
+#[tokio::test]
+async fn without_telemetry_trace_headers_pass_untouched() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::with(Tracing::Off, GatewayConfig::default(), vec![engine.backend("a")]).await;
+    let mut request = gateway.chat();
+    for (name, value) in [("traceparent", "not even valid"), ("tracestate", "a=1"), ("baggage", "user=1")] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let response = gateway.spawn(request);
+    let call = engine.call().await;
+    let sent = |name: &str| call.head.headers[name].to_str().unwrap().to_owned();
+    assert_eq!(
+        (sent("traceparent"), sent("tracestate"), sent("baggage")),
+        ("not even valid".into(), "a=1".into(), "user=1".into())
+    );
+    assert!(!sent("x-request-id").is_empty());
+    call.reply.send(json(200, "{}")).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(header(&response, "traceresponse"), "");
+}
+
+#[tokio::test]
+async fn other_paths_are_passed_on() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::start(GatewayConfig::default(), vec![engine.backend("a")]).await;
+    let response = gateway.spawn(gateway.post("/v1/embeddings", r#"{"model":"m","input":"x"}"#));
+    let call = engine.call().await;
+    assert_eq!((call.head.uri.path(), call.head.method.as_str()), ("/v1/embeddings", "POST"));
+    call.reply.send(json(200, "[]")).unwrap();
+    assert_eq!(text(response.await.unwrap()).await, "[]");
+}
+
+#[tokio::test]
+async fn the_gateway_answers_for_itself() {
+    let (first, second) = (Engine::start(0).await, Engine::start(0).await);
+    let backends = vec![first.backend("a"), second.backend("b")];
+    let gateway = Running::start(GatewayConfig::default(), backends).await;
+    assert_eq!(gateway.get("/health").await.0, 200);
+    let (status, models) = gateway.get("/v1/models").await;
+    assert_eq!((status, models.as_str()), (200, r#"{"data":[{"id":"m","object":"model"}],"object":"list"}"#));
+    let (status, metrics) = gateway.get("/metrics").await;
+    assert!(status == 200 && metrics.contains("\nllm_requests_active 0\n"), "{metrics}");
+    assert!((gateway.stats)().scrapes >= 2);
+}
+
+#[tokio::test]
+async fn a_gateway_without_engines_is_not_ready() {
+    let gateway = Running::start(GatewayConfig::default(), Vec::new()).await;
+    assert_eq!(gateway.get("/health").await.0, 503);
+}
