@@ -84,6 +84,8 @@ pub(super) struct World<'a> {
     open: usize,
     model: Arc<str>,
     api: &'static str,
+    /// Names of the tenants.
+    tenants: Vec<Arc<str>>,
     client_delay: Dur,
     engine_delay: Dur,
     scrape_every: Dur,
@@ -116,7 +118,7 @@ impl<'a> World<'a> {
             }
         }
         World {
-            gateway: Gateway::new(scenario.gateway.clone(), endpoints, seed),
+            gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
             tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
             machines,
             plan,
@@ -126,6 +128,7 @@ impl<'a> World<'a> {
             open: 0,
             model: scenario.model().into(),
             api: path_of(scenario.workload.api),
+            tenants: scenario.workload.tenants.iter().map(|t| t.name.as_str().into()).collect(),
             client_delay: scenario.network.client_gateway.get(),
             engine_delay: scenario.network.gateway_engine.get(),
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
@@ -244,9 +247,9 @@ impl<'a> World<'a> {
             model: Arc::clone(&self.model),
             streaming: flight.plan.streaming,
             size_bytes: flight.body_bytes,
-            priority: flight.plan.priority,
+            priority: 0,
             objective: flight.plan.objective.clone(),
-            fairness_id: None,
+            fairness_id: self.tenants.get(usize::from(flight.plan.tenant)).cloned(),
             session: flight.plan.session.map(|(s, _)| SessionKey(s.0)),
             prompt_tokens_estimate: flight.plan.prompt_tokens,
             prefix: prefix_hashes_of_tokens(&self.model, None, &tokens, limit),
@@ -304,7 +307,7 @@ impl<'a> World<'a> {
             let operation = if chat { Operation::Chat } else { Operation::TextCompletion };
             EngineFact::Received { model, request: shared::ids::RequestId::sanitise(&request), operation }
         });
-        let (limit, priority) = (flight.plan.output_tokens, flight.plan.priority);
+        let (limit, priority) = (flight.plan.output_tokens, -flight.plan.priority);
         trail.note(now, || EngineFact::Asked {
             max_tokens: Some(limit),
             temperature: None,
@@ -342,7 +345,7 @@ impl<'a> World<'a> {
                 ignore_eos: true,
                 ..SamplingParams::default()
             },
-            priority: flight.plan.priority,
+            priority: -flight.plan.priority,
             arrival: flight.body_read,
             content: flight.content,
             lora: None,
