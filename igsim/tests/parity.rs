@@ -53,7 +53,11 @@ fn write_tree(set: &TraceSet, spans: &[&Span], span: &Span, depth: usize, out: &
     let exempt = exempt();
     let resource = set.resource(span.instance).expect("a resource");
     let pad = "  ".repeat(depth);
-    let _ = writeln!(out, "{pad}{} {:?} {:?} {} {}", span.name, span.kind, span.status, resource.service_name, resource.instance_id);
+    let _ = writeln!(
+        out,
+        "{pad}{} {:?} {:?} {} {}",
+        span.name, span.kind, span.status, resource.service_name, resource.instance_id
+    );
     let mut attributes: Vec<_> = span.attrs.iter().filter(|(k, _)| !exempt.contains(&**k)).collect();
     attributes.sort_by(|a, b| a.0.cmp(&b.0));
     for (key, value) in attributes {

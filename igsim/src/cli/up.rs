@@ -30,7 +30,12 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     served?;
     println!("{} of {} traces kept, {} spans", stats.traces_sampled, stats.traces_started, stats.spans_created);
     for e in stats.exporters.iter().filter(|e| e.dropped.total() > 0) {
-        eprintln!("warning: {}: {} spans dropped: {}", e.name, e.dropped.total(), e.last_error.as_deref().unwrap_or("?"));
+        eprintln!(
+            "warning: {}: {} spans dropped: {}",
+            e.name,
+            e.dropped.total(),
+            e.last_error.as_deref().unwrap_or("?")
+        );
     }
     Ok(())
 }
