@@ -24,12 +24,20 @@ impl Report {
         self.requests(out)?;
         self.latency(out)?;
         routing(out, &self.routing, self.engines.preemptions)?;
-        if self.pacing.lateness_ms.p99 > 0.0 {
-            let late = &self.pacing.lateness_ms;
-            writeln!(out, "Pacing     sent late by {} ms (p50), {} ms (p99)", digits(late.p50), digits(late.p99))?;
-        }
+        self.pacing(out)?;
         tracing(out, &self.traces)?;
         self.expected(out)
+    }
+
+    /// How late client and engines were against their plans: in real time only.
+    fn pacing(&self, out: &mut String) -> fmt::Result {
+        let (client, engines) = (&self.pacing.lateness_ms, &self.engines);
+        if client.p99 > 0.0 || engines.planned_moments > 0 {
+            let (p50, p99) = (digits(client.p50 * 1e3), digits(client.p99 * 1e3));
+            let (step50, step99) = (digits(engines.late_p50_us), digits(engines.late_p99_us));
+            writeln!(out, "Pacing     late by p50/p99 us: requests {p50}/{p99}, engine steps {step50}/{step99}")?;
+        }
+        Ok(())
     }
 
     fn requests(&self, out: &mut String) -> fmt::Result {
