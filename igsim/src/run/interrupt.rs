@@ -46,7 +46,7 @@ impl Interrupt {
                     std::process::exit(130);
                 }
                 eprintln!(
-                    "stopping: requests in flight are finished, the report is of what was done; again to stop at once"
+                    "stopping: requests in flight are finished first; again to stop at once"
                 );
                 self.raise();
             }
