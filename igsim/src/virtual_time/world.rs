@@ -255,8 +255,6 @@ impl<'a> World<'a> {
             prefix: prefix_hashes_of_tokens(&self.model, None, &tokens, limit),
             trail: trail.clone(),
         };
-        let cache = self.machines[0].engine.config().cache.clone();
-        flight.prompt = Some(prepare_prompt(&cache, &tokens, &ExtraKeys::default()));
         flight.started = Some(started);
         flight.trail = trail;
         self.tokens = tokens;
@@ -265,6 +263,16 @@ impl<'a> World<'a> {
         let parsed = watch.0;
         self.gateway.handle(parsed, GatewayInput::Request(Box::new(info)), &mut watch, &mut self.decisions);
         self.decide(slot, watch.0);
+        self.name_blocks(slot);
+    }
+
+    /// Names the prompt's blocks as the chosen engine does, while its tokens are at hand.
+    fn name_blocks(&mut self, slot: usize) {
+        let flight = self.flights[slot].as_mut().expect("an event names an open request");
+        if let Some((endpoint, _)) = &flight.endpoint {
+            let cache = &self.machines[endpoint.index()].engine.config().cache;
+            flight.prompt = Some(prepare_prompt(cache, &self.tokens, &ExtraKeys::default()));
+        }
     }
 
     /// Does what the gateway decided about the request in `slot` at `at`.
