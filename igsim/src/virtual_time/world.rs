@@ -403,7 +403,7 @@ impl<'a> World<'a> {
         let to_client = to_gateway + self.client_delay;
         match output {
             EngineOutput::Tokens { at, new_tokens, .. } => {
-                self.flight(slot).streamed(at, to_gateway, to_client, new_tokens)
+                self.flight(slot).streamed(at, to_gateway, to_client, new_tokens);
             }
             EngineOutput::Finished { at, reason, stats, .. } => {
                 let flight = self.flight(slot);
