@@ -79,7 +79,7 @@ pub(crate) struct TracingArgs {
     /// Share of traces to record, 0 to 1.
     #[arg(long, value_name = "R", value_parser = ratio)]
     sampling: Option<f64>,
-    /// Send spans to this OTLP endpoint as well: gRPC, or HTTP where the port is 4318 or the path ends in /v1/traces.
+    /// Send spans to this OTLP endpoint as well: gRPC where the port is 4317, HTTP otherwise.
     #[arg(long, value_name = "URL")]
     otlp: Vec<String>,
     /// Detail of the spans: 1 lifecycle, 2 decisions.
