@@ -1,5 +1,6 @@
 //! `igsim inspect`.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use shared::trace::check::{CheckOptions, Finding, check};
@@ -8,6 +9,7 @@ use shared::trace::{TraceSet, otlp_json};
 
 use super::{Failure, Format, InspectArgs};
 use crate::inspect::{Overview, Style, Traces, traces_file};
+use crate::run::output;
 
 /// Traces printed at most by `--errors`.
 const MOST_ERRORS: usize = 20;
@@ -21,10 +23,10 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let registry = Registry::builtin().map_err(Failure::run)?;
     let findings = check(&set, &CheckOptions { registry: Some(&registry), ..CheckOptions::default() });
     let wanted = select(args, &traces)?;
-    match args.format {
-        Format::Json => println!("{:#}", json(&traces, &wanted, &findings)),
-        Format::Text => print(args, &traces, &wanted, &findings, &set),
-    }
+    output::print(&match args.format {
+        Format::Json => format!("{:#}\n", json(&traces, &wanted, &findings)),
+        Format::Text => text(args, &traces, &wanted, &findings, &set),
+    });
     Ok(())
 }
 
@@ -45,44 +47,49 @@ fn select(args: &InspectArgs, traces: &Traces<'_>) -> Result<Vec<Overview>, Fail
     })
 }
 
-fn print(args: &InspectArgs, traces: &Traces<'_>, wanted: &[Overview], findings: &[Finding], set: &TraceSet) {
+fn text(args: &InspectArgs, traces: &Traces<'_>, wanted: &[Overview], findings: &[Finding], set: &TraceSet) -> String {
+    let mut out = String::new();
     let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal();
     let style = Style { colour, ..Style::PLAIN };
     let count = |o: &Overview| findings.iter().filter(|f| f.trace_id == o.id).count();
     for overview in wanted {
-        println!("{}", traces.print(overview.id, count(overview), style));
+        let _ = writeln!(out, "{}", traces.print(overview.id, count(overview), style));
     }
     for finding in findings.iter().filter(|f| wanted.iter().any(|o| o.id == f.trace_id)).take(MOST_LINES) {
-        println!("finding: {finding}");
+        let _ = writeln!(out, "finding: {finding}");
     }
     if args.errors && wanted.is_empty() {
-        println!("no trace has an error ({} traces)", traces.len());
+        let _ = writeln!(out, "no trace has an error ({} traces)", traces.len());
     }
     if wanted.is_empty() && !args.errors {
-        overview(traces, findings, set);
+        overview(&mut out, traces, findings, set);
     }
+    out
 }
 
-fn overview(traces: &Traces<'_>, findings: &[Finding], set: &TraceSet) {
+fn overview(out: &mut String, traces: &Traces<'_>, findings: &[Finding], set: &TraceSet) {
     let slowest = traces.slowest();
     let failed = slowest.iter().filter(|o| o.failed).count();
-    println!(
+    let _ = writeln!(
+        out,
         "{} traces  {} spans  {} with an error  {} findings",
         traces.len(),
         set.spans.len(),
         failed,
         findings.len()
     );
-    println!("{:<32}  {:>10}  {:>5}  {:>9}", "trace", "duration", "spans", "instances");
+    let _ = writeln!(out, "{:<32}  {:>10}  {:>5}  {:>9}", "trace", "duration", "spans", "instances");
     for o in slowest.iter().take(MOST_LINES) {
         let mark = if o.failed { "  error" } else { "" };
-        println!("{}  {:>10}  {:>5}  {:>9}{mark}", o.id, o.duration.to_string(), o.spans, o.instances);
+        let duration = o.duration.to_string();
+        let _ = writeln!(out, "{}  {duration:>10}  {:>5}  {:>9}{mark}", o.id, o.spans, o.instances);
     }
     if slowest.len() > MOST_LINES {
-        println!("... {} more; --slowest N prints trees, --trace ID one tree", slowest.len() - MOST_LINES);
+        let more = slowest.len() - MOST_LINES;
+        let _ = writeln!(out, "... {more} more; --slowest N prints trees, --trace ID one tree");
     }
     for finding in findings.iter().take(MOST_LINES) {
-        println!("finding: {finding}");
+        let _ = writeln!(out, "finding: {finding}");
     }
 }
 

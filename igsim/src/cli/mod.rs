@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shared::config::ConfigErrors;
 
+use crate::run::output::print;
 use crate::run::telemetry::TracingOptions;
 use crate::scenario::{Mode, Scenario};
 
@@ -78,7 +79,7 @@ pub(crate) struct TracingArgs {
     /// Share of traces to record, 0 to 1.
     #[arg(long, value_name = "R", value_parser = ratio)]
     sampling: Option<f64>,
-    /// Send spans to this OTLP endpoint as well: gRPC, or HTTP where the port is 4318 or the path ends in /v1/traces.
+    /// Send spans to this OTLP endpoint as well: gRPC where the port is 4317, HTTP otherwise.
     #[arg(long, value_name = "URL")]
     otlp: Vec<String>,
     /// Detail of the spans: 1 lifecycle, 2 decisions.
@@ -245,7 +246,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Send(args) => send::send(&args),
         Command::Schema => {
-            println!("{:#}", crate::scenario::json_schema());
+            print(&format!("{:#}\n", crate::scenario::json_schema()));
             Ok(())
         }
     }
@@ -255,7 +256,7 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
     let mut bad = String::new();
     for path in scenarios {
         match shared::config::load::<Scenario>(path, &overrides.set) {
-            Ok(loaded) => println!("{}: good ({})", path.display(), loaded.config.name),
+            Ok(loaded) => print(&format!("{}: good ({})\n", path.display(), loaded.config.name)),
             Err(errors) => bad.push_str(&format!("{errors}\n")),
         }
     }

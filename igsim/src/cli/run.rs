@@ -12,7 +12,7 @@ use shared::trace::{Stats, Telemetry};
 
 use super::{Failure, Format, RunArgs, send};
 use crate::inspect::{Style, TRACES_FILE};
-use crate::live;
+use crate::live::{self, stack::StackError};
 use crate::report::{EngineFigures, Report, RequestRow, RunFacts};
 use crate::run::collect::Collector;
 use crate::run::interrupt::Interrupt;
@@ -37,12 +37,14 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     let scenario = load(&args)?;
     let wall = RunClock::start();
     let plan = Plan::new(&scenario, Seed(scenario.seed)).map_err(Failure::input)?;
+    // Whatever may be wrong with the input is known before a folder is made.
+    let mut telemetry = telemetry(&args, &scenario)?;
     let output = match &args.out {
         Some(dir) => Output::open(dir, args.overwrite),
         None => Output::fresh(Path::new("runs"), &scenario.name, wall.anchor()),
     };
     let output = output.map_err(Failure::input)?;
-    let telemetry = telemetry(&args, &scenario, &output)?;
+    place_files(&mut telemetry, &output);
     output.write(SCENARIO_FILE, &scenario.to_yaml()).map_err(Failure::run)?;
     let text = args.format == Format::Text;
     if text {
@@ -71,15 +73,24 @@ fn load(args: &RunArgs) -> Result<Scenario, Failure> {
     Ok(scenario::load(&args.scenario, &set)?.config)
 }
 
-fn telemetry(args: &RunArgs, scenario: &Scenario, output: &Output) -> Result<Resolved, Failure> {
+fn telemetry(args: &RunArgs, scenario: &Scenario) -> Result<Resolved, Failure> {
     let env = |key: &str| std::env::var(key).ok();
-    let file = Some(output.path(TRACES_FILE));
-    let resolved = resolve(&args.tracing.options(args.run_id.clone()), &scenario.tracing, file, &env);
+    let options = args.tracing.options(args.run_id.clone());
+    let resolved = resolve(&options, &scenario.tracing, Some(TRACES_FILE.into()), &env);
     let resolved = resolved.map_err(Failure::input)?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
     }
     Ok(resolved)
+}
+
+/// Trace files lie in the folder of the run.
+fn place_files(telemetry: &mut Resolved, output: &Output) {
+    for exporter in &mut telemetry.config.exporters {
+        if let ExporterConfig::File(path) = exporter {
+            *path = output.dir().join(&path);
+        }
+    }
 }
 
 /// A virtual run writes files only; endpoints get its traces when it is over.
@@ -144,7 +155,14 @@ fn expected(scenario: &Scenario) -> Option<u64> {
 fn run_live(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Collector) -> Result<Driven, Failure> {
     let ratio = telemetry.config.sampler.root_ratio();
     let interrupt = Interrupt::listen();
-    let ended = live::run(scenario, plan, telemetry.config, collector, &interrupt).map_err(Failure::run)?;
+    let ended = live::run(scenario, plan, telemetry.config, collector, &interrupt).map_err(|error| match error {
+        StackError::Replay(_) => Failure::input(error),
+        StackError::Telemetry(_)
+        | StackError::Gateway(_)
+        | StackError::Backend(_)
+        | StackError::Bind { .. }
+        | StackError::Runtime(_) => Failure::run(error),
+    })?;
     let live::Ended { engines, interrupted, collector, stats } = ended;
     Ok(Driven { engines, interrupted, collector, stats, ratio })
 }

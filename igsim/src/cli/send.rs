@@ -7,7 +7,7 @@ use shared::trace::{Stats, TelemetryConfig, otlp_json};
 use super::{Failure, SendArgs};
 use crate::inspect::traces_file;
 use crate::report::Report;
-use crate::run::output::REPORT_FILE;
+use crate::run::output::{REPORT_FILE, print};
 use crate::send::{SendOptions, send as send_set};
 
 pub(super) fn send(args: &SendArgs) -> Result<(), Failure> {
@@ -15,9 +15,9 @@ pub(super) fn send(args: &SendArgs) -> Result<(), Failure> {
     let run_id = args.run_id.clone().or_else(|| is_virtual(args).then(fresh_run_id));
     let (spans, stats) = (set.spans.len(), deliver(set, &args.otlp, args.end_now, run_id.clone())?);
     if let Some(run_id) = &run_id {
-        println!("run id {run_id} (repeats these trace ids with --run-id {run_id})");
+        print(&format!("run id {run_id} (repeats these trace ids with --run-id {run_id})\n"));
     }
-    println!("{spans} spans read, {}", sent(&stats));
+    print(&format!("{spans} spans read, {}\n", sent(&stats)));
     if stats.exporters.iter().any(|e| e.exported < stats.spans_created) {
         let why = stats.exporters.iter().find_map(|e| e.last_error.clone()).unwrap_or_default();
         return Err(Failure::run(format!("{}: not every span was accepted: {why}", args.otlp)));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -17,18 +18,22 @@ struct State {
 }
 
 impl Interrupt {
-    /// Starts listening, on a thread of its own. Where signals cannot be caught the default action stays.
+    /// Starts listening, on a thread of its own; when this returns, signals are caught. Where they cannot be, the default action
+    /// stays.
     pub fn listen() -> Interrupt {
         let interrupt = Interrupt::default();
         let theirs = interrupt.clone();
         let thread = std::thread::Builder::new().name("signals".into());
-        if let Err(error) = thread.spawn(move || theirs.run()) {
-            tracing::warn!(%error, "signals are not caught");
+        let (listening, ready) = std::sync::mpsc::channel();
+        match thread.spawn(move || theirs.run(&listening)) {
+            // The thread says so, or ends without.
+            Ok(_) => drop(ready.recv()),
+            Err(error) => tracing::warn!(%error, "signals are not caught"),
         }
         interrupt
     }
 
-    fn run(&self) {
+    fn run(&self, listening: &Sender<()>) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
         runtime.block_on(async {
             let (Ok(mut interrupt), Ok(mut terminate)) =
@@ -36,6 +41,7 @@ impl Interrupt {
             else {
                 return;
             };
+            let _ = listening.send(());
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use shared::time::Anchor;
 
+use crate::inspect::TRACES_FILE;
 use crate::report::{RequestRow, RowWriter};
 
 /// Name of the report in the folder of a run.
@@ -40,7 +41,7 @@ pub enum OutputError {
 }
 
 impl Output {
-    /// Uses `dir`, made if need be.
+    /// Uses `dir`, made if need be. What an earlier run left there goes, so that nobody takes its traces for those of this one.
     ///
     /// # Errors
     /// If it is not empty and `overwrite` is false, or cannot be made.
@@ -49,6 +50,13 @@ impl Output {
         fs::create_dir_all(dir).map_err(fail)?;
         if !overwrite && fs::read_dir(dir).map_err(fail)?.next().is_some() {
             return Err(OutputError::NotEmpty(dir.to_path_buf()));
+        }
+        for name in [REPORT_FILE, REQUESTS_FILE, SCENARIO_FILE, TRACES_FILE] {
+            let path = dir.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(OutputError::Io { path, error }),
+                Ok(()) | Err(_) => {}
+            }
         }
         Ok(Output { dir: dir.to_path_buf() })
     }
@@ -157,9 +165,12 @@ mod tests {
         let output = Output::open(dir.path(), false).unwrap();
         output.write(REPORT_FILE, "{}").unwrap();
         assert!(matches!(Output::open(dir.path(), false), Err(OutputError::NotEmpty(_))));
-        assert!(Output::open(dir.path(), true).is_ok());
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["report.json"], "no partial file stays behind");
+        fs::write(dir.path().join("notes.txt"), "mine").unwrap();
+        Output::open(dir.path(), true).unwrap();
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["notes.txt"], "of the earlier run nothing is left, of the user's own everything");
     }
 
     #[test]

@@ -54,6 +54,12 @@ impl Looked {
     }
 }
 
+/// A file by its name: where the folder of a run lies is no figure of it, and equal runs have equal reports (I6).
+fn file_name(exporter: &str) -> String {
+    let path = exporter.strip_prefix("file ").map(Path::new);
+    path.and_then(Path::file_name).map_or_else(|| exporter.to_owned(), |name| format!("file {}", name.display()))
+}
+
 /// The figures of a report about traces.
 pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigures {
     let exporters = stats.exporters.iter().map(|e| {
@@ -63,7 +69,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
             ("shutdown", e.dropped.shutdown),
         ];
         ExporterFigures {
-            name: e.name.clone(),
+            name: file_name(&e.name),
             exported: e.exported,
             dropped: reasons.into_iter().filter(|(_, n)| *n > 0).map(|(k, n)| (k.to_owned(), n)).collect(),
             last_error: e.last_error.clone(),

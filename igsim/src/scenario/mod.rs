@@ -134,7 +134,7 @@ pub enum Sampler {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Exporter {
-    /// `traces.jsonl` in the run's directory, as OTLP JSON.
+    /// `traces.otlp.jsonl` in the run's directory, as OTLP JSON.
     File,
     /// An OpenTelemetry collector or a backend that takes OTLP.
     Otlp(Otlp),
@@ -150,7 +150,7 @@ pub enum Exporter {
 pub struct Otlp {
     /// Its address, for example `http://localhost:4317`.
     pub url: String,
-    /// The protocol; by the port when absent: 4318 is HTTP, everything else gRPC.
+    /// The protocol; by the port when absent: 4317 is gRPC, everything else HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<OtlpProtocol>,
 }

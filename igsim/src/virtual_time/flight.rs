@@ -39,9 +39,9 @@ pub(super) struct Flight {
     pub(super) output_tokens: u32,
     pub(super) cached_tokens: u32,
     pub(super) added: Option<Dur>,
-    /// Pieces of the answer, and whether its head and first token were seen.
+    /// Pieces of the answer; when its head comes, until that is noted; whether its first byte was written.
     chunks: u32,
-    has_head: bool,
+    head: Option<Time>,
     first_written: bool,
 }
 
@@ -67,15 +67,21 @@ impl Flight {
             cached_tokens: 0,
             added: None,
             chunks: 0,
-            has_head: false,
+            head: None,
             first_written: false,
         }
     }
 
-    /// The head of the response is at the gateway.
+    /// The head of the response will be at the gateway at `at`, unless the engine refuses the request: then it is another one.
     pub(super) fn head(&mut self, at: Time) {
-        self.has_head = true;
-        self.trail.note(at, || GatewayFact::ResponseHead { status: 200 });
+        self.head = Some(at);
+    }
+
+    /// The engine did not refuse.
+    fn note_head(&mut self) {
+        if let Some(at) = self.head.take() {
+            self.trail.note(at, || GatewayFact::ResponseHead { status: 200 });
+        }
     }
 
     /// The engine hands tokens to the stream at `at`.
@@ -84,6 +90,7 @@ impl Flight {
         if !self.plan.streaming {
             return;
         }
+        self.note_head();
         self.chunks += 1;
         if self.first_token.is_none() {
             self.first_byte(at, to_client);
@@ -116,10 +123,9 @@ impl Flight {
             self.first_byte(at, to_client);
             self.chunks = 1;
             self.token_seen(at + to_client);
-        }
-        if !self.has_head {
             self.head(at + to_gateway);
         }
+        self.note_head();
         self.engine_trail.note(at, || EngineFact::LastWrite);
         std::mem::take(&mut self.engine_trail).finish(at);
     }
