@@ -128,11 +128,12 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
     let surprise = if (t.expected_low..=t.expected_high).contains(&t.kept) { "" } else { ", UNEXPECTED" };
     writeln!(
         out,
-        "Tracing    {} of {} traces kept (expected {} to {}{surprise})  {} spans  {} orphans  {} findings",
+        "Tracing    {} of {} traces kept (expected {} to {}{surprise})  {} records  {} spans  {} orphans  {} findings",
         thousands(t.kept),
         thousands(t.decided),
         thousands(t.expected_low),
         thousands(t.expected_high),
+        thousands(t.records),
         thousands(t.spans_created),
         thousands(t.orphans),
         thousands(t.findings),
@@ -225,7 +226,7 @@ mod tests {
           gateway (us)          120      120      120      120      120
         Routing    share 25/25/25/25 %  prefix hits 42 % of prompt tokens  preemptions 0
         Pacing     sent late by 0.05 ms (p50), 0.05 ms (p99)
-        Tracing    30 of 300 traces kept (expected 17 to 44)  812 spans  0 orphans  0 findings
+        Tracing    30 of 300 traces kept (expected 17 to 44)  60 records  812 spans  0 orphans  0 findings
           file     812 created = 812 exported + 0 dropped
         Expected   2 of 2 hold
           pass  errors  0  (at most 0)
@@ -267,7 +268,7 @@ mod tests {
           gateway (us)          120      120      120      120      120
         Routing    share 25/25/25/25 %  prefix hits 42 % of prompt tokens  preemptions 0  retries 12
         Pacing     sent late by 0.05 ms (p50), 0.05 ms (p99)
-        Tracing    90 of 300 traces kept (expected 17 to 44, UNEXPECTED)  812 spans  1 orphans  0 findings
+        Tracing    90 of 300 traces kept (expected 17 to 44, UNEXPECTED)  60 records  812 spans  1 orphans  0 findings
           records  3 dropped  0 abandoned
           file     812 created = 812 exported + 0 dropped
           otlp     812 created = 0 exported + 812 dropped (export_failed 812)  last error: collector refused the connection
