@@ -54,7 +54,7 @@ fn decoding(running: u64) -> Scheduler {
 fn step(scheduler: &mut Scheduler) {
     scheduler.schedule();
     if scheduler.batches_in_flight() == 2 {
-        scheduler.complete(|tag, n| ContentId(tag).token(u64::from(n)));
+        scheduler.complete(|ix, n| ContentId(u64::from(ix.0)).token(u64::from(n)));
     }
 }
 

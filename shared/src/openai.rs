@@ -57,6 +57,9 @@ pub struct Request<'a> {
     /// Texts that end the output.
     #[serde(default, borrow)]
     pub stop: Option<OneOrMany<'a>>,
+    /// vLLM's: a stop text, or the text of a stop token, is part of the output.
+    #[serde(default)]
+    pub include_stop_str_in_output: Option<bool>,
     /// vLLM's scheduling priority, lower runs first.
     #[serde(default)]
     pub priority: Option<i32>,
@@ -193,6 +196,15 @@ impl Request<'_> {
             Prompt::TokenLists(lists) => out.extend(lists.first()?.iter().copied().map(TokenId)),
         }
         Some(())
+    }
+
+    /// The texts that end the output.
+    pub fn stop_texts(&self) -> &[Cow<'_, str>] {
+        match &self.stop {
+            None => &[],
+            Some(OneOrMany::One(text)) => std::slice::from_ref(text),
+            Some(OneOrMany::Many(texts)) => texts,
+        }
     }
 
     /// The output limit asked for, under either name.

@@ -5,6 +5,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use shared::config::ConfigProblem;
 
 use crate::core::latency::LatencyProfile;
 
@@ -86,23 +87,6 @@ pub enum HashAlgo {
     Chain,
     /// vLLM's `sha256_cbor`: the same digests as a real engine.
     Sha256Cbor,
-}
-
-/// A value of the configuration that the engine cannot run with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigProblem {
-    /// Path of the field, for example `scheduler.max_num_seqs`.
-    pub path: String,
-    /// What was found.
-    pub found: String,
-    /// What is allowed.
-    pub allowed: String,
-}
-
-impl std::fmt::Display for ConfigProblem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: found {}, expected {}", self.path, self.found, self.allowed)
-    }
 }
 
 impl Default for EngineConfig {

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -14,15 +14,16 @@ use http_body::Frame;
 use shared::ids::RequestId;
 use shared::openai::{PromptTokensDetails, StreamOptions, Usage};
 use shared::time::Time;
-use shared::tokens::{self, ContentId};
+use shared::tokens::{self, BYTES_PER_TOKEN, ContentId};
 use shared::trace::Trail;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::api::{Api, ApiError};
 use super::pacing::Delivery;
+use super::stop::{Stops, TextEnd};
 use super::validate::Accepted;
 use super::{App, Served};
-use crate::core::engine::{Output, RejectReason, RequestKey};
+use crate::core::engine::{RejectReason, RequestKey};
 use crate::core::facts::EngineFact;
 use crate::core::sequence::FinishReason;
 
@@ -33,6 +34,7 @@ pub(super) struct Shape {
     streaming: bool,
     options: StreamOptions,
     content: ContentId,
+    stops: Stops,
     prompt_tokens: u32,
     /// Whether usage says how much of the prompt was cached (`--enable-prompt-tokens-details`).
     details: bool,
@@ -41,8 +43,15 @@ pub(super) struct Shape {
     head: String,
 }
 
+/// How an answer ended.
+#[derive(Clone, Copy, Debug)]
+struct Finish {
+    reason: FinishReason,
+    cached_tokens: u32,
+}
+
 impl Shape {
-    pub(super) fn new(app: &App, api: Api, id: &RequestId, accepted: &Accepted) -> Shape {
+    pub(super) fn new(app: &App, api: Api, id: &RequestId, accepted: Accepted) -> Shape {
         let object = match (api, accepted.streaming) {
             (Api::Completions, _) => "text_completion",
             (Api::Chat, true) => "chat.completion.chunk",
@@ -51,12 +60,12 @@ impl Shape {
         let model = serde_json::to_string(&*app.model).expect("text serialises");
         let created = app.unix_seconds();
         let head = format!("\"id\":\"{id}\",\"object\":\"{object}\",\"created\":{created},\"model\":{model}");
-        let (streaming, options, content) = (accepted.streaming, accepted.options, accepted.content);
         Shape {
             api,
-            streaming,
-            options,
-            content,
+            streaming: accepted.streaming,
+            options: accepted.options,
+            content: accepted.content,
+            stops: accepted.stops,
             prompt_tokens: accepted.prompt_tokens,
             details: app.prompt_tokens_details,
             id: id.clone(),
@@ -64,12 +73,16 @@ impl Shape {
         }
     }
 
-    fn text(&self, from: u32, to: u32) -> String {
+    /// Bytes `from..to` of the text.
+    fn text(&self, from: usize, to: usize) -> String {
+        let (first, last) = (from / BYTES_PER_TOKEN, to.div_ceil(BYTES_PER_TOKEN));
         let mut ids = Vec::new();
-        self.content.extend(u64::from(from), u64::from(to), &mut ids);
-        let mut text = String::with_capacity(4 * ids.len());
+        self.content.extend(first as u64, last as u64, &mut ids);
+        let mut text = String::with_capacity(BYTES_PER_TOKEN * ids.len());
         tokens::push_text(&ids, &mut text);
-        text
+        let skipped = first * BYTES_PER_TOKEN;
+        text.truncate(to.max(from) - skipped);
+        text.split_off(from - skipped)
     }
 
     fn usage(&self, output: u32, cached: Option<u32>) -> String {
@@ -85,7 +98,7 @@ impl Shape {
     }
 
     /// Server-sent events for the tokens `from..to`; the filler needs no JSON escapes.
-    fn chunk(&self, from: u32, to: u32, finish: Option<(FinishReason, u32)>, out: &mut String) {
+    fn chunk(&self, from: u32, to: u32, finish: Option<Finish>, out: &mut String) {
         use std::fmt::Write as _;
         let head = &self.head;
         if from == 0 && self.api == Api::Chat {
@@ -96,21 +109,24 @@ impl Shape {
                 self.running_usage(0)
             );
         }
-        let text = self.text(from, to);
+        let (shown, reason) = match finish {
+            None => (self.stops.shown(to), "\"finish_reason\":null".to_owned()),
+            Some(Finish { reason, .. }) => {
+                let TextEnd { bytes, stop_reason } = self.stops.end(self.content, to, reason);
+                (bytes, format!("\"finish_reason\":\"{}\",\"stop_reason\":{stop_reason}", reason.as_str()))
+            }
+        };
+        let text = self.text(self.stops.shown(from), shown);
         let piece = match self.api {
             Api::Completions => format!("\"text\":\"{text}\""),
             Api::Chat => format!("\"delta\":{{\"content\":\"{text}\"}}"),
         };
-        let reason = finish.map_or("null".to_owned(), |(r, _)| format!("\"{}\"", r.as_str()));
-        let stop = if finish.is_some() { ",\"stop_reason\":null" } else { "" };
         let usage = self.running_usage(to);
-        let _ = write!(
-            out,
-            "data: {{{head},\"choices\":[{{\"index\":0,{piece},\"logprobs\":null,\"finish_reason\":{reason}{stop}}}]{usage}}}\n\n"
-        );
-        if let Some((_, cached)) = finish {
+        let _ =
+            write!(out, "data: {{{head},\"choices\":[{{\"index\":0,{piece},\"logprobs\":null,{reason}}}]{usage}}}\n\n");
+        if let Some(Finish { cached_tokens, .. }) = finish {
             if self.options.include_usage {
-                let usage = self.usage(to, Some(cached));
+                let usage = self.usage(to, Some(cached_tokens));
                 let _ = write!(out, "data: {{{head},\"choices\":[],\"usage\":{usage}}}\n\n");
             }
             out.push_str("data: [DONE]\n\n");
@@ -123,8 +139,9 @@ impl Shape {
     }
 
     /// The whole answer, with the nulls vLLM writes.
-    fn body(&self, output: u32, cached: u32, reason: FinishReason) -> String {
-        let text = self.text(0, output);
+    fn body(&self, output: u32, finish: Finish) -> String {
+        let TextEnd { bytes, stop_reason } = self.stops.end(self.content, output, finish.reason);
+        let text = self.text(0, bytes);
         let choice = match self.api {
             Api::Completions => format!("\"text\":\"{text}\""),
             Api::Chat => format!(
@@ -133,12 +150,13 @@ impl Shape {
             ),
         };
         format!(
-            "{{{},\"choices\":[{{\"index\":0,{choice},\"logprobs\":null,\"finish_reason\":\"{}\",\"stop_reason\":null,\
-             \"token_ids\":null,\"prompt_logprobs\":null,\"prompt_token_ids\":null}}],\"service_tier\":null,\
-             \"system_fingerprint\":null,\"usage\":{},\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}}",
+            "{{{},\"choices\":[{{\"index\":0,{choice},\"logprobs\":null,\"finish_reason\":\"{}\",\
+             \"stop_reason\":{stop_reason},\"token_ids\":null,\"prompt_logprobs\":null,\"prompt_token_ids\":null}}],\
+             \"service_tier\":null,\"system_fingerprint\":null,\"usage\":{},\"kv_transfer_params\":null,\
+             \"ec_transfer_params\":null,\"metrics\":null}}",
             self.head,
-            reason.as_str(),
-            self.usage(output, Some(cached))
+            finish.reason.as_str(),
+            self.usage(output, Some(finish.cached_tokens))
         )
     }
 }
@@ -151,19 +169,11 @@ pub(super) struct Answer {
     body_read: Time,
     shape: Shape,
     output: UnboundedReceiver<Delivery>,
+    /// Received and not written yet.
+    first: Option<Delivery>,
     sent: u32,
     first_write: bool,
     ended: bool,
-}
-
-/// What the engine said since the last look.
-enum News {
-    Taken,
-    Tokens(u32),
-    Finished(FinishReason, u32),
-    Rejected(RejectReason),
-    /// The engine is gone.
-    Gone,
 }
 
 impl Answer {
@@ -176,32 +186,36 @@ impl Answer {
         output: UnboundedReceiver<Delivery>,
     ) -> Answer {
         app.opened();
-        Answer { app, key, trail, body_read, shape, output, sent: 0, first_write: false, ended: false }
+        Answer { app, key, trail, body_read, shape, output, first: None, sent: 0, first_write: false, ended: false }
     }
 
     /// The response; a stream starts at once, as Starlette's does, and its first chunk follows with the first token.
     pub(super) async fn respond(mut self) -> Response {
         if self.shape.streaming {
             // A refusal is known as soon as the engine has the request, and is still an HTTP error then.
-            return match std::future::poll_fn(|cx| self.poll_news(cx)).await {
-                News::Rejected(reason) => self.refuse(reason).into_response(),
-                News::Gone => self.gone().into_response(),
-                News::Taken | News::Tokens(_) | News::Finished(..) => self.stream(),
+            return match self.output.recv().await {
+                Some(Delivery::Rejected(reason)) => self.refuse(reason).into_response(),
+                None => self.gone().into_response(),
+                first @ Some(Delivery::Taken | Delivery::Tokens(_) | Delivery::Finished { .. }) => {
+                    self.first = first;
+                    self.stream()
+                }
             };
         }
-        let mut tokens = 0;
+        let mut output = 0;
         loop {
-            match std::future::poll_fn(|cx| self.poll_news(cx)).await {
-                News::Taken => {}
-                News::Tokens(n) => tokens += n,
-                News::Finished(reason, cached) => {
+            match self.output.recv().await {
+                Some(Delivery::Taken) => {}
+                Some(Delivery::Tokens(n)) => output += n,
+                Some(Delivery::Finished { tokens, reason, stats }) => {
                     self.note_first_write();
-                    let body = self.shape.body(tokens, cached, reason);
+                    let finish = Finish { reason, cached_tokens: stats.cached_tokens };
+                    let body = self.shape.body(output + tokens, finish);
                     self.end();
                     return ([(CONTENT_TYPE, "application/json")], body).into_response();
                 }
-                News::Rejected(reason) => return self.refuse(reason).into_response(),
-                News::Gone => return self.gone().into_response(),
+                Some(Delivery::Rejected(reason)) => return self.refuse(reason).into_response(),
+                None => return self.gone().into_response(),
             }
         }
     }
@@ -214,16 +228,11 @@ impl Answer {
         response
     }
 
-    fn poll_news(&mut self, cx: &mut Context<'_>) -> Poll<News> {
-        Poll::Ready(match ready!(self.output.poll_recv(cx)) {
-            Some(Delivery::Taken) => News::Taken,
-            Some(Delivery::Output(Output::Tokens { new_tokens, .. })) => News::Tokens(new_tokens),
-            Some(Delivery::Output(Output::Finished { reason, stats, .. })) => {
-                News::Finished(reason, stats.cached_tokens)
-            }
-            Some(Delivery::Output(Output::Rejected { reason, .. })) => News::Rejected(reason),
-            None => News::Gone,
-        })
+    fn poll_delivery(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => self.output.poll_recv(cx),
+        }
     }
 
     fn note_first_write(&mut self) {
@@ -289,29 +298,29 @@ impl http_body::Body for Answer {
             return Poll::Ready(None);
         }
         // Tokens that came while the socket was busy are written as one chunk, as vLLM's collector merges them.
-        let (mut to, mut end) = (self.sent, None);
-        loop {
-            match self.poll_news(cx) {
-                Poll::Ready(News::Taken) => {}
-                Poll::Ready(News::Tokens(n)) => to += n,
-                Poll::Ready(last) => {
-                    end = Some(last);
-                    break;
+        let (mut to, mut text) = (self.sent, String::new());
+        let last = loop {
+            match self.poll_delivery(cx) {
+                Poll::Ready(Some(Delivery::Taken)) => {}
+                Poll::Ready(Some(Delivery::Tokens(n))) => to += n,
+                Poll::Ready(Some(Delivery::Finished { tokens, reason, stats })) => {
+                    to += tokens;
+                    let finish = Finish { reason, cached_tokens: stats.cached_tokens };
+                    self.shape.chunk(self.sent, to, Some(finish), &mut text);
+                    break true;
                 }
-                Poll::Pending if to > self.sent => break,
+                Poll::Ready(Some(Delivery::Rejected(_)) | None) => {
+                    let error = self.gone();
+                    text = format!("data: {}\n\ndata: [DONE]\n\n", error.body.to_json());
+                    break true;
+                }
+                Poll::Pending if to > self.sent => {
+                    self.shape.chunk(self.sent, to, None, &mut text);
+                    break false;
+                }
                 Poll::Pending => return Poll::Pending,
             }
-        }
-        let mut text = String::new();
-        let last = end.is_some();
-        match end {
-            None => self.shape.chunk(self.sent, to, None, &mut text),
-            Some(News::Finished(reason, cached)) => self.shape.chunk(self.sent, to, Some((reason, cached)), &mut text),
-            Some(News::Rejected(_) | News::Gone | News::Tokens(_) | News::Taken) => {
-                let error = self.gone();
-                text = format!("data: {}\n\ndata: [DONE]\n\n", error.body.to_json());
-            }
-        }
+        };
         self.sent = to;
         self.note_first_write();
         if last {

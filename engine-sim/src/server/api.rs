@@ -88,8 +88,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
             post(|State(app): State<Arc<App>>, r: HttpRequest| generate(app, Api::Completions, r)),
         )
         .route("/v1/models", get(models))
-        .route("/health", get(|| async { StatusCode::OK }))
-        .route("/ping", get(|| async { StatusCode::OK }).post(|| async { StatusCode::OK }))
+        .route("/health", get(health))
+        .route("/ping", get(health).post(health))
         .route("/version", get(|| async { json(format!("{{\"version\":\"{}\"}}", super::VLLM_VERSION)) }))
         .route(
             "/load",
@@ -102,6 +102,11 @@ pub(super) fn router(app: Arc<App>) -> Router {
 
 fn json(body: String) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// 200, or 503 once the engine is dead.
+async fn health(State(app): State<Arc<App>>) -> StatusCode {
+    if app.engine.alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -181,7 +186,7 @@ async fn admit(
         prompt_tokens: accepted.prompt_tokens,
         truncated: false,
     });
-    let shape = Shape::new(app, api, id, &accepted);
+    let shape = Shape::new(app, api, id, accepted);
     let output = app.engine.add(arrived, new);
     Ok(Answer::new(Arc::clone(app), key, trail.clone(), body_read, shape, output))
 }

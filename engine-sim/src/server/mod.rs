@@ -4,6 +4,7 @@ mod answer;
 mod api;
 mod metrics;
 pub mod pacing;
+mod stop;
 mod validate;
 
 use std::future::Future;
@@ -73,6 +74,7 @@ struct App {
     started_unix: u64,
     salt: u64,
     keys: AtomicU64,
+    ids: AtomicU64,
     open: AtomicU64,
     on_served: Option<ServedHook>,
 }
@@ -103,6 +105,7 @@ impl Server {
             started_unix: started / 1_000_000_000,
             salt: mix64(started ^ u64::from(listener.local_addr()?.port())),
             keys: AtomicU64::new(0),
+            ids: AtomicU64::new(0),
             open: AtomicU64::new(0),
             on_served: config.on_served,
         };
@@ -137,7 +140,7 @@ impl App {
 
     /// Stands for vLLM's random uuid.
     fn fresh_id(&self) -> RequestId {
-        let n = self.keys.load(Ordering::Relaxed);
+        let n = self.ids.fetch_add(1, Ordering::Relaxed);
         RequestId::sanitise(&format!("{:016x}{:016x}", mix64(self.salt ^ n), mix64(self.salt.wrapping_add(n))))
     }
 

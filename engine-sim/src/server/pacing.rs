@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -16,15 +15,17 @@ use shared::time::{Dur, Time};
 use shared::trace::Trail;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use crate::core::engine::{Engine, Input, NewRequest, Output, RequestKey};
+use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
+use crate::core::sequence::FinishReason;
 
 /// A step this late counts against the run.
 pub const BEHIND: Dur = Dur::from_millis(20);
 /// More late steps than this share mean that the machine could not keep up.
 pub const BEHIND_SHARE: f64 = 0.01;
 
-/// Drives all engines of a process. Dropping it stops the thread; open requests then end without a last message.
+/// Drives all engines of a process. Dropping it stops the thread; open requests then end without a last message, as they do if
+/// the thread panics.
 #[derive(Debug)]
 pub struct Pacer {
     inner: Arc<Inner>,
@@ -38,13 +39,25 @@ pub struct EngineHandle {
     index: usize,
 }
 
-/// What a request's channel carries.
+/// What a request's channel carries. `Finished` and `Rejected` are the last; a channel that ends without one says that the
+/// engine is dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// The engine took the request in; tokens follow.
     Taken,
-    /// What the engine handed over. `Finished` and `Rejected` are the last.
-    Output(Output),
+    /// So many tokens, and more follow.
+    Tokens(u32),
+    /// The end.
+    Finished {
+        /// Tokens handed over together with the end.
+        tokens: u32,
+        /// Why it ended.
+        reason: FinishReason,
+        /// What happened to the request.
+        stats: Box<RequestStats>,
+    },
+    /// The request was not taken.
+    Rejected(RejectReason),
 }
 
 /// How well the pacing kept its planned times.
@@ -69,21 +82,69 @@ impl Lateness {
     }
 }
 
+/// Counts how late planned moments were.
+#[derive(Debug)]
+struct Meter {
+    late: Histogram<u64>,
+    behind: u64,
+}
+
+impl Meter {
+    fn new() -> Meter {
+        Meter { late: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds are in range"), behind: 0 }
+    }
+
+    fn note(&mut self, late: Dur) {
+        self.late.saturating_record(late.as_nanos().max(1));
+        self.behind += u64::from(late > BEHIND);
+    }
+
+    fn read(&self) -> Lateness {
+        let events = self.late.len();
+        let at = |q| Dur::from_nanos(if events == 0 { 0 } else { self.late.value_at_quantile(q) });
+        let behind_share = self.behind as f64 / events.max(1) as f64;
+        Lateness { events, p50: at(0.5), p99: at(0.99), max: Dur::from_nanos(self.late.max()), behind_share }
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     clock: RunClock,
     engines: Vec<Mutex<Cell>>,
     inbox: Mutex<Inbox>,
     wake: Condvar,
-    lateness: Mutex<Histogram<u64>>,
-    behind: AtomicU64,
+    meter: Mutex<Meter>,
 }
 
 #[derive(Debug)]
 struct Cell {
     engine: Engine,
-    /// Where to send what a request produces. Iterated never, so its order shows nowhere.
-    open: HashMap<RequestKey, UnboundedSender<Delivery>>,
+    /// Who waits for a request. Iterated never, so its order shows nowhere.
+    open: HashMap<RequestKey, Listener>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    /// A stream takes what the request produces.
+    Stream(UnboundedSender<Delivery>),
+    /// The caller is gone; the record stays open until the engine has let go of the request.
+    Aborted(Trail<EngineFact>),
+}
+
+impl Cell {
+    fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
+        let last = match &delivery {
+            Delivery::Taken | Delivery::Tokens(_) => false,
+            Delivery::Finished { .. } | Delivery::Rejected(_) => true,
+        };
+        if let Some(Listener::Stream(sender)) = self.open.get(&key) {
+            // A receiver that is gone has sent an abort, or will.
+            let _ = sender.send(delivery);
+        }
+        if last && let Some(Listener::Aborted(trail)) = self.open.remove(&key) {
+            trail.finish(at);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -121,8 +182,7 @@ impl Pacer {
             engines: cells,
             inbox: Mutex::default(),
             wake: Condvar::new(),
-            lateness: Mutex::new(Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds are in range")),
-            behind: AtomicU64::new(0),
+            meter: Mutex::new(Meter::new()),
         });
         let thread = std::thread::Builder::new().name("pacing".into()).spawn({
             let inner = Arc::clone(&inner);
@@ -139,12 +199,7 @@ impl Pacer {
 
     /// How late the thread was so far.
     pub fn lateness(&self) -> Lateness {
-        let histogram = lock(&self.inner.lateness);
-        let events = histogram.len();
-        let at = |q| Dur::from_nanos(if events == 0 { 0 } else { histogram.value_at_quantile(q) });
-        let behind = self.inner.behind.load(Ordering::Relaxed);
-        let max = Dur::from_nanos(histogram.max());
-        Lateness { events, p50: at(0.5), p99: at(0.99), max, behind_share: behind as f64 / events.max(1) as f64 }
+        lock(&self.inner.meter).read()
     }
 }
 
@@ -178,11 +233,32 @@ impl EngineHandle {
         look(&lock(&self.inner.engines[self.index]).engine)
     }
 
+    /// Whether the engine still runs. One that does not drops every request, and their channels end.
+    pub fn alive(&self) -> bool {
+        !lock(&self.inner.inbox).stopped
+    }
+
     fn send(&self, at: Time, what: Command) {
         let mut inbox = lock(&self.inner.inbox);
-        inbox.items.push(Item { at, engine: self.index, what });
+        if !inbox.stopped {
+            inbox.items.push(Item { at, engine: self.index, what });
+        }
         drop(inbox);
         self.inner.wake.notify_one();
+    }
+}
+
+/// Ends every open request when the thread stops or panics: nobody would answer them any more.
+struct Epilogue<'a>(&'a Inner);
+
+impl Drop for Epilogue<'_> {
+    fn drop(&mut self) {
+        let mut inbox = lock(&self.0.inbox);
+        inbox.stopped = true;
+        let unseen = std::mem::take(&mut inbox.items);
+        drop(inbox);
+        drop(unseen);
+        self.0.engines.iter().for_each(|cell| lock(cell).open.clear());
     }
 }
 
@@ -190,6 +266,7 @@ impl Inner {
     fn run(&self) {
         // Without this the kernel adds 50 us of slack. Where it is refused the run is as late as it is, and says so.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        let _epilogue = Epilogue(self);
         let (mut items, mut out) = (Vec::new(), Vec::new());
         while self.wait(&mut items) {
             items.sort_by_key(|item: &Item| (item.engine, item.at));
@@ -233,32 +310,28 @@ impl Inner {
         match item.what {
             Command::Add(request, sender) => {
                 let key = request.key;
-                cell.open.insert(key, sender.clone());
+                cell.open.insert(key, Listener::Stream(sender));
                 merge(&mut cell.engine, item.at, Input::Add(request), out);
                 self.due(&mut cell.engine, item.at, out);
                 deliver(cell, out);
-                if cell.open.contains_key(&key) {
-                    let _ = sender.send(Delivery::Taken);
+                // A request that was refused or is complete already has been told so.
+                cell.send(key, item.at, Delivery::Taken);
+            }
+            Command::Abort(key, trail) => match cell.open.get_mut(&key) {
+                Some(listener) => {
+                    *listener = Listener::Aborted(trail);
+                    merge(&mut cell.engine, item.at, Input::Abort(key), out);
                 }
-            }
-            Command::Abort(key, trail) => {
-                cell.open.remove(&key);
-                merge(&mut cell.engine, item.at, Input::Abort(key), out);
-                trail.finish(self.clock.now());
-            }
+                // The engine was done with it; the end of its answer was not written.
+                None => trail.finish(self.clock.now()),
+            },
         }
     }
 
     /// Lets everything happen that is due at `now`, noting how late each moment is.
     fn due(&self, engine: &mut Engine, now: Time, out: &mut Vec<Output>) {
-        let mut lateness = None;
         while let Some(planned) = engine.next_wakeup().filter(|at| *at <= now) {
-            let late = self.clock.now().since(planned);
-            let histogram = lateness.get_or_insert_with(|| lock(&self.lateness));
-            histogram.saturating_record(late.as_nanos().max(1));
-            if late > BEHIND {
-                self.behind.fetch_add(1, Ordering::Relaxed);
-            }
+            lock(&self.meter).note(self.clock.now().since(planned));
             engine.advance(planned, out);
         }
     }
@@ -274,19 +347,66 @@ pub fn merge(engine: &mut Engine, arrived: Time, input: Input, out: &mut Vec<Out
     engine.handle(at, input);
 }
 
+/// Sends on what one engine handed over. What a request gets several times in a row comes in one message, so the last tokens and
+/// the end arrive together, as they do in vLLM's output.
 fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
-    for output in out.drain(..) {
-        let key = output.key();
-        let last = match &output {
-            Output::Tokens { .. } => false,
-            Output::Finished { .. } | Output::Rejected { .. } => true,
-        };
-        if let Some(sender) = cell.open.get(&key) {
-            // A receiver that is gone has sent an abort, or will.
-            let _ = sender.send(Delivery::Output(output));
-            if last {
-                cell.open.remove(&key);
+    let (mut tokens, mut rest) = (0, out.drain(..).peekable());
+    while let Some(output) = rest.next() {
+        let (key, at) = (output.key(), output.at());
+        let delivery = match output {
+            Output::Tokens { new_tokens, .. } => {
+                tokens += new_tokens;
+                if rest.peek().is_some_and(|next| next.key() == key) {
+                    continue;
+                }
+                Delivery::Tokens(std::mem::take(&mut tokens))
             }
+            Output::Finished { reason, stats, .. } => {
+                Delivery::Finished { tokens: std::mem::take(&mut tokens), reason, stats }
+            }
+            Output::Rejected { reason, .. } => Delivery::Rejected(reason),
+        };
+        cell.send(key, at, delivery);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(moments: &[(u64, Dur)]) -> Lateness {
+        let mut meter = Meter::new();
+        for (times, late) in moments {
+            (0..*times).for_each(|_| meter.note(*late));
         }
+        meter.read()
+    }
+
+    #[test]
+    fn more_than_one_late_moment_in_a_hundred_means_that_the_engine_fell_behind() {
+        let (on_time, at_limit, late) = (Dur::from_micros(40), BEHIND, Dur::from_nanos(BEHIND.as_nanos() + 1));
+        let check = |moments: &[(u64, Dur)], expect: bool| {
+            let lateness = read(moments);
+            assert_eq!(lateness.fell_behind(), expect, "{lateness:?}");
+        };
+        check(&[], false);
+        check(&[(99, on_time), (1, late)], false);
+        check(&[(98, on_time), (2, late)], true);
+        check(&[(100, at_limit)], false);
+        check(&[(1, late)], true);
+        // An hour is beyond what the histogram holds and still counts.
+        check(&[(98, on_time), (2, Dur::from_secs(3600))], true);
+    }
+
+    #[test]
+    fn lateness_is_read_in_quantiles() {
+        assert_eq!(read(&[]), Lateness::default());
+        let lateness = read(&[(50, Dur::from_micros(20)), (49, Dur::from_micros(100)), (1, Dur::from_millis(30))]);
+        // Three digits are kept.
+        let near = |found: Dur, expect: Dur| found.as_nanos().abs_diff(expect.as_nanos()) * 1000 <= expect.as_nanos();
+        assert!(near(lateness.p50, Dur::from_micros(20)), "{lateness:?}");
+        assert!(near(lateness.p99, Dur::from_micros(100)), "{lateness:?}");
+        assert!(near(lateness.max, Dur::from_millis(30)), "{lateness:?}");
+        assert_eq!((lateness.events, lateness.behind_share), (100, 0.01));
     }
 }

@@ -7,12 +7,15 @@ use shared::tokens::{ContentId, TokenId};
 
 use super::App;
 use super::api::{Api, ApiError};
+use super::stop::Stops;
 use crate::core::facts::EngineFact;
 use crate::core::filler::{natural_length, output_content};
 use crate::core::sequence::SamplingParams;
 
 /// vLLM's default for completions; chat has the rest of the context.
 const COMPLETION_MAX_TOKENS: u32 = 16;
+/// Stop strings of one request; vLLM has no limit.
+const MAX_STOPS: usize = 64;
 
 /// A request that may go to the engine.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub(super) struct Accepted {
     pub(super) extra: ExtraKeys,
     pub(super) streaming: bool,
     pub(super) options: StreamOptions,
+    pub(super) stops: Stops,
     asked: Option<u32>,
     temperature: Option<f64>,
     top_p: Option<f64>,
@@ -63,18 +67,22 @@ pub(super) fn accept(
         (None, Api::Completions) => COMPLETION_MAX_TOKENS.min(room),
         (None, Api::Chat) => room,
     };
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let min_tokens = check_least(request, max_tokens)?;
     let content = output_content(tokens, request.seed);
+    let natural = (!request.ignore_eos.unwrap_or(false)).then(|| natural_length(content).max(min_tokens + 1));
+    let stops = Stops::new(request, content, min_tokens..natural.map_or(max_tokens, |n| max_tokens.min(n - 1)));
+    let eos_at = stops.found_at().or(natural);
     let header = headers.get("x-vllm-priority").and_then(|v| v.to_str().ok()?.parse().ok());
     Ok(Accepted {
         prompt_tokens,
         params: SamplingParams {
             max_tokens,
-            min_tokens: request.min_tokens.unwrap_or(0),
-            ignore_eos,
+            min_tokens,
+            ignore_eos: eos_at.is_none(),
             stop_token_ids: request.stop_token_ids.iter().flatten().copied().map(TokenId).collect(),
-            eos_at: (!ignore_eos).then(|| natural_length(content)),
+            eos_at,
         },
+        stops,
         priority: header.or(request.priority).unwrap_or(0),
         asked,
         n: request.n,
@@ -103,10 +111,14 @@ fn check_model(app: &App, request: &Request<'_>) -> Result<(), ApiError> {
 
 fn check_sampling(request: &Request<'_>) -> Result<(), ApiError> {
     if let Some(t) = request.temperature.filter(|t| *t < 0.0) {
-        return Err(ApiError::parameter(&format!("temperature must be non-negative, got {t:?}."), "temperature", t));
+        return Err(ApiError::parameter(
+            &format!("temperature must be non-negative, got {}.", Float(t)),
+            "temperature",
+            Float(t),
+        ));
     }
     if let Some(p) = request.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
-        return Err(ApiError::parameter(&format!("top_p must be in (0, 1], got {p:?}."), "top_p", p));
+        return Err(ApiError::parameter(&format!("top_p must be in (0, 1], got {}.", Float(p)), "top_p", Float(p)));
     }
     if let Some(n) = request.output_limit().filter(|n| *n < 1) {
         return Err(ApiError::parameter(&format!("max_tokens must be at least 1, got {n}."), "max_tokens", n));
@@ -118,7 +130,38 @@ fn check_sampling(request: &Request<'_>) -> Result<(), ApiError> {
         let text = "Stream options can only be defined when `stream=True`.";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some("stream_options")));
     }
+    check_stops(request)
+}
+
+fn check_stops(request: &Request<'_>) -> Result<(), ApiError> {
+    let bad = |text: &str| Err(ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, None));
+    let stops = request.stop_texts();
+    if stops.iter().any(|s| s.is_empty()) {
+        return bad("stop cannot contain an empty string.");
+    }
+    if stops.len() > MAX_STOPS {
+        return bad("This emulator takes at most 64 stop strings.");
+    }
     Ok(())
+}
+
+/// How many tokens there must be at least.
+fn check_least(request: &Request<'_>, max_tokens: u32) -> Result<u32, ApiError> {
+    let least = request.min_tokens.unwrap_or(0);
+    if least > max_tokens {
+        let text = format!("min_tokens must be less than or equal to max_tokens={max_tokens}, got {least}.");
+        return Err(ApiError::parameter(&text, "min_tokens", least));
+    }
+    Ok(least)
+}
+
+/// A number as Python prints a float: vLLM's schema makes one of `-1`, too.
+struct Float(f64);
+
+impl std::fmt::Display for Float {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
 }
 
 fn check_prompt(api: Api, request: &Request<'_>, tokens: &mut Vec<TokenId>) -> Result<(), ApiError> {

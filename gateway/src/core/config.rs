@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use shared::config::ConfigProblem;
 use shared::units::HumanDur;
 
 use crate::core::scheduler::registry;
@@ -151,23 +152,6 @@ pub struct LimitConfig {
     pub max_body_bytes: u32,
     /// How many further endpoints are tried when one cannot be reached.
     pub retries: u32,
-}
-
-/// Something in a configuration that is not allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigProblem {
-    /// Path of the field, for example `profile.scorers[1].weight`.
-    pub path: String,
-    /// What stands there.
-    pub found: String,
-    /// What may stand there.
-    pub allowed: String,
-}
-
-impl std::fmt::Display for ConfigProblem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: found {}, expected {}", self.path, self.found, self.allowed)
-    }
 }
 
 fn one() -> f64 {

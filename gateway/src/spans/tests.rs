@@ -5,7 +5,9 @@ use std::sync::Arc;
 use shared::ids::{InstanceId, RequestId, SpanId, TraceId};
 use shared::rng::Seed;
 use shared::time::{Dur, Ticking, Time};
+use shared::trace::check::{CheckOptions, check_spans};
 use shared::trace::record::Folded;
+use shared::trace::registry::Registry;
 use shared::trace::tree::outline;
 use shared::trace::{Head, Sink, Span, Trail};
 
@@ -112,18 +114,11 @@ impl Run {
     }
 }
 
-/// Invariant: children lie inside their parents, exactly.
+/// Invariant: children lie inside their parents, and every span is as the registry says.
 fn nested(spans: Vec<Span>) -> Vec<Span> {
-    for span in &spans {
-        assert!(span.start <= span.end, "{span:?}");
-        if let Some(parent) = spans.iter().find(|p| Some(p.span_id) == span.parent) {
-            assert!(parent.start <= span.start && span.end <= parent.end, "{} leaves {}", span.name, parent.name);
-        }
-        let mut keys: Vec<_> = span.attrs.iter().map(|(k, _)| k).collect();
-        keys.sort();
-        keys.dedup();
-        assert_eq!(keys.len(), span.attrs.len(), "a key twice in {span:?}");
-    }
+    let registry = Registry::builtin().expect("the registry is sound");
+    let found = check_spans(&spans, &CheckOptions { registry: Some(&registry), clock_tolerance: Dur::ZERO });
+    assert!(found.is_empty(), "{found:#?}\n{}", outline(&spans));
     spans
 }
 

@@ -242,7 +242,7 @@ fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Validate { scenarios, overrides } => validate(&scenarios, &overrides),
-        Command::Up(args) => up::up(args),
+        Command::Up(args) => up::up(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Send(args) => send::send(&args),
         Command::Schema => {

@@ -1,3 +1,66 @@
-pub(super) fn up(_: super::UpArgs) -> Result<(), super::Failure> {
-    Err(super::Failure::run("not yet"))
+//! `igsim up`.
+
+use shared::clock::RunClock;
+use shared::trace::Telemetry;
+
+use super::{Failure, UpArgs};
+use crate::inspect::TRACES_FILE;
+use crate::live::fold_on_panic;
+use crate::live::stack::{Ports, Stack, StackError};
+use crate::run::interrupt::Interrupt;
+use crate::run::output::{Output, print};
+use crate::run::telemetry::resolve;
+use crate::scenario::{self, Mode, Scenario};
+
+pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
+    let mut set = args.overrides.set.clone();
+    set.push(("mode".to_owned(), "live".to_owned()));
+    let scenario = scenario::load(&args.scenario, &set)?.config;
+    debug_assert_eq!(scenario.mode, Mode::Live);
+    let output = args.out.as_deref().map(|dir| Output::open(dir, false)).transpose().map_err(Failure::input)?;
+    let env = |key: &str| std::env::var(key).ok();
+    let file = output.as_ref().map(|o| o.path(TRACES_FILE));
+    let resolved = resolve(&args.tracing.options(None), &scenario.tracing, file, &env).map_err(Failure::input)?;
+    resolved.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    let clock = RunClock::start();
+    let telemetry = Telemetry::live(resolved.config, clock).map_err(Failure::run)?;
+    fold_on_panic(&telemetry);
+    let served = serve(args, &scenario, &telemetry, clock).map_err(Failure::run);
+    let stats = telemetry.shutdown(clock.now());
+    served?;
+    println!("{} of {} traces kept, {} spans", stats.traces_sampled, stats.traces_started, stats.spans_created);
+    for e in stats.exporters.iter().filter(|e| e.dropped.total() > 0) {
+        eprintln!(
+            "warning: {}: {} spans dropped: {}",
+            e.name,
+            e.dropped.total(),
+            e.last_error.as_deref().unwrap_or("?")
+        );
+    }
+    Ok(())
+}
+
+fn serve(args: &UpArgs, scenario: &Scenario, telemetry: &Telemetry, clock: RunClock) -> Result<(), StackError> {
+    let interrupt = Interrupt::listen();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stack = Stack::start(scenario, telemetry, clock, Ports { gateway: args.port }, None).await?;
+        print(&welcome(scenario, &stack));
+        interrupt.raised().await;
+        stack.stop().await;
+        Ok(())
+    })
+}
+
+fn welcome(scenario: &Scenario, stack: &Stack) -> String {
+    let (model, gateway) = (scenario.model(), stack.gateway_url());
+    let engines: String = stack.engines().iter().map(|(name, url)| format!("  {name:<10} {url}\n")).collect();
+    format!(
+        "igsim {}  scenario {}  model {model}\n  gateway    {gateway}\n{engines}\n\
+         curl -N {gateway}/v1/chat/completions -H 'content-type: application/json' \\\n  \
+         -d '{{\"model\":\"{model}\",\"stream\":true,\"max_tokens\":16,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'\n\n\
+         OpenAI clients: base_url {gateway}/v1, any API key. Ctrl-C stops everything and flushes spans.\n",
+        env!("CARGO_PKG_VERSION"),
+        scenario.name
+    )
 }

@@ -36,7 +36,7 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
             ("min", "gateway.scheduler.score.min"),
             ("max", "gateway.scheduler.score.max"),
         ],
-        "gateway.scheduler.pick" => &[("", "gateway.scheduler.picker.type"), ("ties", "gateway.scheduler.ties")],
+        "gateway.scheduler.pick" => &[("", "gateway.scheduler.picker.type"), ("ties", "gateway.scheduler.picker.ties")],
         "gateway.backend.proxy" => &[("", "gateway.backend.endpoint.name"), ("status", "http.response.status_code")],
         "gateway.response.process" => {
             &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")]
@@ -51,9 +51,12 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
         "vllm.scheduler.schedule" => {
             &[("step", "vllm.scheduler.iteration"), ("", "vllm.batch.phase"), ("tokens", "vllm.batch.total_tokens")]
         }
-        "vllm.executor.execute_model" => {
-            &[("", "vllm.batch.phase"), ("steps", "vllm.executor.iterations"), ("batch", "vllm.batch.mean_size")]
-        }
+        "vllm.executor.execute_model" => &[
+            ("", "vllm.batch.phase"),
+            ("steps", "vllm.executor.iterations"),
+            ("batch", "vllm.batch.size_mean"),
+            ("p50 ms", "vllm.token_latency.p50_ms"),
+        ],
         _ => &[],
     }
 }

@@ -125,7 +125,7 @@ impl<'a> Traces<'a> {
         };
         let phase = |span: &Span, name: &str| {
             span.name == "vllm.executor.execute_model"
-                && span.get("vllm.batch.phase").and_then(|v| v.as_str()).is_some_and(|p| p == name)
+                && span.get("vllm.executor.phase").and_then(|v| v.as_str()).is_some_and(|p| p == name)
         };
         let decode = sum(&|s| phase(s, "decode"));
         let prefill = sum(&|s| s.name == "vllm.executor.execute_model" && !phase(s, "decode"));

@@ -156,12 +156,15 @@ fn row(end: &Finished, own: Option<Dur>) -> RequestRow {
     }
 }
 
-/// Open records are folded and sent before a panic ends the process.
+/// Open records are folded and sent before a panic ends the process: one of the main thread, or of the thread that all engines
+/// depend on. A panic in a request's task ends that request only, and its record with it.
 pub fn fold_on_panic(telemetry: &Telemetry) {
     let fold = telemetry.on_panic();
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         before(info);
-        fold();
+        if matches!(std::thread::current().name(), Some("main" | "pacing")) {
+            fold();
+        }
     }));
 }

@@ -63,7 +63,7 @@ impl Writer {
         }
         let _ = write!(body, "\"max_tokens\":{},\"ignore_eos\":true", plan.output_tokens);
         if plan.priority != 0 {
-            let _ = write!(body, ",\"priority\":{}", plan.priority);
+            let _ = write!(body, ",\"priority\":{}", -plan.priority);
         }
         body.push_str(if plan.streaming {
             ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}"

@@ -245,7 +245,7 @@ async fn gateway(
         address.set_port(port);
     }
     let seed = Seed(scenario.seed);
-    let bind = |at| GatewayServer::bind(at, scenario.gateway.clone(), backends.clone(), tracer.clone(), clock, seed);
+    let bind = |at| GatewayServer::bind(at, scenario.gateway_config(), backends.clone(), tracer.clone(), clock, seed);
     let fallback = ports.gateway.is_none() && address == Listen::default().gateway;
     match bind(address).await {
         Err(ServeError::Bind { source, .. }) if fallback && source.kind() == std::io::ErrorKind::AddrInUse => {

@@ -148,6 +148,8 @@ pub struct TraceFigures {
     pub records_dropped: u64,
     /// Records closed by deadline or shutdown.
     pub records_abandoned: u64,
+    /// Trace contexts of callers that were malformed and ignored.
+    pub malformed_contexts: u64,
     /// Spans made from records.
     pub spans_created: u64,
     /// Each exporter: created = exported + dropped.

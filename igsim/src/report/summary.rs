@@ -44,6 +44,8 @@ pub struct RunFacts {
     pub seed: u64,
     /// Whether the run was stopped before its plan was done.
     pub interrupted: bool,
+    /// Every engine's name, in order: one that got nothing is shown as such.
+    pub endpoints: Vec<String>,
     /// Whether lateness says something about this machine: live runs only.
     pub paced: bool,
     /// What the engines report.
@@ -131,7 +133,7 @@ impl Summary {
             inter_token_ms: self.gaps.summary(Unit::Millis),
             e2e_ms: self.e2e.summary(Unit::Millis),
             gateway_added_us: self.added.summary(Unit::Micros),
-            routing: self.routing(),
+            routing: self.routing(&facts.endpoints),
             pacing: Pacing { lateness_ms: self.lateness.summary(Unit::Millis) },
             invalid: invalid(&facts, &self.lateness),
             tokens: self.tokens,
@@ -148,7 +150,7 @@ impl Summary {
         report
     }
 
-    fn routing(&self) -> Routing {
+    fn routing(&self, names: &[String]) -> Routing {
         let reached: u64 = self.endpoints.values().sum();
         let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { rounded(part as f64 / whole as f64) };
         let endpoint = |(name, &requests): (&Arc<str>, &u64)| EndpointFigures {
@@ -156,10 +158,16 @@ impl Summary {
             requests,
             share: ratio(requests, reached),
         };
+        let mut counts: Vec<(Arc<str>, u64)> = names
+            .iter()
+            .map(|n| (Arc::from(n.as_str()), self.endpoints.get(n.as_str()).copied().unwrap_or(0)))
+            .collect();
+        let others = self.endpoints.iter().filter(|(name, _)| !names.iter().any(|n| **n == ***name));
+        counts.extend(others.map(|(name, n)| (Arc::clone(name), *n)));
         Routing {
             prefix_hit_ratio: ratio(self.answered_cached, self.answered_prompt),
             retries: self.retries,
-            endpoints: self.endpoints.iter().map(endpoint).collect(),
+            endpoints: counts.iter().map(|(name, n)| endpoint((name, n))).collect(),
         }
     }
 }

@@ -24,12 +24,20 @@ impl Report {
         self.requests(out)?;
         self.latency(out)?;
         routing(out, &self.routing, self.engines.preemptions)?;
-        if self.pacing.lateness_ms.p99 > 0.0 {
-            let late = &self.pacing.lateness_ms;
-            writeln!(out, "Pacing     sent late by {} ms (p50), {} ms (p99)", digits(late.p50), digits(late.p99))?;
-        }
+        self.pacing(out)?;
         tracing(out, &self.traces)?;
         self.expected(out)
+    }
+
+    /// How late client and engines were against their plans: in real time only.
+    fn pacing(&self, out: &mut String) -> fmt::Result {
+        let (client, engines) = (&self.pacing.lateness_ms, &self.engines);
+        if client.p99 > 0.0 || engines.planned_moments > 0 {
+            let (p50, p99) = (digits(client.p50 * 1e3), digits(client.p99 * 1e3));
+            let (step50, step99) = (digits(engines.late_p50_us), digits(engines.late_p99_us));
+            writeln!(out, "Pacing     late by p50/p99 us: requests {p50}/{p99}, engine steps {step50}/{step99}")?;
+        }
+        Ok(())
     }
 
     fn requests(&self, out: &mut String) -> fmt::Result {
@@ -120,11 +128,12 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
     let surprise = if (t.expected_low..=t.expected_high).contains(&t.kept) { "" } else { ", UNEXPECTED" };
     writeln!(
         out,
-        "Tracing    {} of {} traces kept (expected {} to {}{surprise})  {} spans  {} orphans  {} findings",
+        "Tracing    {} of {} traces kept (expected {} to {}{surprise})  {} records  {} spans  {} orphans  {} findings",
         thousands(t.kept),
         thousands(t.decided),
         thousands(t.expected_low),
         thousands(t.expected_high),
+        thousands(t.records),
         thousands(t.spans_created),
         thousands(t.orphans),
         thousands(t.findings),
@@ -217,7 +226,7 @@ mod tests {
           gateway (us)          120      120      120      120      120
         Routing    share 25/25/25/25 %  prefix hits 42 % of prompt tokens  preemptions 0
         Pacing     sent late by 0.05 ms (p50), 0.05 ms (p99)
-        Tracing    30 of 300 traces kept (expected 17 to 44)  812 spans  0 orphans  0 findings
+        Tracing    30 of 300 traces kept (expected 17 to 44)  60 records  812 spans  0 orphans  0 findings
           file     812 created = 812 exported + 0 dropped
         Expected   2 of 2 hold
           pass  errors  0  (at most 0)
@@ -259,7 +268,7 @@ mod tests {
           gateway (us)          120      120      120      120      120
         Routing    share 25/25/25/25 %  prefix hits 42 % of prompt tokens  preemptions 0  retries 12
         Pacing     sent late by 0.05 ms (p50), 0.05 ms (p99)
-        Tracing    90 of 300 traces kept (expected 17 to 44, UNEXPECTED)  812 spans  1 orphans  0 findings
+        Tracing    90 of 300 traces kept (expected 17 to 44, UNEXPECTED)  60 records  812 spans  1 orphans  0 findings
           records  3 dropped  0 abandoned
           file     812 created = 812 exported + 0 dropped
           otlp     812 created = 0 exported + 812 dropped (export_failed 812)  last error: collector refused the connection

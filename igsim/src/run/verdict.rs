@@ -82,6 +82,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
         records: stats.records_folded,
         records_dropped: stats.records_dropped,
         records_abandoned: stats.records_abandoned,
+        malformed_contexts: stats.malformed_contexts,
         spans_created: stats.spans_created,
         exporters: exporters.collect(),
         ..TraceFigures::default()

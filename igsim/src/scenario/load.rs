@@ -153,7 +153,8 @@ pub struct Tenant {
     #[serde(default = "all")]
     #[schemars(range(min = 0))]
     pub weight: f64,
-    /// Priority of its requests; negative ones are shed first.
+    /// Priority of its requests in llm-d's sense: higher is more important, negative ones are shed. The gateway learns it through
+    /// the objective; engines get its negative, as vLLM runs the lowest first.
     #[serde(default)]
     pub priority: i32,
     /// The objective its requests name; must be one of `gateway.objectives`.
@@ -217,6 +218,14 @@ pub enum Spread {
     Random,
     /// Not at all: all at once.
     None,
+}
+
+impl Tenant {
+    /// The objective its requests name: its own, else its name if it has a priority, since the gateway takes priorities from
+    /// objectives only.
+    pub fn objective_name(&self) -> Option<&str> {
+        self.objective.as_deref().or((self.priority != 0).then_some(self.name.as_str()))
+    }
 }
 
 impl Default for Workload {

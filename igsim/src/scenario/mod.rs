@@ -194,6 +194,15 @@ impl Scenario {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    /// The gateway's configuration, with an objective for every tenant that has a priority and names none.
+    pub fn gateway_config(&self) -> GatewayConfig {
+        let mut config = self.gateway.clone();
+        for tenant in self.workload.tenants.iter().filter(|t| t.objective.is_none() && t.priority != 0) {
+            config.objectives.insert(tenant.name.clone(), tenant.priority);
+        }
+        config
+    }
+
     /// How many engines there are, in all groups.
     pub fn engine_count(&self) -> u32 {
         self.engines.iter().map(|g| g.count).sum()

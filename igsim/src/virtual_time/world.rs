@@ -84,6 +84,8 @@ pub(super) struct World<'a> {
     open: usize,
     model: Arc<str>,
     api: &'static str,
+    /// Names of the tenants.
+    tenants: Vec<Arc<str>>,
     client_delay: Dur,
     engine_delay: Dur,
     scrape_every: Dur,
@@ -116,7 +118,7 @@ impl<'a> World<'a> {
             }
         }
         World {
-            gateway: Gateway::new(scenario.gateway.clone(), endpoints, seed),
+            gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
             tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
             machines,
             plan,
@@ -126,6 +128,7 @@ impl<'a> World<'a> {
             open: 0,
             model: scenario.model().into(),
             api: path_of(scenario.workload.api),
+            tenants: scenario.workload.tenants.iter().map(|t| t.name.as_str().into()).collect(),
             client_delay: scenario.network.client_gateway.get(),
             engine_delay: scenario.network.gateway_engine.get(),
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
@@ -244,16 +247,14 @@ impl<'a> World<'a> {
             model: Arc::clone(&self.model),
             streaming: flight.plan.streaming,
             size_bytes: flight.body_bytes,
-            priority: flight.plan.priority,
+            priority: 0,
             objective: flight.plan.objective.clone(),
-            fairness_id: None,
+            fairness_id: self.tenants.get(usize::from(flight.plan.tenant)).cloned(),
             session: flight.plan.session.map(|(s, _)| SessionKey(s.0)),
             prompt_tokens_estimate: flight.plan.prompt_tokens,
             prefix: prefix_hashes_of_tokens(&self.model, None, &tokens, limit),
             trail: trail.clone(),
         };
-        let cache = self.machines[0].engine.config().cache.clone();
-        flight.prompt = Some(prepare_prompt(&cache, &tokens, &ExtraKeys::default()));
         flight.started = Some(started);
         flight.trail = trail;
         self.tokens = tokens;
@@ -262,6 +263,16 @@ impl<'a> World<'a> {
         let parsed = watch.0;
         self.gateway.handle(parsed, GatewayInput::Request(Box::new(info)), &mut watch, &mut self.decisions);
         self.decide(slot, watch.0);
+        self.name_blocks(slot);
+    }
+
+    /// Names the prompt's blocks as the chosen engine does, while its tokens are at hand.
+    fn name_blocks(&mut self, slot: usize) {
+        let flight = self.flights[slot].as_mut().expect("an event names an open request");
+        if let Some((endpoint, _)) = &flight.endpoint {
+            let cache = &self.machines[endpoint.index()].engine.config().cache;
+            flight.prompt = Some(prepare_prompt(cache, &self.tokens, &ExtraKeys::default()));
+        }
     }
 
     /// Does what the gateway decided about the request in `slot` at `at`.
@@ -304,7 +315,7 @@ impl<'a> World<'a> {
             let operation = if chat { Operation::Chat } else { Operation::TextCompletion };
             EngineFact::Received { model, request: shared::ids::RequestId::sanitise(&request), operation }
         });
-        let (limit, priority) = (flight.plan.output_tokens, flight.plan.priority);
+        let (limit, priority) = (flight.plan.output_tokens, -flight.plan.priority);
         trail.note(now, || EngineFact::Asked {
             max_tokens: Some(limit),
             temperature: None,
@@ -342,7 +353,7 @@ impl<'a> World<'a> {
                 ignore_eos: true,
                 ..SamplingParams::default()
             },
-            priority: flight.plan.priority,
+            priority: -flight.plan.priority,
             arrival: flight.body_read,
             content: flight.content,
             lora: None,
@@ -392,7 +403,7 @@ impl<'a> World<'a> {
         let to_client = to_gateway + self.client_delay;
         match output {
             EngineOutput::Tokens { at, new_tokens, .. } => {
-                self.flight(slot).streamed(at, to_gateway, to_client, new_tokens)
+                self.flight(slot).streamed(at, to_gateway, to_client, new_tokens);
             }
             EngineOutput::Finished { at, reason, stats, .. } => {
                 let flight = self.flight(slot);

@@ -64,7 +64,7 @@ impl Composer {
         };
         let zipf = |groups: u32, skew: f64| Weighted::new((1..=groups).map(move |k| f64::from(k).powf(-skew)));
         Composer {
-            objectives: workload.tenants.iter().map(|t| t.objective.as_deref().map(Arc::from)).collect(),
+            objectives: workload.tenants.iter().map(|t| t.objective_name().map(Arc::from)).collect(),
             tenant_weights: Weighted::new(workload.tenants.iter().map(|t| t.weight)),
             groups: workload.prefixes.as_ref().map(|p| zipf(p.groups, p.skew)),
             context_limit: scenario.context_limit(),

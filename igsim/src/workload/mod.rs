@@ -58,7 +58,7 @@ pub struct PlannedRequest {
     pub output: ContentId,
     /// Whether the answer streams.
     pub streaming: bool,
-    /// Its priority.
+    /// Its priority in llm-d's sense: higher is more important.
     pub priority: i32,
     /// The objective it names.
     pub objective: Option<Arc<str>>,

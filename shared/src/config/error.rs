@@ -21,6 +21,23 @@ pub struct Problem {
     pub(super) at_key: bool,
 }
 
+/// A value that a core cannot run with, by its path below that core; whoever read the file adds where that is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// Path of the field, for example `scheduler.max_num_seqs`.
+    pub path: String,
+    /// What was found.
+    pub found: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: found {}, expected {}", self.path, self.found, self.allowed)
+    }
+}
+
 /// A line of the source with the part that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {

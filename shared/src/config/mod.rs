@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 pub use emit::to_yaml;
-pub use error::{ConfigErrors, Excerpt, Problem, Problems};
+pub use error::{ConfigErrors, ConfigProblem, Excerpt, Problem, Problems};
 pub use suggest::{did_you_mean, one_of};
 
 use document::Document;

@@ -235,6 +235,15 @@ impl<F: Fact> Trail<F> {
         self.0.as_ref()?.lock().as_ref().map(|r| (r.head.trace_id, r.head.span_id))
     }
 
+    /// The facts noted so far, while the record is open: for tests and benches.
+    pub fn facts(&self) -> Vec<(Time, F)>
+    where
+        F: Clone,
+    {
+        let open = self.0.as_ref().and_then(|slot| slot.lock().as_ref().map(|r| r.facts.clone()));
+        open.unwrap_or_default()
+    }
+
     /// Closes the record at `now` and hands it to the pipeline. Later notes by other holders are ignored.
     pub fn finish(self, now: Time) {
         if let Some(slot) = &self.0

@@ -17,8 +17,11 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use shared::clock::RunClock;
 use shared::rng::Seed;
+use shared::time::Dur;
+use shared::trace::check::{CheckOptions, check_spans};
 use shared::trace::config::ExporterConfig;
 use shared::trace::exporter::memory::MemorySpans;
+use shared::trace::registry::Registry;
 use shared::trace::{Ratio, Resource, SamplerKind, Span, Telemetry, TelemetryConfig, Tracer};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -197,7 +200,11 @@ impl Stopping {
     pub(super) async fn done(self) -> (Stats, Vec<Span>) {
         let stats = self.server.await.unwrap();
         self.telemetry.shutdown(self.clock.now());
-        (stats, self.spans.take().spans)
+        let spans = self.spans.take().spans;
+        let registry = Registry::builtin().expect("the registry is sound");
+        let found = check_spans(&spans, &CheckOptions { registry: Some(&registry), clock_tolerance: Dur::ZERO });
+        assert!(found.is_empty(), "{found:#?}");
+        (stats, spans)
     }
 }
 

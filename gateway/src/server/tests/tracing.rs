@@ -67,10 +67,6 @@ async fn the_callers_trace_goes_on_from_the_proxy_span() {
     assert_eq!(root.events.len(), 1, "{:?}", root.events);
     let all = outline(&spans);
     assert!(!all.contains("secret") && !all.contains("hello"), "content in spans: {all}");
-    for span in &spans {
-        let parent = spans.iter().find(|p| Some(p.span_id) == span.parent);
-        assert!(parent.is_none_or(|p| p.start <= span.start && span.end <= p.end), "{span:?} leaves {parent:?}");
-    }
 }
 
 #[tokio::test]
