@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use engine_sim::core::config::EngineConfig;
+use engine_sim::core::config::{EngineConfig, Policy};
 use engine_sim::core::engine::Engine;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
@@ -46,6 +46,15 @@ struct Cli {
     /// Most requests in one step.
     #[arg(long)]
     max_num_seqs: Option<u32>,
+    /// Most prompt tokens of one request in one step while others are there; 0 for no limit.
+    #[arg(long)]
+    long_prefill_token_threshold: Option<u32>,
+    /// Order in which requests are admitted.
+    #[arg(long, value_parser = ["fcfs", "priority"], default_value = "fcfs")]
+    scheduling_policy: String,
+    /// Tokens in a block of the KV cache.
+    #[arg(long)]
+    block_size: Option<u32>,
     /// Blocks of the KV cache.
     #[arg(long)]
     num_gpu_blocks_override: Option<u32>,
@@ -108,6 +117,10 @@ fn config(cli: &Cli) -> EngineConfig {
     scheduler.max_num_batched_tokens = cli.max_num_batched_tokens.unwrap_or(scheduler.max_num_batched_tokens);
     scheduler.max_num_seqs = cli.max_num_seqs.unwrap_or(scheduler.max_num_seqs);
     scheduler.async_scheduling = !cli.no_async_scheduling;
+    scheduler.long_prefill_token_threshold =
+        cli.long_prefill_token_threshold.unwrap_or(scheduler.long_prefill_token_threshold);
+    scheduler.policy = if cli.scheduling_policy == "priority" { Policy::Priority } else { Policy::Fcfs };
+    config.cache.block_size = cli.block_size.unwrap_or(config.cache.block_size);
     config.cache.num_gpu_blocks = cli.num_gpu_blocks_override;
     config.cache.enable_prefix_caching = !cli.no_enable_prefix_caching;
     config

@@ -140,8 +140,9 @@ impl App {
 
     /// Stands for vLLM's random uuid.
     fn fresh_id(&self) -> RequestId {
-        let n = self.ids.fetch_add(1, Ordering::Relaxed);
-        RequestId::sanitise(&format!("{:016x}{:016x}", mix64(self.salt ^ n), mix64(self.salt.wrapping_add(n))))
+        let n = self.ids.fetch_add(2, Ordering::Relaxed);
+        let half = |n| mix64(self.salt ^ mix64(n));
+        RequestId::sanitise(&format!("{:016x}{:016x}", half(n), half(n + 1)))
     }
 
     fn unix_seconds(&self) -> u64 {

@@ -64,6 +64,19 @@ async fn the_callers_trace_goes_on() {
 }
 
 #[tokio::test]
+async fn the_header_of_priority_is_stronger_than_the_body() {
+    let server = Running::start(instant()).await;
+    for header in [None, Some("-5"), Some("high")] {
+        let mut request = server.request(COMPLETIONS, r#"{"prompt":"hello","max_tokens":1,"priority":2}"#);
+        header.map(|h| request.headers_mut().insert("x-vllm-priority", h.parse().unwrap()));
+        assert_eq!(server.exchange(request).await.status, 200);
+    }
+    let spans = server.stop().await;
+    let priorities = spans.iter().filter_map(|s| s.get("vllm.request.priority")?.as_int());
+    assert_eq!(priorities.collect::<Vec<_>>(), [2, -5, 2]);
+}
+
+#[tokio::test]
 async fn an_unsampled_caller_is_not_recorded_and_no_caller_is_a_root() {
     let server = Running::start(instant()).await;
     let body = r#"{"prompt":"hello","max_tokens":1}"#;
