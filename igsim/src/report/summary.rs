@@ -158,8 +158,10 @@ impl Summary {
             requests,
             share: ratio(requests, reached),
         };
-        let mut counts: Vec<(Arc<str>, u64)> =
-            names.iter().map(|n| (Arc::from(n.as_str()), self.endpoints.get(n.as_str()).copied().unwrap_or(0))).collect();
+        let mut counts: Vec<(Arc<str>, u64)> = names
+            .iter()
+            .map(|n| (Arc::from(n.as_str()), self.endpoints.get(n.as_str()).copied().unwrap_or(0)))
+            .collect();
         let others = self.endpoints.iter().filter(|(name, _)| !names.iter().any(|n| **n == ***name));
         counts.extend(others.map(|(name, n)| (Arc::clone(name), *n)));
         Routing {

@@ -45,9 +45,7 @@ impl Interrupt {
                     // 128 and the number of SIGINT, as shells have it.
                     std::process::exit(130);
                 }
-                eprintln!(
-                    "stopping: requests in flight are finished first; again to stop at once"
-                );
+                eprintln!("stopping: requests in flight are finished first; again to stop at once");
                 self.raise();
             }
         });
