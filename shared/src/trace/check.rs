@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::ids::{SpanId, TraceId};
 use crate::time::Dur;
-use crate::trace::registry::Registry;
+use crate::trace::registry::{Registry, Requirement};
 use crate::trace::set::TraceSet;
 use crate::trace::span::{Attr, Kind, Span, Status, Value};
 use crate::trace::tree::kind_name;
@@ -286,7 +286,7 @@ fn attributes(
     span: &Span,
     place: &str,
     attrs: &[Attr],
-    allowed: &BTreeMap<String, bool>,
+    allowed: &BTreeMap<String, Requirement>,
     registry: &Registry,
     findings: &mut Findings,
 ) {
@@ -299,7 +299,8 @@ fn attributes(
             Some(_) => {}
         }
     }
-    for (key, _) in allowed.iter().filter(|(key, required)| **required && !attrs.iter().any(|(k, _)| k == *key)) {
+    let required = allowed.iter().filter(|(_, requirement)| **requirement == Requirement::Required);
+    for (key, _) in required.filter(|(key, _)| !attrs.iter().any(|(k, _)| k == *key)) {
         findings.add(span, Rule::Required, format!("{place}`{key}` is missing"));
     }
 }

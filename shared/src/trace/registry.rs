@@ -3,6 +3,8 @@
 //! Understood: `groups:` of type `attribute_group`, `span` and `event` (semantic-convention schema, version 1), attributes by
 //! `id` or `ref`, `extends`, enum members, and our annotations `level` and `parent`. What tools beside ours need is ignored.
 
+mod markdown;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use saphyr::{LoadableYamlNode, Yaml};
@@ -38,10 +40,12 @@ pub struct SpanDef {
     pub level: u8,
     /// Names of spans it may hang on; empty if that is left open.
     pub parents: Vec<String>,
-    /// Attributes by key, and whether each is required.
-    pub attributes: BTreeMap<String, bool>,
+    /// Attributes by key, and when each is set.
+    pub attributes: BTreeMap<String, Requirement>,
     /// Events by name.
     pub events: BTreeSet<String>,
+    /// Its place among the spans of the files.
+    place: usize,
 }
 
 /// A registered event.
@@ -49,8 +53,21 @@ pub struct SpanDef {
 pub struct EventDef {
     /// What it stands for.
     pub brief: String,
-    /// Attributes by key, and whether each is required.
-    pub attributes: BTreeMap<String, bool>,
+    /// Attributes by key, and when each is set.
+    pub attributes: BTreeMap<String, Requirement>,
+}
+
+/// When an attribute is set (`requirement_level`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Requirement {
+    /// Always.
+    Required,
+    /// Always under a condition, which is written down.
+    Conditional(String),
+    /// If it is known; the meaning of no level.
+    Recommended,
+    /// If the operator asks for it.
+    OptIn,
 }
 
 /// A registered attribute.
@@ -133,7 +150,8 @@ impl Registry {
     /// Reads `files` (name and text) as one registry; references may cross files.
     ///
     /// # Errors
-    /// On YAML that does not parse, unknown types and kinds, and references to attributes or events that no file defines.
+    /// On YAML that does not parse, unknown types, kinds and requirement levels, anything that is defined twice, and references to
+    /// attributes or events that no file defines.
     pub fn parse(files: &[(&str, &str)]) -> Result<Registry, RegistryError> {
         let mut groups = Vec::new();
         for (file, text) in files {
@@ -161,8 +179,8 @@ struct Group {
     extends: Option<String>,
     /// Attributes defined here.
     defined: Vec<(String, AttributeDef)>,
-    /// Keys of attributes defined or referred to here, and whether each is required.
-    used: Vec<(String, bool)>,
+    /// Keys of attributes defined or referred to here, and when each is set.
+    used: Vec<(String, Requirement)>,
 }
 
 #[derive(Debug)]
@@ -207,17 +225,21 @@ impl Group {
             used: Vec::new(),
         };
         for attribute in yaml.as_mapping_get("attributes").and_then(Yaml::as_vec).into_iter().flatten() {
-            let required = text(attribute, "requirement_level").as_deref() == Some("required");
-            match (text(attribute, "id"), text(attribute, "ref")) {
+            let (key, def) = match (text(attribute, "id"), text(attribute, "ref")) {
                 (Some(key), None) => {
                     let kind = attribute_type(attribute).map_err(|p| fail(&format!("attribute `{key}`: {p}")))?;
                     let brief = text(attribute, "brief").unwrap_or_default();
-                    group.defined.push((key.clone(), AttributeDef { brief, kind }));
-                    group.used.push((key, required));
+                    (key, Some(AttributeDef { brief, kind }))
                 }
-                (None, Some(key)) => group.used.push((key, required)),
+                (None, Some(key)) => (key, None),
                 (Some(_), Some(_)) | (None, None) => return Err(fail("an attribute needs either `id` or `ref`")),
+            };
+            let level = requirement(attribute).map_err(|p| fail(&format!("attribute `{key}`: {p}")))?;
+            if group.used.iter().any(|(other, _)| *other == key) {
+                return Err(fail(&format!("attribute `{key}` is listed twice")));
             }
+            group.defined.extend(def.map(|def| (key.clone(), def)));
+            group.used.push((key, level));
         }
         Ok(group)
     }
@@ -229,13 +251,19 @@ impl Group {
 
 fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
     let mut registry = Registry::default();
-    for group in groups {
+    let mut definer: BTreeMap<&str, &Group> = BTreeMap::new();
+    for (i, group) in groups.iter().enumerate() {
+        if let Some(first) = groups[..i].iter().find(|g| g.id == group.id) {
+            return Err(group.error(format!("is defined in {} already", first.file)));
+        }
         for (key, def) in &group.defined {
-            // Files stand on their own, so a shared attribute may be defined in several; the first brief is kept.
-            let first = registry.attributes.entry(key.clone()).or_insert_with(|| def.clone());
-            if first.kind != def.kind {
-                return Err(group.error(format!("attribute `{key}` is defined with another type elsewhere")));
+            // Two definitions drift apart, and Weaver takes neither for the true one.
+            if let Some(first) = definer.insert(key, group) {
+                let (file, id) = (&first.file, &first.id);
+                return Err(group
+                    .error(format!("attribute `{key}` is defined in {file}, group `{id}`: refer to it with `ref`")));
             }
+            registry.attributes.insert(key.clone(), def.clone());
         }
     }
     for group in groups {
@@ -250,7 +278,8 @@ fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
             GroupKind::Span { kinds, level, parents, events } => {
                 let (kinds, parents) = (kinds.clone(), parents.clone());
                 let events = events.iter().cloned().collect();
-                let def = SpanDef { brief, kinds, level: *level, parents, attributes, events };
+                let place = registry.spans.len();
+                let def = SpanDef { brief, kinds, level: *level, parents, attributes, events, place };
                 registry.spans.insert(group.name.clone(), def).is_some()
             }
         };
@@ -268,7 +297,7 @@ fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
 }
 
 /// The attributes of a group and of those it extends; its own entry wins.
-fn used(group: &Group, groups: &[Group], depth: u8) -> Result<BTreeMap<String, bool>, RegistryError> {
+fn used(group: &Group, groups: &[Group], depth: u8) -> Result<BTreeMap<String, Requirement>, RegistryError> {
     let mut all = BTreeMap::new();
     if let Some(base) = &group.extends {
         let base = groups.iter().find(|g| &g.id == base);
@@ -299,6 +328,23 @@ fn kind_of(name: &str) -> Result<Kind, String> {
         "server" => Ok(Kind::Server),
         "client" => Ok(Kind::Client),
         other => Err(format!("`span_kind` is `{other}`: internal, server or client is allowed")),
+    }
+}
+
+fn requirement(attribute: &Yaml<'_>) -> Result<Requirement, String> {
+    let Some(level) = attribute.as_mapping_get("requirement_level") else { return Ok(Requirement::Recommended) };
+    if let Some(condition) = text(level, "conditionally_required") {
+        return Ok(Requirement::Conditional(condition));
+    }
+    // A recommendation may say for what case.
+    if text(level, "recommended").is_some() {
+        return Ok(Requirement::Recommended);
+    }
+    match level.as_str() {
+        Some("required") => Ok(Requirement::Required),
+        Some("recommended") => Ok(Requirement::Recommended),
+        Some("opt_in") => Ok(Requirement::OptIn),
+        other => Err(format!("unknown requirement level `{}`", other.unwrap_or("?"))),
     }
 }
 
@@ -401,9 +447,15 @@ groups:
         assert_eq!(span.parents, ["vllm.engine.request"]);
         assert_eq!(
             span.attributes.clone().into_iter().collect::<Vec<_>>(),
-            [("error.type".to_owned(), false), ("vllm.phase".to_owned(), true)]
+            [
+                ("error.type".to_owned(), Requirement::Conditional("on failure".to_owned())),
+                ("vllm.phase".to_owned(), Requirement::Required)
+            ]
         );
-        assert_eq!(registry.events["vllm.first_token"].attributes, [("vllm.index".to_owned(), false)].into());
+        assert_eq!(
+            registry.events["vllm.first_token"].attributes,
+            [("vllm.index".to_owned(), Requirement::Recommended)].into()
+        );
         let phase = &registry.attributes["vllm.phase"].kind;
         assert!(phase.accepts(&Value::from("decode")) && !phase.accepts(&Value::from("idle")));
     }
@@ -434,12 +486,43 @@ groups:
             "r.yaml: group `s`: event `e` is defined nowhere",
         );
         check(
-            "groups:\n  - {id: a, attributes: [{id: k, type: int}]}\n  - {id: b, attributes: [{id: k, type: double}]}",
-            "r.yaml: group `b`: attribute `k` is defined with another type elsewhere",
+            "groups:\n  - {id: a, attributes: [{ref: k, requirement_level: always}]}",
+            "r.yaml: group `a`: attribute `k`: unknown requirement level `always`",
         );
         check(
             "groups:\n  - {id: a, type: attribute_group, attributes: [{id: k, type: float}]}",
             "r.yaml: group `a`: attribute `k`: unknown type `float`",
+        );
+    }
+
+    #[test]
+    fn nothing_is_defined_twice() {
+        let check = |first: &str, second: &str, expect: &str| {
+            let files = [("one.yaml", format!("groups: [{first}]")), ("two.yaml", format!("groups: [{second}]"))];
+            let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
+            assert_eq!(Registry::parse(&files).unwrap_err().to_string(), expect);
+        };
+        // Two definitions are refused even if they say the same.
+        check(
+            "{id: a, attributes: [{id: k, type: int}]}",
+            "{id: b, attributes: [{id: k, type: int}]}",
+            "two.yaml: group `b`: attribute `k` is defined in one.yaml, group `a`: refer to it with `ref`",
+        );
+        check("{id: a}", "{id: a}", "two.yaml: group `a`: is defined in one.yaml already");
+        check(
+            "{id: e, type: event, name: first}",
+            "{id: f, type: event, name: first}",
+            "two.yaml: group `f`: `first` is defined twice",
+        );
+        check(
+            "{id: s, type: span, name: work, span_kind: client}",
+            "{id: t, type: span, name: work, span_kind: client}",
+            "two.yaml: group `t`: `work` is defined twice",
+        );
+        check(
+            "{id: a, attributes: [{id: k, type: int}]}",
+            "{id: s, type: span, span_kind: client, attributes: [{ref: k}, {ref: k}]}",
+            "two.yaml: group `s`: attribute `k` is listed twice",
         );
     }
 }
