@@ -115,7 +115,10 @@ fn a_closed_port_costs_spans_and_no_request() {
         let report = assert_untroubled(&place);
         let lost = other(&report);
         assert_eq!((lost.exported, lost.dropped["export_failed"]), (0, report.traces.spans_created), "{lost:?}");
-        assert!(lost.last_error.as_deref().is_some_and(|e| e.to_lowercase().contains("connection refused")), "{lost:?}");
+        assert!(
+            lost.last_error.as_deref().is_some_and(|e| e.to_lowercase().contains("connection refused")),
+            "{lost:?}"
+        );
         assert!(ran.out.contains("0 exported + 288 dropped"), "{}", ran.out);
     }
 }
