@@ -189,6 +189,22 @@ fn a_wrong_endpoint_leaves_no_folder() {
     assert_eq!((ran.code, place.names()), (2, vec!["tiny.yaml".to_owned()]));
 }
 
+/// A trace is read while it is replayed: what is wrong in the middle of it shows in the middle of a run.
+#[test]
+fn a_broken_line_of_a_trace_is_bad_input_in_both_modes() {
+    let place = Place::with_tiny();
+    place.write("trace.csv", "arrival_s,prompt_tokens,output_tokens\n0,64,4\n0.01,64,4\n0.02,many,4\n0.03,64,4\n");
+    let set = ["requests=null", "workload={}", "trace={format: csv, path: trace.csv}"];
+    for mode in ["live", "virtual"] {
+        let args = ["run", "tiny.yaml", "--mode", mode, "--out", mode].into_iter();
+        let args: Vec<&str> = args.chain(set.iter().flat_map(|s| ["--set", s])).collect();
+        let ran = place.ran(&args);
+        let said = ran.err.lines().last().unwrap_or_default();
+        let expect = "error: trace.csv:4: found prompt_tokens \"many\", expected a number of tokens";
+        assert_eq!((ran.code, said), (2, expect), "{ran:#?}");
+    }
+}
+
 #[test]
 fn every_scenario_of_the_library_validates() {
     let place = Place::new();
