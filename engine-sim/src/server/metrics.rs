@@ -15,6 +15,7 @@ pub(super) fn render(engine: &Engine, model: &str) -> String {
     for (name, histogram) in engine.metrics().histograms() {
         page.histogram(name, histogram);
     }
+    one_choice(engine, &mut page);
     page.text
 }
 
@@ -33,6 +34,10 @@ fn gauges(engine: &Engine, page: &mut Page) {
         page.line("num_requests_waiting_by_reason", &format!(",reason=\"{reason}\""), f64::from(n));
     }
     page.one("kv_cache_usage_perc", "gauge", now.kv_usage);
+    page.head("engine_sleep_state", "gauge");
+    for (state, on) in [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)] {
+        page.line("engine_sleep_state", &format!(",sleep_state=\"{state}\""), on);
+    }
     page.head("cache_config_info", "gauge");
     let cache = &engine.config().cache;
     let _ = writeln!(
@@ -47,6 +52,13 @@ fn gauges(engine: &Engine, page: &mut Page) {
 fn counters(engine: &Engine, page: &mut Page) {
     let m = engine.metrics();
     page.one("prompt_tokens_total", "counter", m.prompt_tokens as f64);
+    page.head("prompt_tokens_by_source_total", "counter");
+    let computed = m.prompt_tokens - m.prompt_tokens_cached;
+    let sources =
+        [("local_compute", computed), ("local_cache_hit", m.prompt_tokens_cached), ("external_kv_transfer", 0)];
+    for (source, n) in sources {
+        page.line("prompt_tokens_by_source_total", &format!(",source=\"{source}\""), n as f64);
+    }
     page.one("prompt_tokens_cached_total", "counter", m.prompt_tokens_cached as f64);
     page.one("generation_tokens_total", "counter", m.generation_tokens as f64);
     page.one("prefix_cache_queries_total", "counter", m.prefix_cache_queries as f64);
@@ -56,10 +68,28 @@ fn counters(engine: &Engine, page: &mut Page) {
     for (reason, n) in m.request_success() {
         page.line("request_success_total", &format!(",finished_reason=\"{}\"", reason.as_str()), n as f64);
     }
+    // vLLM has these from the start; a caller's abort is not counted and nothing looks for repetitions here.
+    for reason in ["abort", "repetition"] {
+        page.line("request_success_total", &format!(",finished_reason=\"{reason}\""), 0.0);
+    }
     page.head("admission_rejections_total", "counter");
     let refused = m.admission_rejections_queued_reqs as f64;
     page.line("admission_rejections_total", ",reason=\"max_num_queued_reqs\"", refused);
 }
+
+/// Histograms that say nothing new where every request has one choice.
+fn one_choice(engine: &Engine, page: &mut Page) {
+    let m = engine.metrics();
+    page.histogram("request_max_num_generation_tokens", &m.request_generation_tokens);
+    let requests = m.request_generation_tokens.count();
+    let mut counts = vec![0; N_BOUNDS.len() + 1];
+    counts[0] = requests;
+    let n = Histogram { unit: Unit::Count, bounds: N_BOUNDS.to_vec(), counts, sum: u128::from(requests) };
+    page.histogram("request_params_n", &n);
+}
+
+/// Buckets of `request_params_n` (`vllm/v1/metrics/loggers.py`).
+const N_BOUNDS: [u64; 5] = [1, 2, 5, 10, 20];
 
 struct Page {
     text: String,

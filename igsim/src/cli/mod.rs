@@ -32,7 +32,7 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   igsim run scenarios/quickstart.yaml
   igsim run scenarios/quickstart.yaml --mode virtual --seed 7
-  igsim run scenarios/replay-mooncake.yaml --set workload.arrivals.path=trace.jsonl
+  igsim run scenarios/replay-mooncake.yaml --set trace.path=trace.jsonl
   igsim inspect runs/quickstart-20261120-1842 --slowest 1
 
 Exit codes: 0 good, 1 an expectation of the scenario failed, 2 bad input, 3 could not run.";

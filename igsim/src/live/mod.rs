@@ -1,6 +1,6 @@
 //! Live runs: real servers, real HTTP, real time, in one process.
 //!
-//! [`stack`] starts gateway and engines, [`arrivals`] sends the plan's requests when they are due, [`outgoing`] turns them into
+//! [`stack`] starts gateway and engines, `arrivals` sends the plan's requests when they are due, `outgoing` turns them into
 //! HTTP. Nothing here decides anything.
 
 mod arrivals;

@@ -34,8 +34,11 @@ impl Report {
         let (client, engines) = (&self.pacing.lateness_ms, &self.engines);
         if client.p99 > 0.0 || engines.planned_moments > 0 {
             let (p50, p99) = (digits(client.p50 * 1e3), digits(client.p99 * 1e3));
-            let (step50, step99) = (digits(engines.late_p50_us), digits(engines.late_p99_us));
-            writeln!(out, "Pacing     late by p50/p99 us: requests {p50}/{p99}, engine steps {step50}/{step99}")?;
+            write!(out, "Pacing     late by p50/p99 us: requests {p50}/{p99}")?;
+            if engines.planned_moments > 0 {
+                write!(out, ", engine steps {}/{}", digits(engines.late_p50_us), digits(engines.late_p99_us))?;
+            }
+            writeln!(out)?;
         }
         Ok(())
     }
@@ -225,7 +228,7 @@ mod tests {
           end to end (s)       0.29     0.29     0.29     0.29     0.29
           gateway (us)          120      120      120      120      120
         Routing    share 25/25/25/25 %  prefix hits 42 % of prompt tokens  preemptions 0
-        Pacing     sent late by 0.05 ms (p50), 0.05 ms (p99)
+        Pacing     late by p50/p99 us: requests 50.0/50.0
         Tracing    30 of 300 traces kept (expected 17 to 44)  60 records  812 spans  0 orphans  0 findings
           file     812 created = 812 exported + 0 dropped
         Expected   2 of 2 hold
@@ -267,7 +270,7 @@ mod tests {
           end to end (s)       0.29     0.29     0.29     0.29     0.29
           gateway (us)          120      120      120      120      120
         Routing    share 25/25/25/25 %  prefix hits 42 % of prompt tokens  preemptions 0  retries 12
-        Pacing     sent late by 0.05 ms (p50), 0.05 ms (p99)
+        Pacing     late by p50/p99 us: requests 50.0/50.0
         Tracing    90 of 300 traces kept (expected 17 to 44, UNEXPECTED)  60 records  812 spans  1 orphans  0 findings
           records  3 dropped  0 abandoned
           file     812 created = 812 exported + 0 dropped

@@ -1,0 +1,10 @@
+//! The engine's server on real sockets: shapes, errors, disconnects, traces. Nothing here waits for time to pass; where something
+//! happens on another thread, its effect is polled for.
+
+mod disconnects;
+mod errors;
+mod harness;
+mod pages;
+mod shapes;
+mod stops;
+mod tracing;
