@@ -154,8 +154,8 @@ fn every_scenario_runs_in_virtual_time_without_findings() {
     place.write("azure.csv", AZURE);
     place.write("mooncake.jsonl", MOONCAKE);
     let shorter = |name: &str| match name {
-        "bursty" | "multi-turn" => "duration=60s",
-        "overload" => "duration=20s",
+        "bursty" | "multi-turn" => "duration=30s",
+        "overload" => "duration=10s",
         "parity" => "requests=40",
         "quickstart" => "requests=200",
         "shared-prefix" => "requests=150",
@@ -211,7 +211,7 @@ fn refusals(set: &[&str], kind: &str) -> Vec<BTreeMap<String, String>> {
 
 #[test]
 fn the_gateway_sheds_batch_requests_with_429() {
-    let rows = refusals(&["duration=20s"], "http_429");
+    let rows = refusals(&["duration=10s"], "http_429");
     // Interactive requests are tenant 0, batch requests tenant 1.
     assert!(rows.iter().all(|r| r["outcome"] != "http_429" || r["tenant"] == "1"), "only batch requests are shed");
 }
@@ -220,7 +220,7 @@ fn the_gateway_sheds_batch_requests_with_429() {
 fn a_full_engine_refuses_with_503() {
     let small = "{count: 2, profile: llama-3.1-8b-h100, max_num_queued_reqs: 2, scheduler: {max_num_seqs: 16}}";
     for streaming in ["workload.streaming=1", "workload.streaming=0"] {
-        refusals(&["duration=10s", &format!("engines=[{small}]"), streaming], "http_503");
+        refusals(&["duration=4s", &format!("engines=[{small}]"), streaming], "http_503");
     }
 }
 

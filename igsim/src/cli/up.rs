@@ -17,18 +17,20 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     set.push(("mode".to_owned(), "live".to_owned()));
     let scenario = scenario::load(&args.scenario, &set)?.config;
     debug_assert_eq!(scenario.mode, Mode::Live);
-    let output = args.out.as_deref().map(|dir| Output::open(dir, false)).transpose().map_err(Failure::input)?;
     let env = |key: &str| std::env::var(key).ok();
-    let file = output.as_ref().map(|o| o.path(TRACES_FILE));
+    let file = args.out.as_deref().map(|dir| dir.join(TRACES_FILE));
     let resolved = resolve(&args.tracing.options(None), &scenario.tracing, file, &env).map_err(Failure::input)?;
     resolved.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    // Whatever may be wrong with the input is known before a folder is made.
+    args.out.as_deref().map(|dir| Output::open(dir, false)).transpose().map_err(Failure::input)?;
     let clock = RunClock::start();
     let telemetry = Telemetry::live(resolved.config, clock).map_err(Failure::run)?;
     fold_on_panic(&telemetry);
     let served = serve(args, &scenario, &telemetry, clock).map_err(Failure::run);
     let stats = telemetry.shutdown(clock.now());
     served?;
-    println!("{} of {} traces kept, {} spans", stats.traces_sampled, stats.traces_started, stats.spans_created);
+    let (kept, started, spans) = (stats.traces_sampled, stats.traces_started, stats.spans_created);
+    print(&format!("{kept} of {started} traces kept, {spans} spans\n"));
     for e in stats.exporters.iter().filter(|e| e.dropped.total() > 0) {
         eprintln!(
             "warning: {}: {} spans dropped: {}",

@@ -156,11 +156,6 @@ impl Flight {
         trail.finish(at);
     }
 
-    /// The row of a request that is open when the run is stopped.
-    pub(super) fn unfinished(&self) -> RequestRow {
-        RequestRow { done: None, outcome: Outcome::Failed(Failure::Unfinished), ..self.row(Time::ZERO, None) }
-    }
-
     /// The row of a request that ended at `done`.
     pub(super) fn row(&self, done: Time, status: Option<u16>) -> RequestRow {
         let outcome = match status {

@@ -95,6 +95,8 @@ pub(super) struct World<'a> {
     now: Time,
     /// Requests planned and not sent yet.
     planned: usize,
+    /// Whether the user asked for the end: nothing is sent any more, what is open goes on to its own.
+    stopping: bool,
 }
 
 /// Events between two questions whether to go on.
@@ -137,6 +139,7 @@ impl<'a> World<'a> {
             decisions: Vec::new(),
             now: Time::ZERO,
             planned: 0,
+            stopping: false,
             scenario,
         }
     }
@@ -145,26 +148,23 @@ impl<'a> World<'a> {
         self.first_scrapes();
         // Closed-loop clients all start at once; of an open loop one request is known ahead.
         while self.pull()? {}
-        let (mut events, mut interrupted) = (0u64, false);
-        while self.open + self.planned > 0 {
+        let mut events = 0u64;
+        while self.open + if self.stopping { 0 } else { self.planned } > 0 {
             let Some((at, event)) = self.queue.pop() else { break };
             debug_assert!(at >= self.now, "time goes forward (I3)");
             self.now = at;
             self.happen(event, observer)?;
             events += 1;
             if events.is_multiple_of(ASK_EVERY) && !observer.go_on(at) {
-                interrupted = true;
-                break;
+                self.stopping = true;
             }
         }
-        if interrupted {
-            self.report_open(observer);
-        }
-        Ok(Ended { engines: self.figures(), at: self.now, interrupted })
+        Ok(Ended { engines: self.figures(), at: self.now, interrupted: self.stopping })
     }
 
     fn happen(&mut self, event: Event, observer: &mut dyn Observer) -> Result<(), ReplayError> {
         match event {
+            Event::Send(_) if self.stopping => self.planned -= 1,
             Event::Send(plan) => self.send(*plan)?,
             Event::AtGateway(slot) => self.at_gateway(slot),
             Event::AtEngine(slot) => self.at_engine(slot),
@@ -485,13 +485,6 @@ impl<'a> World<'a> {
         let endpoint = EndpointId(engine as u32);
         let input = GatewayInput::Metrics { endpoint, metrics: Ok(metrics) };
         self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
-    }
-
-    /// Requests that are open when the run is stopped are accounted for as such.
-    fn report_open(&mut self, observer: &mut dyn Observer) {
-        for flight in self.flights.iter_mut().filter_map(Option::take) {
-            observer.request(&flight.unfinished(), &flight.gaps);
-        }
     }
 
     fn figures(&self) -> EngineFigures {
