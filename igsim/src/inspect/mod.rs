@@ -123,12 +123,11 @@ impl<'a> Traces<'a> {
         let sum = |pick: &dyn Fn(&&&Span) -> bool| {
             spans.iter().filter(pick).map(|s| (s.end - s.start).as_nanos()).sum::<u64>() as f64 / whole
         };
-        let phase = |span: &Span, name: &str| {
-            span.name == "vllm.executor.execute_model"
-                && span.get("vllm.executor.phase").and_then(|v| v.as_str()).is_some_and(|p| p == name)
-        };
-        let decode = sum(&|s| phase(s, "decode"));
-        let prefill = sum(&|s| s.name == "vllm.executor.execute_model" && !phase(s, "decode"));
+        // A decode run says how long its tokens took; a prefill chunk has no such figure, whatever else was in its batch.
+        let execute = |s: &Span| s.name == "vllm.executor.execute_model";
+        let decodes = |s: &Span| s.get("vllm.token_latency.p50_ms").is_some();
+        let decode = sum(&|s| execute(s) && decodes(s));
+        let prefill = sum(&|s| execute(s) && !decodes(s));
         let queue = sum(&|s| s.name == "vllm.engine.queue");
         let engine = sum(&|s| s.name == "vllm.engine.request");
         let mut shares = vec![("decode", decode), ("queue", queue), ("prefill", prefill)];

@@ -14,14 +14,17 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::Finished;
 use super::outgoing::Writer;
-use crate::client::{Client, Outgoing};
+use crate::client::{Client, Observed, Outgoing};
 use crate::replay::ReplayError;
+use crate::report::Failure;
 use crate::run::interrupt::Interrupt;
 use crate::scenario::Scenario;
 use crate::workload::{Answer, Plan, PlannedRequest};
 
 /// How long a client waits for an answer: longer than the gateway does, whose own timeout answers with 504.
 const CLIENT_TIMEOUT: Dur = Dur::from_secs(3600);
+/// How long requests may go on after the user asked for the end.
+const PATIENCE: Dur = Dur::from_secs(30);
 /// How often a sleeping sender looks whether the run is to end.
 const LOOK_EVERY: Dur = Dur::from_millis(100);
 
@@ -98,6 +101,12 @@ impl Arrivals {
     }
 }
 
+/// Ends when the user asked for the end some time ago.
+async fn patience(interrupt: Interrupt) {
+    interrupt.raised().await;
+    tokio::time::sleep(PATIENCE.to_std()).await;
+}
+
 impl Loop {
     fn run(mut self) -> Result<bool, ReplayError> {
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -170,8 +179,16 @@ impl Loop {
         let Ready { plan, outgoing, answer } = ready;
         self.open += 1;
         let (client, results) = (self.client.clone(), self.results.clone());
+        let (interrupt, clock) = (self.interrupt.clone(), self.clock);
         self.runtime.spawn(async move {
-            let seen = client.send(outgoing).await;
+            let sent = clock.now();
+            let seen = tokio::select! {
+                seen = client.send(outgoing) => seen,
+                () = patience(interrupt) => {
+                    let failure = Some(Failure::Unfinished);
+                    Observed { sent, done: clock.now(), failure, ..Observed::default() }
+                }
+            };
             // Whoever listened has given up.
             let _ = results.send(Finished { plan, answer, seen });
         });

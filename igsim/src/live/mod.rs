@@ -25,9 +25,6 @@ use crate::workload::{Answer, Plan, PlannedRequest};
 use arrivals::Arrivals;
 use stack::{Ports, Stack, StackError};
 
-/// How long requests may go on after the user asked for the end.
-const PATIENCE: Dur = Dur::from_secs(30);
-
 /// What a live run leaves behind.
 #[derive(Debug)]
 pub struct Ended {
@@ -94,7 +91,7 @@ pub fn run(
         let (sender, receiver) = mpsc::unbounded_channel();
         let uri = stack.uri(scenario.workload.api);
         let arrivals = Arrivals::start(scenario, plan, uri, clock, interrupt.clone(), sender)?;
-        collect(receiver, &arrivals, &served, &mut collector, interrupt).await;
+        collect(receiver, &arrivals, &served, &mut collector).await;
         let interrupted = arrivals.finish().map_err(StackError::Replay)?;
         Ok::<_, StackError>((stack.stop().await, interrupted))
     })?;
@@ -109,19 +106,8 @@ async fn collect(
     arrivals: &Arrivals,
     served: &ServedLog,
     collector: &mut Collector,
-    interrupt: &Interrupt,
 ) {
-    let patience = async {
-        interrupt.raised().await;
-        tokio::time::sleep(PATIENCE.to_std()).await;
-    };
-    tokio::pin!(patience);
-    loop {
-        let end = tokio::select! {
-            end = finished.recv() => end,
-            () = &mut patience => None,
-        };
-        let Some(end) = end else { return };
+    while let Some(end) = finished.recv().await {
         let own = served.take(&outgoing::request_id(&end.plan));
         let row = row(&end, own);
         let answer = (row.outcome == Outcome::Ok).then_some(end.answer);
