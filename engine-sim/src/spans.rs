@@ -15,6 +15,28 @@ use crate::core::facts::{
 use crate::core::sequence::FinishReason;
 
 impl Fact for EngineFact {
+    fn is_final(&self) -> bool {
+        match self {
+            EngineFact::FirstWrite
+            | EngineFact::LastWrite
+            | EngineFact::Aborted
+            | EngineFact::Failed { .. }
+            | EngineFact::Decoded(_)
+            | EngineFact::DecodeTimes(_)
+            | EngineFact::Finished(_) => true,
+            EngineFact::Received { .. }
+            | EngineFact::Asked { .. }
+            | EngineFact::Adapter(_)
+            | EngineFact::InputsProcessed { .. }
+            | EngineFact::Queued { .. }
+            | EngineFact::Scheduled(_)
+            | EngineFact::Admitted(_)
+            | EngineFact::Allocated(_)
+            | EngineFact::Prefilled(_)
+            | EngineFact::Preempted => false,
+        }
+    }
+
     fn fold(record: &Record<EngineFact>, out: &mut Vec<Span>) {
         let mut fold = Fold::new(record);
         for (at, fact) in &record.facts {
@@ -312,6 +334,10 @@ impl<'a> Fold<'a> {
         let end = end.max(record.head.opened);
         self.leave_queue(end);
         self.root.end = end;
+        if matches!(self.ending, Ending::Aborted(_)) {
+            // The caller has left: its own span may have ended before the engine could handle that.
+            self.root.set("vllm.late", true);
+        }
         for span in self.inner.iter_mut().filter(|s| s.end > end) {
             span.set("vllm.late", true);
         }

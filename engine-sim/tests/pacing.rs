@@ -83,7 +83,9 @@ fn drive(engine: &mut Engine, mut items: Vec<Item>, late: &[Dur]) -> Vec<Output>
         items = rest;
         seen.sort_by_key(|i| i.at);
         for item in seen {
-            step(engine, |e| merge(e, item.at, item.input(), &mut out));
+            step(engine, |e| {
+                merge(e, item.at, item.input(), &mut out);
+            });
         }
         step(engine, |e| e.advance(now, &mut out));
     }

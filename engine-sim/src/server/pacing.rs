@@ -258,7 +258,15 @@ impl Drop for Epilogue<'_> {
         let unseen = std::mem::take(&mut inbox.items);
         drop(inbox);
         drop(unseen);
-        self.0.engines.iter().for_each(|cell| lock(cell).open.clear());
+        let now = self.0.clock.now();
+        for cell in &self.0.engines {
+            for (_, listener) in lock(cell).open.drain() {
+                // Its caller has left; that the core will not hear of it changes nothing about that.
+                if let Listener::Aborted(trail) = listener {
+                    trail.finish(now);
+                }
+            }
+        }
     }
 }
 
@@ -311,8 +319,8 @@ impl Inner {
             Command::Add(request, sender) => {
                 let key = request.key;
                 cell.open.insert(key, Listener::Stream(sender));
-                merge(&mut cell.engine, item.at, Input::Add(request), out);
-                self.due(&mut cell.engine, item.at, out);
+                let taken = merge(&mut cell.engine, item.at, Input::Add(request), out);
+                self.due(&mut cell.engine, taken, out);
                 deliver(cell, out);
                 // A request that was refused or is complete already has been told so.
                 cell.send(key, item.at, Delivery::Taken);
@@ -338,13 +346,15 @@ impl Inner {
 }
 
 /// The merge rule: what was due before the input arrived happens first; an input handed over late is handled at the core's
-/// time, which never goes back; an input that arrives exactly when a step starts is in that step.
-pub fn merge(engine: &mut Engine, arrived: Time, input: Input, out: &mut Vec<Output>) {
+/// time, which never goes back; an input that arrives exactly when a step starts is in that step. Returns the time at
+/// which the input was handled.
+pub fn merge(engine: &mut Engine, arrived: Time, input: Input, out: &mut Vec<Output>) -> Time {
     let at = arrived.max(engine.core_time());
     if let Some(before) = at.as_nanos().checked_sub(1) {
         engine.advance(Time::from_nanos(before), out);
     }
     engine.handle(at, input);
+    at
 }
 
 /// Sends on what one engine handed over. What a request gets several times in a row comes in one message, so the last tokens and

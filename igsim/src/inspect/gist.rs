@@ -52,7 +52,7 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
             &[("step", "vllm.scheduler.iteration"), ("", "vllm.batch.phase"), ("tokens", "vllm.batch.total_tokens")]
         }
         "vllm.executor.execute_model" => &[
-            ("", "vllm.batch.phase"),
+            ("", "vllm.executor.phase"),
             ("steps", "vllm.executor.iterations"),
             ("batch", "vllm.batch.size_mean"),
             ("p50 ms", "vllm.token_latency.p50_ms"),

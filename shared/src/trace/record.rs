@@ -14,8 +14,16 @@ pub const MAX_FACTS: usize = 256;
 /// The most bytes of facts a record holds. Facts own no heap data but shared names, so this bounds their size.
 pub const MAX_BYTES: usize = 16 * 1024;
 
+/// Room kept for facts that say how a request ended.
+const RESERVED: usize = 16;
+
 /// Facts of one component. `fold` is the one place where that component's span names and attributes are set.
 pub trait Fact: Sized + Send + 'static {
+    /// Whether the fact says how the request ended: such facts find room in a record that is otherwise full.
+    fn is_final(&self) -> bool {
+        false
+    }
+
     /// Turns the facts of one finished record into spans, the service's outermost span first.
     fn fold(record: &Record<Self>, out: &mut Vec<Span>);
 }
@@ -257,7 +265,8 @@ impl<F: Fact> Trail<F> {
 #[inline(never)]
 fn note<F: Fact>(slot: &Slot<F>, at: Time, fact: F) {
     if let Some(record) = slot.lock().as_mut() {
-        if record.facts.len() < Record::<F>::CAPACITY {
+        let room = if fact.is_final() { Record::<F>::CAPACITY } else { Record::<F>::CAPACITY - RESERVED };
+        if record.facts.len() < room {
             record.facts.push((at, fact));
         } else {
             record.cut += 1;
@@ -306,7 +315,13 @@ mod tests {
     use super::*;
 
     struct Tick(u32);
+    impl Tick {
+        const FINAL: u32 = 999_999;
+    }
     impl Fact for Tick {
+        fn is_final(&self) -> bool {
+            self.0 == Tick::FINAL
+        }
         fn fold(record: &Record<Tick>, out: &mut Vec<Span>) {
             let mut root = record.outermost("root", Kind::Server, record.closed);
             root.set("facts", record.facts.len() as u64).set("cut", record.cut).set("abandoned", record.abandoned);
@@ -361,8 +376,18 @@ mod tests {
             (0..1000).for_each(|i| t.note(Time::from_nanos(11), || Tick(i)));
             t.finish(Time::from_nanos(12));
         });
-        assert_eq!(spans[0].get("facts"), Some(&Value::Int(256)));
-        assert_eq!(spans[0].get("cut"), Some(&Value::Int(744)));
+        assert_eq!(spans[0].get("facts"), Some(&Value::Int(240)));
+        assert_eq!(spans[0].get("cut"), Some(&Value::Int(760)));
+    }
+
+    #[test]
+    fn a_full_record_still_learns_how_the_request_ended() {
+        let spans = run(|t| {
+            (0..1000).for_each(|i| t.note(Time::from_nanos(11), || Tick(i)));
+            t.note(Time::from_nanos(12), || Tick(Tick::FINAL));
+            t.finish(Time::from_nanos(12));
+        });
+        assert_eq!(spans[0].get("last"), Some(&Value::Int(i64::from(Tick::FINAL))));
     }
 
     #[test]
