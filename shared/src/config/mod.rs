@@ -1,7 +1,7 @@
 //! Configuration files: YAML in, validated types out, and errors that say where, what was found and what is allowed.
 //!
-//! A file passes four stages: the marked tree ([`document`]), overrides of the command line ([`overrides`]), the JSON schema of
-//! the target type ([`schema`]), which finds every wrong key, type and bound at once, and the type's own [`Validate`]. Problems
+//! A file passes four stages: the marked tree (`document`), overrides of the command line (`overrides`), the JSON schema of
+//! the target type (`schema`), which finds every wrong key, type and bound at once, and the type's own [`Validate`]. Problems
 //! of one stage are all reported together; a later stage runs only when the earlier ones found nothing.
 //!
 //! This module knows no scenario, gateway or engine.
