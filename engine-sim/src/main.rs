@@ -182,4 +182,13 @@ async fn stop_signal() {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
+    eprintln!("stopping: open answers are finished first; again to stop at once");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        // 128 and the number of SIGINT, as shells have it.
+        std::process::exit(130);
+    });
 }

@@ -1,7 +1,7 @@
 //! The load client: sends one request over HTTP and watches its answer arrive.
 //!
-//! It measures what a user would see and keeps no content beyond the text of the answer, which the next turn of a session
-//! needs; that text never leaves the process except as the next prompt.
+//! It measures what a user would see and keeps nothing of what was said: the next turn of a conversation repeats the filler that
+//! our engines answer with.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -70,8 +70,6 @@ pub struct Observed {
     pub endpoint: Option<Arc<str>>,
     /// The trace of the request, from the `traceresponse` header, and whether it was sampled.
     pub trace: Option<(TraceId, bool)>,
-    /// The text of the answer.
-    pub text: String,
     /// Reason given for the end of the answer.
     pub finish_reason: Option<String>,
 }
@@ -149,6 +147,11 @@ impl Outgoing {
 }
 
 impl Observed {
+    /// Pieces of the answer that arrived: about its tokens, where no usage was told.
+    pub fn pieces(&self) -> u32 {
+        self.first_token.map_or(0, |_| 1 + u32::try_from(self.gaps.len()).unwrap_or(u32::MAX - 1))
+    }
+
     fn read_headers(&mut self, headers: &HeaderMap) {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         self.endpoint = text("x-gateway-destination-endpoint-served").map(Arc::from);
@@ -178,7 +181,6 @@ impl Observed {
             Some(before) => self.gaps.push(now.since(before)),
         }
         self.last_token = Some(now);
-        self.text.push_str(text);
     }
 
     fn whole(&mut self, body: &[u8], now: Time) -> Result<(), Failure> {
@@ -187,7 +189,6 @@ impl Observed {
         self.first_token = Some(now);
         self.last_token = Some(now);
         let choice = chunk.choices.first().ok_or(Failure::Protocol)?;
-        self.text.push_str(choice.piece());
         self.finish_reason = choice.finish_reason.as_deref().map(str::to_owned);
         Ok(())
     }
@@ -294,7 +295,7 @@ mod tests {
         seen.event(br#"{"choices":[{"text":"ghi "}]}"#, at(41)).unwrap();
         seen.event(br#"{"choices":[],"usage":{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2}}"#, at(50))
             .unwrap();
-        assert_eq!((seen.first_token, seen.text.as_str()), (Some(at(20)), "abc def ghi "));
+        assert_eq!((seen.first_token, seen.pieces()), (Some(at(20)), 3));
         assert_eq!(seen.gaps, [Dur::from_nanos(15), Dur::from_nanos(6)]);
         assert_eq!(seen.usage.unwrap().completion_tokens, 2);
     }

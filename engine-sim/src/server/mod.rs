@@ -16,7 +16,7 @@ use axum::serve::ListenerExt;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::rng::mix64;
-use shared::time::Time;
+use shared::time::{Dur, Time};
 use shared::trace::pipeline::Tracer;
 use tokio::net::TcpListener;
 
@@ -26,6 +26,9 @@ use pacing::EngineHandle;
 
 /// The version of vLLM whose behaviour the emulator follows.
 pub const VLLM_VERSION: &str = "0.33.0";
+
+/// How long open answers may go on after a server was told to stop.
+pub const DRAIN: Dur = Dur::from_secs(30);
 
 /// What a server needs to know beyond its engine.
 #[derive(Clone)]
@@ -120,7 +123,7 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown` completes and every open answer is written.
+    /// Serves until `shutdown` completes and every open answer is written, for at most [`DRAIN`]; what is open then is aborted.
     ///
     /// # Errors
     /// If the socket cannot be accepted from any more.
@@ -129,7 +132,21 @@ impl Server {
         let listener = self.listener.tap_io(|socket| {
             let _ = socket.set_nodelay(true);
         });
-        axum::serve(listener, api::router(self.app)).with_graceful_shutdown(shutdown).await
+        let stopping = Arc::new(tokio::sync::Notify::new());
+        let told = Arc::clone(&stopping);
+        let shutdown = async move {
+            shutdown.await;
+            told.notify_one();
+        };
+        let serving = axum::serve(listener, api::router(self.app)).with_graceful_shutdown(shutdown);
+        let patience = async {
+            stopping.notified().await;
+            tokio::time::sleep(DRAIN.to_std()).await;
+        };
+        tokio::select! {
+            served = std::future::IntoFuture::into_future(serving) => served,
+            () = patience => Ok(()),
+        }
     }
 }
 

@@ -313,7 +313,7 @@ fn aborted_while_decoding() {
     rig.add(0, 100, 500);
     rig.engine.handle(Time::from_nanos(50_000_000), Input::Abort(RequestKey(0)));
     insta::assert_snapshot!(tree(&rig.run()), @r#"
-    vllm.engine.request output_tokens=Int(7)
+    vllm.engine.request output_tokens=Int(7) late=Bool(true)
       ! vllm.queued
       ! vllm.scheduled
       ! vllm.first_token
@@ -345,7 +345,7 @@ fn spans_after_a_disconnect_are_late() {
     let spans = rig.folded.take();
     check(&spans);
     let late: Vec<&str> = spans.iter().filter(|s| s.get("vllm.late").is_some()).map(|s| &*s.name).collect();
-    assert_eq!(late, ["vllm.output.process_batch"]);
+    assert_eq!(late, ["vllm.engine.request", "vllm.output.process_batch"]);
     assert_eq!((spans[0].end, &spans[0].status), (Time::from_nanos(7_800_000), &Status::Unset));
 }
 

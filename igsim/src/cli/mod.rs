@@ -264,8 +264,8 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
 }
 
 impl TracingArgs {
-    fn options(&self, run_id: Option<String>) -> TracingOptions {
-        TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail, run_id }
+    fn options(&self) -> TracingOptions {
+        TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::workload::Plan;
 /// What a driver hands back.
 struct Driven {
     engines: EngineFigures,
+    retries: u64,
     interrupted: bool,
     collector: Collector,
     stats: Stats,
@@ -50,7 +51,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     if text {
         print(&headline(&scenario, &telemetry));
     }
-    let (telemetry, remote) = split_remote(telemetry, scenario.mode);
+    let (telemetry, remote) = split_remote(telemetry, scenario.mode, &output);
     let progress = Progress::new(expected(&scenario), false);
     let collector = Collector::new(output.rows().map_err(Failure::run)?, progress, wall);
     let driven = match scenario.mode {
@@ -75,7 +76,7 @@ fn load(args: &RunArgs) -> Result<Scenario, Failure> {
 
 fn telemetry(args: &RunArgs, scenario: &Scenario) -> Result<Resolved, Failure> {
     let env = |key: &str| std::env::var(key).ok();
-    let options = args.tracing.options(args.run_id.clone());
+    let options = args.tracing.options();
     let resolved = resolve(&options, &scenario.tracing, Some(TRACES_FILE.into()), &env);
     let resolved = resolved.map_err(Failure::input)?;
     for warning in &resolved.warnings {
@@ -94,7 +95,7 @@ fn place_files(telemetry: &mut Resolved, output: &Output) {
 }
 
 /// A virtual run writes files only; endpoints get its traces when it is over.
-fn split_remote(mut telemetry: Resolved, mode: Mode) -> (Resolved, Vec<String>) {
+fn split_remote(mut telemetry: Resolved, mode: Mode, output: &Output) -> (Resolved, Vec<String>) {
     let mut remote = Vec::new();
     if mode == Mode::Virtual {
         telemetry.config.exporters.retain(|exporter| match exporter {
@@ -104,6 +105,10 @@ fn split_remote(mut telemetry: Resolved, mode: Mode) -> (Resolved, Vec<String>) 
             }
             ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_) => true,
         });
+        let exporters = &mut telemetry.config.exporters;
+        if !remote.is_empty() && !exporters.iter().any(|e| matches!(e, ExporterConfig::File(_))) {
+            exporters.push(ExporterConfig::File(output.path(TRACES_FILE)));
+        }
     }
     (telemetry, remote)
 }
@@ -163,8 +168,8 @@ fn run_live(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Col
         | StackError::Bind { .. }
         | StackError::Runtime(_) => Failure::run(error),
     })?;
-    let live::Ended { engines, interrupted, collector, stats } = ended;
-    Ok(Driven { engines, interrupted, collector, stats, ratio })
+    let live::Ended { engines, retries, interrupted, collector, stats } = ended;
+    Ok(Driven { engines, retries, interrupted, collector, stats, ratio })
 }
 
 fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Collector) -> Result<Driven, Failure> {
@@ -184,7 +189,7 @@ fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: 
     let ended = virtual_time::run(scenario, plan, seed, &telemetry, &mut watching).map_err(Failure::input)?;
     let stats = telemetry.shutdown(ended.at);
     let Watching(collector, _) = watching;
-    Ok(Driven { engines: ended.engines, interrupted: ended.interrupted, collector, stats, ratio })
+    Ok(Driven { engines: ended.engines, retries: 0, interrupted: ended.interrupted, collector, stats, ratio })
 }
 
 /// Looks at the traces, writes the report, and prints what the user wants to know.
@@ -196,8 +201,12 @@ fn finish(
     remote: &[String],
 ) -> Result<(), Failure> {
     let file = output.path(TRACES_FILE);
-    let looked = if file.exists() { Some(Looked::at(&file).map_err(Failure::run)?) } else { None };
-    let summary = driven.collector.finish().map_err(Failure::run)?;
+    // What cannot be read or was not written is told after the report, which is good all the same.
+    let (looked, unread) = match file.exists().then(|| Looked::at(&file)).transpose() {
+        Ok(looked) => (looked, None),
+        Err(error) => (None, Some(error)),
+    };
+    let (summary, unwritten) = driven.collector.finish();
     let report = summary.finish(RunFacts {
         versions: versions(),
         scenario: scenario.name.clone(),
@@ -207,6 +216,7 @@ fn finish(
         endpoints: (0..scenario.engine_count()).map(|i| format!("engine-{i}")).collect(),
         paced: scenario.mode == Mode::Live,
         engines: driven.engines,
+        retries: driven.retries,
         traces: figures(&driven.stats, driven.ratio, looked.as_ref()),
         expectations: scenario.expectations.clone(),
     });
@@ -216,11 +226,18 @@ fn finish(
         Format::Json => print(&format!("{json}\n")),
         Format::Text => tell(&report, looked.as_ref(), output),
     }
+    if let Some(error) = unwritten {
+        return Err(Failure::run(error));
+    }
+    if let Some(error) = unread {
+        return Err(Failure::run(error));
+    }
     if let Some(set) = looked.map(Looked::into_set).filter(|_| !remote.is_empty()) {
         let run_id = args.run_id.clone().unwrap_or_else(send::fresh_run_id);
         for url in remote {
             let stats = send::deliver(set.clone(), url, true, Some(run_id.clone()))?;
             eprintln!("sent to {url}: {}, run id {run_id}", send::sent(&stats));
+            send::all_accepted(&stats, url)?;
         }
     }
     if report.expectations.iter().all(|e| e.pass) { Ok(()) } else { Err(Failure::Expectation) }

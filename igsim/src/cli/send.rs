@@ -18,11 +18,18 @@ pub(super) fn send(args: &SendArgs) -> Result<(), Failure> {
         print(&format!("run id {run_id} (repeats these trace ids with --run-id {run_id})\n"));
     }
     print(&format!("{spans} spans read, {}\n", sent(&stats)));
-    if stats.exporters.iter().any(|e| e.exported < stats.spans_created) {
-        let why = stats.exporters.iter().find_map(|e| e.last_error.clone()).unwrap_or_default();
-        return Err(Failure::run(format!("{}: not every span was accepted: {why}", args.otlp)));
+    all_accepted(&stats, &args.otlp)
+}
+
+/// Fails unless every span was accepted, with the reason.
+pub(super) fn all_accepted(stats: &Stats, url: &str) -> Result<(), Failure> {
+    match stats.exporters.iter().find(|e| e.exported < stats.spans_created) {
+        None => Ok(()),
+        Some(e) => {
+            let why = e.last_error.as_deref().unwrap_or("no reason given");
+            Err(Failure::run(format!("{url}: not every span was accepted: {why}")))
+        }
     }
-    Ok(())
 }
 
 /// Sends a set to one endpoint.

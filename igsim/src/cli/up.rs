@@ -19,7 +19,7 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     debug_assert_eq!(scenario.mode, Mode::Live);
     let env = |key: &str| std::env::var(key).ok();
     let file = args.out.as_deref().map(|dir| dir.join(TRACES_FILE));
-    let resolved = resolve(&args.tracing.options(None), &scenario.tracing, file, &env).map_err(Failure::input)?;
+    let resolved = resolve(&args.tracing.options(), &scenario.tracing, file, &env).map_err(Failure::input)?;
     resolved.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     // Whatever may be wrong with the input is known before a folder is made.
     args.out.as_deref().map(|dir| Output::open(dir, false)).transpose().map_err(Failure::input)?;

@@ -55,6 +55,7 @@ struct Loop {
     waiting: BinaryHeap<Reverse<(Time, u64)>>,
     set_off: std::collections::BTreeMap<u64, PlannedRequest>,
     open: usize,
+    started: Time,
 }
 
 impl Arrivals {
@@ -83,6 +84,7 @@ impl Arrivals {
             waiting: BinaryHeap::new(),
             set_off: std::collections::BTreeMap::new(),
             open: 0,
+            started: Time::ZERO,
         };
         let thread = std::thread::Builder::new().name("arrivals".into()).spawn(move || state.run())?;
         Ok(Arrivals { ended: sender, thread })
@@ -95,9 +97,12 @@ impl Arrivals {
     }
 
     /// Waits for the thread; true if the plan was not done.
+    ///
+    /// # Panics
+    /// If the thread did.
     pub(super) fn finish(self) -> Result<bool, ReplayError> {
         drop(self.ended);
-        self.thread.join().unwrap_or(Ok(true))
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -110,8 +115,8 @@ async fn patience(interrupt: Interrupt) {
 impl Loop {
     fn run(mut self) -> Result<bool, ReplayError> {
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-        let started = self.clock.now();
-        let mut next = self.prepare(started)?;
+        self.started = self.clock.now();
+        let mut next = self.prepare()?;
         loop {
             if self.interrupt.is_raised() {
                 return Ok(true);
@@ -128,7 +133,7 @@ impl Loop {
             if own {
                 let ready = next.take().expect("it is due");
                 self.send(ready);
-                next = self.prepare(started)?;
+                next = self.prepare()?;
             } else if let Some(Reverse((_, index))) = self.waiting.pop()
                 && let Some(plan) = self.set_off.remove(&index)
             {
@@ -147,7 +152,10 @@ impl Loop {
         match self.ended.recv_timeout(left.to_std().min(LOOK_EVERY.to_std())) {
             Ok((plan, at, answer)) => {
                 self.open -= 1;
-                if let Some(next) = self.plan.finished(&plan, at, answer) {
+                // The plan's time starts when the sender does.
+                let own = Time::ZERO + at.since(self.started);
+                if let Some(mut next) = self.plan.finished(&plan, own, answer) {
+                    next.intended += self.started.since(Time::ZERO);
                     self.waiting.push(Reverse((next.intended, next.index)));
                     self.set_off.insert(next.index, next);
                 }
@@ -164,9 +172,9 @@ impl Loop {
     }
 
     /// Makes the next request that comes by itself ready before it is due. The plan's time starts when the sender does.
-    fn prepare(&mut self, started: Time) -> Result<Option<Ready>, ReplayError> {
+    fn prepare(&mut self) -> Result<Option<Ready>, ReplayError> {
         let Some(mut plan) = self.plan.next_arrival()? else { return Ok(None) };
-        plan.intended += started.since(Time::ZERO);
+        plan.intended += self.started.since(Time::ZERO);
         Ok(Some(self.ready(plan)))
     }
 

@@ -30,6 +30,8 @@ use stack::{Ports, Stack, StackError};
 pub struct Ended {
     /// What the engines count, and how late they were.
     pub engines: EngineFigures,
+    /// Further attempts of the gateway after an engine could not be reached.
+    pub retries: u64,
     /// Whether the plan was not done.
     pub interrupted: bool,
     /// Figures and rows.
@@ -85,7 +87,7 @@ pub fn run(
     let served = ServedLog::default();
     let log = served.clone();
     let hook: engine_sim::server::ServedHook = Arc::new(move |s| log.add(s));
-    let (ended, interrupted) = runtime.block_on(async {
+    let ((engines, gateway), interrupted) = runtime.block_on(async {
         let stack = Stack::start(scenario, &telemetry, clock, Ports::default(), Some(hook)).await?;
         eprintln!("{}", stack.addresses());
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -97,7 +99,7 @@ pub fn run(
     })?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     let stats = telemetry.shutdown(clock.now());
-    Ok(Ended { engines: ended, interrupted, collector, stats })
+    Ok(Ended { engines, retries: gateway.retries, interrupted, collector, stats })
 }
 
 /// Takes in what the clients saw, until all of them are done.
@@ -131,7 +133,7 @@ fn row(end: &Finished, own: Option<Dur>) -> RequestRow {
         first_token: seen.first_token,
         done: Some(seen.done),
         prompt_tokens: if usage.prompt_tokens > 0 { usage.prompt_tokens } else { plan.prompt_tokens },
-        output_tokens: usage.completion_tokens,
+        output_tokens: seen.usage.map_or(seen.pieces(), |u| u.completion_tokens),
         cached_tokens: details.cached_tokens,
         endpoint: seen.endpoint.clone(),
         attempts: 1,

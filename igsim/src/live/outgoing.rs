@@ -73,19 +73,29 @@ impl Writer {
         body
     }
 
-    /// What comes before the request's own text is the system's message.
+    /// The last segments are what user and assistant said in turn, the user last; what comes before is the system's.
     fn messages(&self, plan: &PlannedRequest, body: &mut String) {
-        let own = plan.prompt.last().map_or(0, |s| s.tokens as usize);
-        let (system, user) = self.tokens.split_at(self.tokens.len() - own);
-        body.push_str("\"messages\":[");
-        if !system.is_empty() {
-            body.push_str("{\"role\":\"system\",\"content\":\"");
-            tokens::push_text(system, body);
-            body.push_str("\"},");
+        let said = plan.session.map_or(1, |(_, turn)| 2 * turn as usize + 1);
+        let head = plan.prompt.len().saturating_sub(said);
+        let mut rest = self.tokens.as_slice();
+        let mut take = |n: usize| {
+            let (text, tail) = rest.split_at(n);
+            rest = tail;
+            text
+        };
+        let system = take(plan.prompt[..head].iter().map(|s| s.tokens as usize).sum());
+        let mut messages = vec![("system", system)];
+        for (i, segment) in plan.prompt[head..].iter().enumerate() {
+            messages.push((if i % 2 == 0 { "user" } else { "assistant" }, take(segment.tokens as usize)));
         }
-        body.push_str("{\"role\":\"user\",\"content\":\"");
-        tokens::push_text(user, body);
-        body.push_str("\"}],");
+        body.push_str("\"messages\":[");
+        for (i, (role, text)) in messages.iter().filter(|(_, text)| !text.is_empty()).enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            let _ = write!(body, "{comma}{{\"role\":\"{role}\",\"content\":\"");
+            tokens::push_text(text, body);
+            body.push_str("\"}");
+        }
+        body.push_str("],");
     }
 
     fn headers(&self, plan: &PlannedRequest) -> HeaderMap {
@@ -133,6 +143,25 @@ mod tests {
             assert_eq!(sent, planned, "what an engine reads is what was planned");
             assert_eq!(parsed.output_limit(), Some(4));
         }
+    }
+
+    #[test]
+    fn a_conversation_is_sent_as_one() {
+        let yaml = "name: t\nrequests: 3\nengines: [{count: 1}]\nworkload:\n  arrivals: {process: closed, concurrency: 1}\n  \
+                    system_prompt: {tokens: 5}\n  sessions: {turns: 3}\n  prompt_tokens: 7\n  output_tokens: 4\n";
+        let scenario = shared::config::load_str::<Scenario>("t", yaml, &[]).unwrap().config;
+        let mut writer = Writer::new(&scenario, Uri::from_static("http://127.0.0.1/"));
+        let mut plan = Plan::new(&scenario, Seed(1)).unwrap();
+        let mut next = plan.next_arrival().unwrap();
+        let mut roles = Vec::new();
+        while let Some(request) = next {
+            let (outgoing, answer) = writer.write(&request);
+            let parsed: Request<'_> = serde_json::from_slice(&outgoing.body).unwrap();
+            let of = parsed.messages.unwrap().iter().map(|m| m.role.chars().next().unwrap()).collect::<String>();
+            roles.push(of);
+            next = plan.finished(&request, request.intended, Some(answer));
+        }
+        assert_eq!(roles, ["su", "suau", "suauau"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, 
 use http::Uri;
 use shared::clock::RunClock;
 use shared::rng::Seed;
+use shared::time::Dur;
 use shared::trace::{Resource, Telemetry, TelemetryError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,6 +47,9 @@ pub enum StackError {
     #[error(transparent)]
     Replay(ReplayError),
 }
+
+/// Between looks at a gateway that is starting.
+const LOOK_AGAIN: Dur = Dur::from_millis(1);
 
 /// Ports that the command line sets.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,16 +91,17 @@ impl Stack {
     ) -> Result<Stack, StackError> {
         let pacer = Pacer::start(clock, simulated(scenario))?;
         let (stop, phase) = watch::channel(Phase::Serving);
-        let mut stack =
-            Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0, port_offset: 0 };
+        let mut stack = Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
         let (mut backends, mut engines, mut engine_tasks) = (Vec::new(), Vec::new(), Vec::new());
-        for group in &scenario.engines {
-            for _ in 0..group.count {
+        let ports_of: std::collections::BTreeMap<usize, u32> = scenario.first_ports().into_iter().collect();
+        for (g, group) in scenario.engines.iter().enumerate() {
+            for i in 0..group.count {
                 let name = format!("engine-{}", backends.len());
                 let url = match &group.url {
                     Some(url) => url.clone(),
                     None => {
-                        let (address, task) = stack.engine(&name, group, &scenario.listen).await?;
+                        let (address, task) =
+                            stack.engine(&name, group, &scenario.listen, port(ports_of.get(&g), i)).await?;
                         engine_tasks.push(task);
                         format!("http://{address}")
                     }
@@ -110,7 +115,12 @@ impl Stack {
         let own_engines = stack.own;
         let server = gateway(scenario, telemetry, clock, ports, backends).await?;
         let gateway = server.local_addr();
+        let stats = server.stats();
         let gateway_task = tokio::spawn(server.run(reached(phase, Phase::StopGateway)));
+        // The gateway accepts nobody before it has looked at every engine; the first requests shall not measure that.
+        while stats().scrapes < engines.len() as u64 && !gateway_task.is_finished() {
+            tokio::time::sleep(LOOK_AGAIN.to_std()).await;
+        }
         Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, pacer, own_engines })
     }
 
@@ -140,12 +150,13 @@ impl Stack {
         &self.engines
     }
 
-    /// Drains the gateway, then stops the engines, and says what they count.
-    pub async fn stop(self) -> EngineFigures {
+    /// Drains the gateway, then stops the engines, and says what both count.
+    pub async fn stop(self) -> (EngineFigures, GatewayStats) {
         self.stop.send_replace(Phase::StopGateway);
-        if let Err(error) = self.gateway_task.await {
+        let gateway = self.gateway_task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "the gateway ended badly");
-        }
+            GatewayStats::default()
+        });
         self.stop.send_replace(Phase::StopEngines);
         for task in self.engine_tasks {
             match task.await {
@@ -154,7 +165,7 @@ impl Stack {
                 Err(error) => tracing::error!(%error, "an engine's server ended badly"),
             }
         }
-        figures(&self.pacer, self.own_engines)
+        (figures(&self.pacer, self.own_engines), gateway)
     }
 }
 
@@ -169,6 +180,12 @@ fn simulated(scenario: &Scenario) -> Vec<Engine> {
     engines
 }
 
+/// Port of the `i`-th engine of a group whose first port is `first`; 0 stays 0.
+fn port(first: Option<&u32>, i: u32) -> u16 {
+    let first = first.copied().unwrap_or(0);
+    u16::try_from(if first == 0 { 0 } else { first + i }).expect("validation bounds ports")
+}
+
 /// What starting an engine needs.
 struct Starting<'a> {
     telemetry: &'a Telemetry,
@@ -177,7 +194,6 @@ struct Starting<'a> {
     phase: watch::Receiver<Phase>,
     pacer: &'a Pacer,
     own: usize,
-    port_offset: u16,
 }
 
 impl Starting<'_> {
@@ -186,6 +202,7 @@ impl Starting<'_> {
         name: &str,
         group: &EngineGroup,
         listen: &Listen,
+        port: u16,
     ) -> Result<(SocketAddr, JoinHandle<std::io::Result<()>>), StackError> {
         let config = ServerConfig {
             engine: group.engine_config(),
@@ -198,7 +215,7 @@ impl Starting<'_> {
         resource.version = Some(VLLM_VERSION.to_owned());
         let tracer = self.telemetry.tracer(resource);
         let engine = self.pacer.engine(self.own);
-        let address = self.address(group, listen);
+        let address = SocketAddr::new(listen.engines.ip(), port);
         let fallback = listen.engines == Listen::default().engines && group.port.is_none();
         let bind = |at| engine_server::Server::bind(at, config.clone(), engine.clone(), tracer.clone(), self.clock);
         let server = match bind(address).await {
@@ -211,24 +228,6 @@ impl Starting<'_> {
         self.own += 1;
         let bound = server.local_addr()?;
         Ok((bound, tokio::spawn(server.run(reached(self.phase.clone(), Phase::StopEngines)))))
-    }
-
-    /// The group's port and those after it, else the scenario's first port and those after it; 0 is any.
-    fn address(&mut self, group: &EngineGroup, listen: &Listen) -> SocketAddr {
-        let mut address = listen.engines;
-        if let Some(port) = group.port {
-            address.set_port(port + self.group_offset(group));
-        } else if address.port() != 0 {
-            address.set_port(address.port() + self.port_offset);
-            self.port_offset += 1;
-        }
-        address
-    }
-
-    fn group_offset(&mut self, group: &EngineGroup) -> u16 {
-        let n = self.port_offset % u16::try_from(group.count).unwrap_or(u16::MAX).max(1);
-        self.port_offset += 1;
-        n
     }
 }
 

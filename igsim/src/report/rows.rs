@@ -34,7 +34,7 @@ pub struct RequestRow {
     pub cached_tokens: u32,
     /// The engine that answered.
     pub endpoint: Option<Arc<str>>,
-    /// How many engines were tried.
+    /// How many engines were tried, as far as the client can know: 1 in a live run.
     pub attempts: u32,
     /// How it ended.
     pub outcome: Outcome,
@@ -42,7 +42,7 @@ pub struct RequestRow {
     pub trace_id: Option<TraceId>,
     /// Whether the trace was sampled.
     pub sampled: bool,
-    /// Latency that the gateway added: from the request's arrival there to its dispatch.
+    /// Latency that the gateway and the way to it added: the client's time to the first byte minus the engine's own.
     pub added: Option<Dur>,
 }
 

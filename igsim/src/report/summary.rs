@@ -50,6 +50,8 @@ pub struct RunFacts {
     pub paced: bool,
     /// What the engines report.
     pub engines: EngineFigures,
+    /// Further attempts of the gateway, as it counts them itself: a client does not see them.
+    pub retries: u64,
     /// What became of the traces; the expected interval is filled in here.
     pub traces: TraceFigures,
     /// The scenario's expectations by path.
@@ -133,7 +135,7 @@ impl Summary {
             inter_token_ms: self.gaps.summary(Unit::Millis),
             e2e_ms: self.e2e.summary(Unit::Millis),
             gateway_added_us: self.added.summary(Unit::Micros),
-            routing: self.routing(&facts.endpoints),
+            routing: self.routing(&facts.endpoints, facts.retries),
             pacing: Pacing { lateness_ms: self.lateness.summary(Unit::Millis) },
             invalid: invalid(&facts, &self.lateness),
             tokens: self.tokens,
@@ -150,7 +152,7 @@ impl Summary {
         report
     }
 
-    fn routing(&self, names: &[String]) -> Routing {
+    fn routing(&self, names: &[String], retries: u64) -> Routing {
         let reached: u64 = self.endpoints.values().sum();
         let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { rounded(part as f64 / whole as f64) };
         let endpoint = |(name, &requests): (&Arc<str>, &u64)| EndpointFigures {
@@ -166,7 +168,7 @@ impl Summary {
         counts.extend(others.map(|(name, n)| (Arc::clone(name), *n)));
         Routing {
             prefix_hit_ratio: ratio(self.answered_cached, self.answered_prompt),
-            retries: self.retries,
+            retries: self.retries.max(retries),
             endpoints: counts.iter().map(|(name, n)| endpoint((name, n))).collect(),
         }
     }

@@ -35,16 +35,10 @@ impl Collector {
         self.progress.show(self.wall.now(), &self.summary);
     }
 
-    /// Finishes the table and hands the figures over.
-    ///
-    /// # Errors
-    /// If the table could not be written.
-    pub fn finish(self) -> Result<Summary, OutputError> {
+    /// Finishes the table and hands the figures over, with what went wrong with the table: the figures are good all the same.
+    pub fn finish(self) -> (Summary, Option<OutputError>) {
         self.progress.finish();
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
-        self.rows.map_or(Ok(()), Rows::finish)?;
-        Ok(self.summary)
+        let failed = self.failed.or_else(|| self.rows.and_then(|rows| rows.finish().err()));
+        (self.summary, failed)
     }
 }

@@ -17,8 +17,6 @@ pub struct TracingOptions {
     pub otlp: Vec<String>,
     /// Detail of the spans.
     pub detail: Option<u8>,
-    /// Salt of virtual trace ids that are sent.
-    pub run_id: Option<String>,
 }
 
 /// Configuration of the telemetry of a run, and the warnings that came up.

@@ -95,15 +95,13 @@ impl Scenario {
         if self.listen.gateway.port() != 0 {
             taken.insert(self.listen.gateway.port().into(), "the gateway".to_owned());
         }
-        let mut next = u32::from(self.listen.engines.port());
-        for (i, group) in self.engines.iter().enumerate().filter(|(_, g)| g.url.is_none()) {
+        for (i, first) in self.first_ports() {
+            let group = &self.engines[i];
             let path = if group.port.is_some() { format!("engines[{i}].port") } else { "listen.engines".to_owned() };
-            let first = group.port.map_or(next, u32::from);
             if first == 0 {
                 continue;
             }
             let last = first + group.count - 1;
-            next = last + 1;
             if last > u32::from(u16::MAX) {
                 p.add(&path, format!("ports up to {last}"), "ports up to 65535");
                 continue;

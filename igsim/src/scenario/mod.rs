@@ -203,6 +203,21 @@ impl Scenario {
         config
     }
 
+    /// The first port of each group of simulated engines, by the group's index: its own, else the one after the previous group's
+    /// last. 0 is any free port. Not bounded to 16 bits; validation sees to that.
+    pub fn first_ports(&self) -> Vec<(usize, u32)> {
+        let mut next = u32::from(self.listen.engines.port());
+        let own = self.engines.iter().enumerate().filter(|(_, g)| g.url.is_none());
+        own.map(|(i, group)| {
+            let first = group.port.map_or(next, u32::from);
+            if first != 0 {
+                next = first + group.count;
+            }
+            (i, first)
+        })
+        .collect()
+    }
+
     /// How many engines there are, in all groups.
     pub fn engine_count(&self) -> u32 {
         self.engines.iter().map(|g| g.count).sum()
