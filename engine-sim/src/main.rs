@@ -128,8 +128,10 @@ fn config(cli: &Cli) -> EngineConfig {
 
 fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
     let clock = RunClock::start();
-    let telemetry = Telemetry::live(telemetry(cli)?, clock)?;
-    let mut resource = Resource::new("vllm", cli.instance.as_str());
+    let config_of_telemetry = telemetry(cli)?;
+    let service = config_of_telemetry.service_name.clone().unwrap_or_else(|| "vllm".to_owned());
+    let telemetry = Telemetry::live(config_of_telemetry, clock)?;
+    let mut resource = Resource::new(service, cli.instance.as_str()).here();
     resource.version = Some(engine_sim::server::VLLM_VERSION.into());
     let tracer = telemetry.tracer(resource);
     let profile = LatencyProfile::named(&config.profile).context("the profile was checked")?;

@@ -123,7 +123,7 @@ fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, R
         tracing::info!("no exporter: traces are continued but kept nowhere (see --otlp and --trace-file)");
     }
     let name = config.service_name.clone().unwrap_or_else(|| "inference-gateway".to_owned());
-    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone())))
+    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here()))
 }
 
 /// Ready at the first SIGINT or SIGTERM.

@@ -211,7 +211,7 @@ impl Starting<'_> {
             prompt_tokens_details: true,
             on_served: self.served.clone(),
         };
-        let mut resource = Resource::new("vllm", name);
+        let mut resource = Resource::new("vllm", name).here();
         resource.version = Some(VLLM_VERSION.to_owned());
         let tracer = self.telemetry.tracer(resource);
         let engine = self.pacer.engine(self.own);
@@ -238,7 +238,7 @@ async fn gateway(
     ports: Ports,
     backends: Vec<Backend>,
 ) -> Result<GatewayServer, StackError> {
-    let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+    let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0").here());
     let mut address = scenario.listen.gateway;
     if let Some(port) = ports.gateway {
         address.set_port(port);

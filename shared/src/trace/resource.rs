@@ -28,6 +28,14 @@ impl Resource {
         Resource { service_name: service_name.into(), instance_id: instance_id.into(), version, ..Resource::default() }
     }
 
+    /// The same instance on this host: for live processes.
+    #[must_use]
+    pub fn here(mut self) -> Resource {
+        let node = rustix::system::uname();
+        self.host_name = node.nodename().to_str().ok().filter(|n| !n.is_empty()).map(str::to_owned);
+        self
+    }
+
     /// All attributes, in a fixed order.
     pub fn attributes(&self) -> Vec<Attr> {
         let named = [
