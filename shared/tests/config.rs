@@ -71,6 +71,11 @@ fn values_of_the_user_are_errors_and_name_the_field() {
     for bad in ["localhost:4317", "ftp://h:1", "", "http://", "nonsense"] {
         assert_eq!(error(otlp(bad)), format!("otlp: found `{bad}`, {url_allowed}"));
     }
+    assert_eq!(
+        error(otlp("http://user:secret@h:4318/x?key=secret")),
+        "otlp: found `http://***@h:4318/x`, a URL without user name and password is allowed \
+         (credentials go into OTEL_EXPORTER_OTLP_HEADERS)"
+    );
 }
 
 fn only_otlp(config: TelemetryConfig) -> OtlpConfig {
@@ -98,6 +103,23 @@ fn endpoints_on_the_command_line() {
     check("https://h/api/otel", None, "https://h/api/otel/v1/traces", http);
     check("https://h:443", Some(grpc), "https://h:443", grpc);
     check("http://h:4317", Some(http), "http://h:4317/v1/traces", http);
+    check("http://h/base/?key=a/b", None, "http://h/base/v1/traces?key=a/b", http);
+    check("http://h/v1/traces?key=a", None, "http://h/v1/traces?key=a", http);
+}
+
+#[test]
+fn credentials_are_in_no_debug_output() {
+    let url = "http://h:4318?key=secret".to_owned();
+    let choice = ExporterChoice::Otlp { url: Some(url), protocol: None };
+    let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
+    let env = [("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")];
+    let otlp = only_otlp(resolve(layer, Layer::default(), &env).0);
+    assert_eq!(otlp.endpoint, "http://h:4318/v1/traces?key=secret");
+    assert_eq!(
+        format!("{otlp:?}"),
+        "OtlpConfig { address: \"http://h:4318/v1/traces\", protocol: HttpProtobuf, headers: [\"authorization\"], \
+         timeout: 10.0 s, gzip: false }"
+    );
 }
 
 #[test]
@@ -116,7 +138,9 @@ fn endpoints_in_the_environment_follow_the_specification() {
     check(&[("OTEL_TRACES_EXPORTER", "otlp"), (protocol, "grpc")], "http://localhost:4317", grpc);
     check(&[(general, "http://h:4318")], "http://h:4318/v1/traces", http);
     check(&[(general, "http://h:4318/base/")], "http://h:4318/base/v1/traces", http);
+    check(&[(general, "http://h:4318/base?key=a")], "http://h:4318/base/v1/traces?key=a", http);
     check(&[(own, "http://h:4318/custom")], "http://h:4318/custom", http);
+    check(&[(own, "http://h:4318/custom?key=a")], "http://h:4318/custom?key=a", http);
     check(&[(own, "http://h:4318")], "http://h:4318/", http);
     check(&[(own, "http://a/x"), (general, "http://b")], "http://a/x", http);
     check(&[(general, "http://h:4317")], "http://h:4317", grpc);
@@ -195,6 +219,11 @@ fn wrong_values_in_the_environment_are_ignored_with_a_warning() {
         "secret",
         "OTEL_EXPORTER_OTLP_HEADERS is ignored: key=value pairs with commas is allowed",
     );
+    for endpoint in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
+        let warning = format!("{endpoint} is ignored: an http or https URL without user name and password is allowed");
+        check(endpoint, "http://user:secret@h:4318", &warning);
+        check(endpoint, "user:secret@h:4318", &warning);
+    }
     check(
         "OTEL_RESOURCE_ATTRIBUTES",
         "a=%zz",
