@@ -108,6 +108,22 @@ fn endpoints_on_the_command_line() {
 }
 
 #[test]
+fn the_environment_names_the_protocol_that_the_command_line_leaves_open() {
+    let check = |url: &str, given: Option<OtlpProtocol>, env: &str, endpoint: &str, expect: OtlpProtocol| {
+        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: given };
+        let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
+        let otlp = only_otlp(resolve(layer, Layer::default(), &[("OTEL_EXPORTER_OTLP_PROTOCOL", env)]).0);
+        assert_eq!((otlp.endpoint.as_str(), otlp.protocol), (endpoint, expect), "{url} {given:?} {env}");
+    };
+    let (grpc, http) = (OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf);
+    check("https://h", None, "grpc", "https://h", grpc);
+    check("http://h:4318", None, "grpc", "http://h:4318", grpc);
+    check("http://h:4317", None, "http/protobuf", "http://h:4317/v1/traces", http);
+    check("http://h:4317", None, "", "http://h:4317", grpc);
+    check("https://h", Some(http), "grpc", "https://h/v1/traces", http);
+}
+
+#[test]
 fn credentials_are_in_no_debug_output() {
     let url = "http://h:4318?key=secret".to_owned();
     let choice = ExporterChoice::Otlp { url: Some(url), protocol: None };

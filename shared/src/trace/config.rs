@@ -167,7 +167,7 @@ pub enum ExporterChoice {
     Otlp {
         /// The endpoint; `None` takes `OTEL_EXPORTER_OTLP_ENDPOINT` or the default of the protocol.
         url: Option<String>,
-        /// The protocol; `None` derives it from the port.
+        /// The protocol; `None` takes `OTEL_EXPORTER_OTLP_PROTOCOL`, else derives it from the port.
         protocol: Option<OtlpProtocol>,
     },
     /// A file of OTLP JSON lines.
@@ -267,7 +267,7 @@ fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, Co
         ExporterChoice::Console(target) => ExporterConfig::Console(target),
         ExporterChoice::Memory(spans) => ExporterConfig::Memory(spans),
         ExporterChoice::Otlp { url, protocol } => ExporterConfig::Otlp(match url {
-            Some(url) => env.otlp.complete(otlp_endpoint(&url, protocol)?),
+            Some(url) => env.otlp.complete(otlp_endpoint(&url, env.otlp.protocol(protocol))?),
             None => env.otlp.resolve(protocol),
         }),
     })

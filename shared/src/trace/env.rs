@@ -101,6 +101,11 @@ impl EnvOtlp {
         }
     }
 
+    /// The protocol that the user gave elsewhere, else that of the environment.
+    pub(crate) fn protocol(&self, given: Option<OtlpProtocol>) -> Option<OtlpProtocol> {
+        given.or(self.protocol)
+    }
+
     /// The configuration for an endpoint that the user gave elsewhere.
     pub(crate) fn complete(&self, (endpoint, protocol): (String, OtlpProtocol)) -> OtlpConfig {
         let timeout = self.timeout.unwrap_or(Dur::from_secs(10));
@@ -110,7 +115,7 @@ impl EnvOtlp {
     /// The configuration that the environment gives, with the specification's default endpoints.
     pub(crate) fn resolve(&self, protocol: Option<OtlpProtocol>) -> OtlpConfig {
         let by_port = self.endpoint.as_ref().map(|e| e.url.protocol_of_port());
-        let protocol = protocol.or(self.protocol).or(by_port).unwrap_or(OtlpProtocol::HttpProtobuf);
+        let protocol = self.protocol(protocol).or(by_port).unwrap_or(OtlpProtocol::HttpProtobuf);
         let endpoint = match (&self.endpoint, protocol) {
             (None, OtlpProtocol::Grpc) => "http://localhost:4317".to_owned(),
             (None, OtlpProtocol::HttpProtobuf) => "http://localhost:4318/v1/traces".to_owned(),
