@@ -43,6 +43,13 @@ fn the_sampler_comes_from_the_highest_layer_that_names_one() {
     };
     check(layer(None, None), layer(None, None), env_ratio, "0.25");
     check(layer(None, Some(0.5)), layer(on, None), env_ratio, "parent, 0.5");
+    // The specification's 1.0 holds for kinds that the environment names, the default of 0.1 for others.
+    check(layer(None, None), layer(None, None), &[("OTEL_TRACES_SAMPLER", "traceidratio")], "1");
+    check(layer(None, None), layer(None, None), &[("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")], "parent, 1");
+    let unusable: &[_] = &[("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
+    check(layer(None, None), layer(None, None), unusable, "1");
+    check(layer(by_ratio, None), layer(None, None), unusable, "0.1");
+    check(layer(None, None), layer(None, None), &[("OTEL_TRACES_SAMPLER_ARG", "0.5")], "parent, 0.5");
     check(layer(on, None), layer(None, Some(0.5)), env_ratio, "on");
     check(layer(by_ratio, None), layer(None, Some(0.5)), &[], "0.5");
     check(layer(by_ratio, None), layer(None, None), env_ratio, "0.25");

@@ -13,7 +13,8 @@ use crate::trace::exporter::memory::MemorySpans;
 use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError, redacted};
 use crate::trace::sampler::{Ratio, Sampler, SamplerKind};
 
-/// The share of traces kept unless something else is asked for.
+/// The share of traces kept unless something else is asked for; that of llm-d's router. A ratio sampler that the environment
+/// names without a ratio keeps every trace instead, as the OpenTelemetry specification says.
 pub const DEFAULT_RATIO: f64 = 0.1;
 
 /// How telemetry behaves in one process.
@@ -234,7 +235,8 @@ fn default_ratio() -> Ratio {
     Ratio::new(DEFAULT_RATIO).unwrap_or_else(|| unreachable!("the default ratio lies in 0..=1"))
 }
 
-/// The highest layer that names a kind or a ratio decides the kind; a kind without a ratio takes that of a layer below.
+/// The highest layer that names a kind or a ratio decides the kind; a kind without a ratio takes that of a layer below, else the
+/// default of the layer that named the kind.
 fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
     let mut kind = None;
     let mut ratio = None;
@@ -247,8 +249,9 @@ fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
             ratio = Some(Ratio::new(p).ok_or(ConfigError { field: "tracing.ratio", found: p.to_string(), allowed })?);
         }
     }
+    let default = if kind.is_none() && env.sampler.is_some() { Ratio::ALL } else { default_ratio() };
     let kind = kind.or(env.sampler).unwrap_or(SamplerKind::ParentBasedTraceIdRatio);
-    Ok(kind.with(ratio.or_else(|| env.ratio.clone()).unwrap_or_else(default_ratio)))
+    Ok(kind.with(ratio.or_else(|| env.ratio.clone()).unwrap_or(default)))
 }
 
 fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {

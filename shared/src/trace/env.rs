@@ -4,8 +4,12 @@
 //! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL,HEADERS,TIMEOUT,COMPRESSION,INSECURE}`, `OTEL_SERVICE_NAME`,
 //! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_{MAX_QUEUE_SIZE,SCHEDULE_DELAY,MAX_EXPORT_BATCH_SIZE,EXPORT_TIMEOUT}` and
 //! `OTEL_PROPAGATORS`. An empty value counts as unset. A value that cannot be used is ignored with a warning that names the
-//! variable but, for headers and endpoints, never the value. Two rules differ from the specification: without `OTEL_TRACES_EXPORTER` spans
-//! are exported only if an endpoint is given, and without a protocol an endpoint with port 4317 is taken for gRPC.
+//! variable but, for headers and endpoints, never the value.
+//!
+//! `OTEL_TRACES_SAMPLER` naming a ratio sampler without a usable `OTEL_TRACES_SAMPLER_ARG` means the specification's ratio 1.0;
+//! [`DEFAULT_RATIO`](crate::trace::config::DEFAULT_RATIO) holds where the environment names no sampler. Three rules differ from
+//! the specification: without `OTEL_TRACES_EXPORTER` spans are exported only if an endpoint is given, without a protocol an
+//! endpoint with port 4317 is taken for gRPC, and `OTEL_TRACES_SAMPLER_ARG` alone sets the ratio of the default sampler.
 
 use crate::time::Dur;
 use crate::trace::config::{ExporterChoice, OtlpConfig, OtlpProtocol};

@@ -26,6 +26,9 @@ pub struct Ratio {
 }
 
 impl Ratio {
+    /// Keeps every trace.
+    pub const ALL: Ratio = Ratio { probability: 1.0, threshold: 0, th: None };
+
     /// The ratio `p`; `None` unless 0 <= p <= 1.
     pub fn new(p: f64) -> Option<Ratio> {
         if !(0.0..=1.0).contains(&p) {
@@ -253,6 +256,7 @@ mod tests {
         ] {
             assert_eq!(ratio(p).th.as_deref(), th, "{p}");
         }
+        assert_eq!(Ratio::new(1.0), Some(Ratio::ALL));
         for bad in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             assert_eq!(Ratio::new(bad), None);
         }
