@@ -240,7 +240,7 @@ mod tests {
 
     fn parent(sampled: bool, state: Option<&str>) -> TraceContext {
         let ids = (TraceId::new(7).unwrap(), SpanId::new(8).unwrap());
-        TraceContext { trace_id: ids.0, span_id: ids.1, sampled, tracestate: state.map(Into::into) }
+        TraceContext { trace_id: ids.0, span_id: ids.1, sampled, random: false, tracestate: state.map(Into::into) }
     }
 
     #[test]
