@@ -17,7 +17,7 @@ use shared::trace::{Span, Trail};
 fn context(c: &mut Criterion) {
     let propagation = Propagation::new(true);
     let ids = (TraceId::new(0x1234).unwrap(), SpanId::new(0x56).unwrap());
-    let plain = TraceContext { trace_id: ids.0, span_id: ids.1, sampled: true, tracestate: None };
+    let plain = TraceContext { trace_id: ids.0, span_id: ids.1, sampled: true, random: false, tracestate: None };
     let state = TraceContext { tracestate: Some("ot=th:e666,vendor=value".into()), ..plain.clone() };
     let mut group = c.benchmark_group("trace_context");
     for (name, context) in [("plain", plain), ("tracestate", state)] {

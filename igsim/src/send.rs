@@ -57,7 +57,7 @@ pub fn send(set: TraceSet, config: TelemetryConfig, options: &SendOptions) -> Re
     for (trace_id, spans) in traces {
         let (Some(tracer), Some(first)) = (tracers.first(), spans.first()) else { continue };
         waiting += spans.len();
-        let context = TraceContext { trace_id, span_id: first.span_id, sampled: true, tracestate: None };
+        let context = TraceContext { trace_id, span_id: first.span_id, sampled: true, random: false, tracestate: None };
         let now = clock.now();
         let trail = tracer.open::<Ready>(&Started { context, parent: None }, now);
         trail.note(now, || Ready(spans));

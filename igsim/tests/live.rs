@@ -88,7 +88,7 @@ fn a_virtual_run_is_sent_when_it_is_over() {
         place.good(&[args.as_slice(), id].concat()).err
     };
     let said = run("out", &["--run-id", "first"]);
-    assert!(said.contains(&format!("sent to {}/v1/traces", http.url())) && said.contains("run id first"), "{said}");
+    assert!(said.contains(&format!("by otlp http/protobuf {}/v1/traces, run id first", http.url())), "{said}");
     let sent = |of: &Collector| -> Vec<Vec<u8>> {
         let spans = of.spans().into_iter().flat_map(|g| g.scope_spans).flat_map(|s| s.spans);
         let mut ids: Vec<Vec<u8>> = spans.map(|s| s.trace_id).collect();

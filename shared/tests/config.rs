@@ -43,6 +43,13 @@ fn the_sampler_comes_from_the_highest_layer_that_names_one() {
     };
     check(layer(None, None), layer(None, None), env_ratio, "0.25");
     check(layer(None, Some(0.5)), layer(on, None), env_ratio, "parent, 0.5");
+    // The specification's 1.0 holds for kinds that the environment names, the default of 0.1 for others.
+    check(layer(None, None), layer(None, None), &[("OTEL_TRACES_SAMPLER", "traceidratio")], "1");
+    check(layer(None, None), layer(None, None), &[("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")], "parent, 1");
+    let unusable: &[_] = &[("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
+    check(layer(None, None), layer(None, None), unusable, "1");
+    check(layer(by_ratio, None), layer(None, None), unusable, "0.1");
+    check(layer(None, None), layer(None, None), &[("OTEL_TRACES_SAMPLER_ARG", "0.5")], "parent, 0.5");
     check(layer(on, None), layer(None, Some(0.5)), env_ratio, "on");
     check(layer(by_ratio, None), layer(None, Some(0.5)), &[], "0.5");
     check(layer(by_ratio, None), layer(None, None), env_ratio, "0.25");
@@ -71,6 +78,11 @@ fn values_of_the_user_are_errors_and_name_the_field() {
     for bad in ["localhost:4317", "ftp://h:1", "", "http://", "nonsense"] {
         assert_eq!(error(otlp(bad)), format!("otlp: found `{bad}`, {url_allowed}"));
     }
+    assert_eq!(
+        error(otlp("http://user:secret@h:4318/x?key=secret")),
+        "otlp: found `http://***@h:4318/x`, a URL without user name and password is allowed \
+         (credentials go into OTEL_EXPORTER_OTLP_HEADERS)"
+    );
 }
 
 fn only_otlp(config: TelemetryConfig) -> OtlpConfig {
@@ -98,6 +110,39 @@ fn endpoints_on_the_command_line() {
     check("https://h/api/otel", None, "https://h/api/otel/v1/traces", http);
     check("https://h:443", Some(grpc), "https://h:443", grpc);
     check("http://h:4317", Some(http), "http://h:4317/v1/traces", http);
+    check("http://h/base/?key=a/b", None, "http://h/base/v1/traces?key=a/b", http);
+    check("http://h/v1/traces?key=a", None, "http://h/v1/traces?key=a", http);
+}
+
+#[test]
+fn the_environment_names_the_protocol_that_the_command_line_leaves_open() {
+    let check = |url: &str, given: Option<OtlpProtocol>, env: &str, endpoint: &str, expect: OtlpProtocol| {
+        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: given };
+        let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
+        let otlp = only_otlp(resolve(layer, Layer::default(), &[("OTEL_EXPORTER_OTLP_PROTOCOL", env)]).0);
+        assert_eq!((otlp.endpoint.as_str(), otlp.protocol), (endpoint, expect), "{url} {given:?} {env}");
+    };
+    let (grpc, http) = (OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf);
+    check("https://h", None, "grpc", "https://h", grpc);
+    check("http://h:4318", None, "grpc", "http://h:4318", grpc);
+    check("http://h:4317", None, "http/protobuf", "http://h:4317/v1/traces", http);
+    check("http://h:4317", None, "", "http://h:4317", grpc);
+    check("https://h", Some(http), "grpc", "https://h/v1/traces", http);
+}
+
+#[test]
+fn credentials_are_in_no_debug_output() {
+    let url = "http://h:4318?key=secret".to_owned();
+    let choice = ExporterChoice::Otlp { url: Some(url), protocol: None };
+    let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
+    let env = [("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")];
+    let otlp = only_otlp(resolve(layer, Layer::default(), &env).0);
+    assert_eq!(otlp.endpoint, "http://h:4318/v1/traces?key=secret");
+    assert_eq!(
+        format!("{otlp:?}"),
+        "OtlpConfig { address: \"http://h:4318/v1/traces\", protocol: HttpProtobuf, headers: [\"authorization\"], \
+         timeout: 10.0 s, gzip: false }"
+    );
 }
 
 #[test]
@@ -116,7 +161,9 @@ fn endpoints_in_the_environment_follow_the_specification() {
     check(&[("OTEL_TRACES_EXPORTER", "otlp"), (protocol, "grpc")], "http://localhost:4317", grpc);
     check(&[(general, "http://h:4318")], "http://h:4318/v1/traces", http);
     check(&[(general, "http://h:4318/base/")], "http://h:4318/base/v1/traces", http);
+    check(&[(general, "http://h:4318/base?key=a")], "http://h:4318/base/v1/traces?key=a", http);
     check(&[(own, "http://h:4318/custom")], "http://h:4318/custom", http);
+    check(&[(own, "http://h:4318/custom?key=a")], "http://h:4318/custom?key=a", http);
     check(&[(own, "http://h:4318")], "http://h:4318/", http);
     check(&[(own, "http://a/x"), (general, "http://b")], "http://a/x", http);
     check(&[(general, "http://h:4317")], "http://h:4317", grpc);
@@ -195,6 +242,11 @@ fn wrong_values_in_the_environment_are_ignored_with_a_warning() {
         "secret",
         "OTEL_EXPORTER_OTLP_HEADERS is ignored: key=value pairs with commas is allowed",
     );
+    for endpoint in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
+        let warning = format!("{endpoint} is ignored: an http or https URL without user name and password is allowed");
+        check(endpoint, "http://user:secret@h:4318", &warning);
+        check(endpoint, "user:secret@h:4318", &warning);
+    }
     check(
         "OTEL_RESOURCE_ATTRIBUTES",
         "a=%zz",

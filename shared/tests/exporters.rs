@@ -106,6 +106,28 @@ fn a_closed_port_costs_spans_and_says_so() {
 }
 
 #[test]
+fn a_key_in_the_query_is_sent_and_never_shown() {
+    let collector = Collector::http(Answer::Accept);
+    let url = format!("{}/v1/traces?key=secret", collector.url());
+    let with_key = OtlpConfig { endpoint: url, ..otlp(OtlpProtocol::HttpProtobuf, "") };
+    let (stats, _) = run(config(vec![ExporterConfig::Otlp(with_key)]), 1);
+    assert_eq!(stats.exporters[0].exported, 3, "{stats:#?}");
+    assert_eq!(stats.exporters[0].name, format!("otlp http/protobuf {}/v1/traces", collector.url()));
+    assert_eq!(collector.queries(), ["key=secret"]);
+}
+
+#[test]
+fn credentials_before_the_host_are_refused_without_showing_them() {
+    for protocol in [OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf] {
+        let endpoint = "http://user:secret@h:4318".to_owned();
+        let exporters = vec![ExporterConfig::Otlp(OtlpConfig { endpoint, ..otlp(protocol, "") })];
+        let error = Telemetry::live(config(exporters), RunClock::start()).expect_err("an error").to_string();
+        assert!(error.contains("http://***@h:4318: a URL without user name"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
 fn a_silent_collector_does_not_delay_the_end() {
     for protocol in [OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf] {
         let (_listener, url) = silent();

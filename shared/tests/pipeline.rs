@@ -205,7 +205,8 @@ fn a_request_continues_its_callers_trace() {
     let started = tracer.begin(tracer.extract(&headers));
     assert_eq!((started.context.trace_id, started.parent), (caller().trace_id, Some(caller().span_id)));
     assert_ne!(started.context.span_id, caller().span_id);
-    assert_eq!((started.context.sampled, started.context.tracestate), (true, caller().tracestate));
+    assert!(started.context.sampled && started.context.random && !tracer.begin(None).context.random);
+    assert_eq!(started.context.tracestate, caller().tracestate);
 }
 
 #[test]

@@ -13,41 +13,47 @@ use crate::send::{SendOptions, send as send_set};
 pub(super) fn send(args: &SendArgs) -> Result<(), Failure> {
     let set = otlp_json::read_file(traces_file(&args.path)).map_err(Failure::input)?;
     let run_id = args.run_id.clone().or_else(|| is_virtual(args).then(fresh_run_id));
-    let (spans, stats) = (set.spans.len(), deliver(set, &args.otlp, args.end_now, run_id.clone())?);
+    let config = only(&args.otlp)?;
+    let (spans, stats) = (set.spans.len(), deliver(set, config, args.end_now, run_id.clone())?);
     if let Some(run_id) = &run_id {
         print(&format!("run id {run_id} (repeats these trace ids with --run-id {run_id})\n"));
     }
     print(&format!("{spans} spans read, {}\n", sent(&stats)));
-    all_accepted(&stats, &args.otlp)
+    all_accepted(&stats)
 }
 
 /// Fails unless every span was accepted, with the reason.
-pub(super) fn all_accepted(stats: &Stats, url: &str) -> Result<(), Failure> {
+pub(super) fn all_accepted(stats: &Stats) -> Result<(), Failure> {
     match stats.exporters.iter().find(|e| e.exported < stats.spans_created) {
         None => Ok(()),
         Some(e) => {
             let why = e.last_error.as_deref().unwrap_or("no reason given");
-            Err(Failure::run(format!("{url}: not every span was accepted: {why}")))
+            Err(Failure::run(format!("{}: not every span was accepted: {why}", e.name)))
         }
     }
 }
 
-/// Sends a set to one endpoint.
-pub(super) fn deliver(
-    set: shared::trace::TraceSet,
-    url: &str,
-    end_now: bool,
-    run_id: Option<String>,
-) -> Result<Stats, Failure> {
+/// The configuration that exports to `url` alone.
+fn only(url: &str) -> Result<TelemetryConfig, Failure> {
     let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None };
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let env = |key: &str| std::env::var(key).ok();
-    let (mut config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &env).map_err(Failure::input)?;
-    // The traces exist; whether new ones would be recorded is no question here.
-    config.disabled = false;
+    let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &env).map_err(Failure::input)?;
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
+    Ok(config)
+}
+
+/// Sends a set to the exporters of `config`.
+pub(super) fn deliver(
+    set: shared::trace::TraceSet,
+    config: TelemetryConfig,
+    end_now: bool,
+    run_id: Option<String>,
+) -> Result<Stats, Failure> {
+    // The traces exist; whether new ones would be recorded is no question here.
+    let config = TelemetryConfig { disabled: false, ..config };
     send_set(set, config, &SendOptions { end_now, run_id }).map_err(Failure::run)
 }
 

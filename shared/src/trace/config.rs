@@ -6,15 +6,15 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use http::Uri;
-
 use crate::time::Dur;
 use crate::trace::env::EnvLayer;
 use crate::trace::exporter::console::ConsoleTarget;
 use crate::trace::exporter::memory::MemorySpans;
+use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError, redacted};
 use crate::trace::sampler::{Ratio, Sampler, SamplerKind};
 
-/// The share of traces kept unless something else is asked for.
+/// The share of traces kept unless something else is asked for; that of llm-d's router. A ratio sampler that the environment
+/// names without a ratio keeps every trace instead, as the OpenTelemetry specification says.
 pub const DEFAULT_RATIO: f64 = 0.1;
 
 /// How telemetry behaves in one process.
@@ -87,10 +87,11 @@ pub enum ExporterConfig {
     Memory(MemorySpans),
 }
 
-/// How to reach a collector.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How to reach a collector. Its `Debug` form shows no credentials.
+#[derive(Clone, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// The whole URL for HTTP (with `/v1/traces`), scheme and authority for gRPC.
+    /// The whole URL for HTTP (with `/v1/traces`), scheme and authority for gRPC. May hold a key in its query: to show it, use
+    /// [`OtlpConfig::address`].
     pub endpoint: String,
     /// Transport and encoding.
     pub protocol: OtlpProtocol,
@@ -100,6 +101,23 @@ pub struct OtlpConfig {
     pub timeout: Dur,
     /// Whether bodies are compressed with gzip.
     pub gzip: bool,
+}
+
+impl OtlpConfig {
+    /// The endpoint as people may see it: scheme, host, port and path.
+    pub fn address(&self) -> String {
+        redacted(&self.endpoint)
+    }
+}
+
+impl fmt::Debug for OtlpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OtlpConfig { endpoint: _, protocol, headers, timeout, gzip } = self;
+        let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
+        let mut debug = f.debug_struct("OtlpConfig");
+        debug.field("address", &self.address()).field("protocol", protocol).field("headers", &names);
+        debug.field("timeout", timeout).field("gzip", gzip).finish()
+    }
 }
 
 /// OTLP transports.
@@ -150,7 +168,7 @@ pub enum ExporterChoice {
     Otlp {
         /// The endpoint; `None` takes `OTEL_EXPORTER_OTLP_ENDPOINT` or the default of the protocol.
         url: Option<String>,
-        /// The protocol; `None` derives it from the port.
+        /// The protocol; `None` takes `OTEL_EXPORTER_OTLP_PROTOCOL`, else derives it from the port.
         protocol: Option<OtlpProtocol>,
     },
     /// A file of OTLP JSON lines.
@@ -167,7 +185,7 @@ pub enum ExporterChoice {
 pub struct ConfigError {
     /// The field, for example `tracing.ratio`.
     pub field: &'static str,
-    /// What was found.
+    /// What was found, without credentials.
     pub found: String,
     /// What is allowed.
     pub allowed: &'static str,
@@ -217,7 +235,8 @@ fn default_ratio() -> Ratio {
     Ratio::new(DEFAULT_RATIO).unwrap_or_else(|| unreachable!("the default ratio lies in 0..=1"))
 }
 
-/// The highest layer that names a kind or a ratio decides the kind; a kind without a ratio takes that of a layer below.
+/// The highest layer that names a kind or a ratio decides the kind; a kind without a ratio takes that of a layer below, else the
+/// default of the layer that named the kind.
 fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
     let mut kind = None;
     let mut ratio = None;
@@ -230,8 +249,9 @@ fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
             ratio = Some(Ratio::new(p).ok_or(ConfigError { field: "tracing.ratio", found: p.to_string(), allowed })?);
         }
     }
+    let default = if kind.is_none() && env.sampler.is_some() { Ratio::ALL } else { default_ratio() };
     let kind = kind.or(env.sampler).unwrap_or(SamplerKind::ParentBasedTraceIdRatio);
-    Ok(kind.with(ratio.or_else(|| env.ratio.clone()).unwrap_or_else(default_ratio)))
+    Ok(kind.with(ratio.or_else(|| env.ratio.clone()).unwrap_or(default)))
 }
 
 fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {
@@ -250,7 +270,7 @@ fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, Co
         ExporterChoice::Console(target) => ExporterConfig::Console(target),
         ExporterChoice::Memory(spans) => ExporterConfig::Memory(spans),
         ExporterChoice::Otlp { url, protocol } => ExporterConfig::Otlp(match url {
-            Some(url) => env.otlp.complete(otlp_endpoint(&url, protocol)?),
+            Some(url) => env.otlp.complete(otlp_endpoint(&url, env.otlp.protocol(protocol))?),
             None => env.otlp.resolve(protocol),
         }),
     })
@@ -260,24 +280,16 @@ fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, Co
 ///
 /// Without a protocol, port 4317 means gRPC and everything else HTTP. For HTTP `/v1/traces` is appended to a URL that does not
 /// end with it already, so that a collector's base address is enough.
+///
+/// # Errors
+/// If `url` is no http or https URL with a host, or has a user name or password.
 pub fn otlp_endpoint(url: &str, protocol: Option<OtlpProtocol>) -> Result<(String, OtlpProtocol), ConfigError> {
-    let allowed = "a URL like http://127.0.0.1:4318 (HTTP) or http://127.0.0.1:4317 (gRPC) is allowed";
-    let wrong = || ConfigError { field: "otlp", found: url.to_owned(), allowed };
-    let uri: Uri = url.parse().map_err(|_| wrong())?;
-    let web = matches!(uri.scheme_str(), Some("http" | "https"));
-    if !web || uri.host().is_none_or(str::is_empty) {
-        return Err(wrong());
-    }
-    let protocol = protocol.unwrap_or_else(|| protocol_of_port(&uri));
-    let base = url.trim_end_matches('/');
+    let wrong = |why: OtlpUrlError| ConfigError { field: "otlp", found: redacted(url), allowed: why.allowed() };
+    let url = OtlpUrl::parse(url).map_err(wrong)?;
+    let protocol = protocol.unwrap_or_else(|| url.protocol_of_port());
     let endpoint = match protocol {
-        OtlpProtocol::HttpProtobuf if !base.ends_with("/v1/traces") => format!("{base}/v1/traces"),
-        OtlpProtocol::HttpProtobuf | OtlpProtocol::Grpc => base.to_owned(),
+        OtlpProtocol::HttpProtobuf if !url.names_traces() => url.for_traces(),
+        OtlpProtocol::HttpProtobuf | OtlpProtocol::Grpc => url.base(),
     };
     Ok((endpoint, protocol))
-}
-
-/// gRPC for its registered port 4317, HTTP otherwise.
-pub(crate) fn protocol_of_port(uri: &Uri) -> OtlpProtocol {
-    if uri.port_u16() == Some(4317) { OtlpProtocol::Grpc } else { OtlpProtocol::HttpProtobuf }
 }

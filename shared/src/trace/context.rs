@@ -30,6 +30,9 @@ pub struct TraceContext {
     pub span_id: SpanId,
     /// Whether the trace is recorded.
     pub sampled: bool,
+    /// Whether whoever began the trace vouches that the low 56 bits of its id are random (W3C Trace Context level 2); carried on
+    /// as it came, and never claimed for traces that begin here.
+    pub random: bool,
     /// The combined and validated `tracestate`; never empty.
     pub tracestate: Option<Arc<str>>,
 }
@@ -50,7 +53,7 @@ impl TraceContext {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         put_hex(&mut text[3..35], self.trace_id.get());
         put_hex(&mut text[36..52], u128::from(self.span_id.get()));
-        text[54] = b'0' + u8::from(self.sampled);
+        text[54] = b'0' + (u8::from(self.random) << 1 | u8::from(self.sampled));
         text
     }
 }
@@ -87,7 +90,7 @@ pub fn extract(headers: &HeaderMap, propagation: &Propagation) -> Option<TraceCo
     let mut values = headers.get_all(TRACEPARENT).iter();
     let first = values.next()?;
     let parsed = if values.next().is_some() { None } else { parse_traceparent(first.as_bytes()) };
-    let Some((trace_id, span_id, sampled)) = parsed else {
+    let Some(context) = parsed else {
         propagation.count_malformed();
         return None;
     };
@@ -98,7 +101,7 @@ pub fn extract(headers: &HeaderMap, propagation: &Propagation) -> Option<TraceCo
             None
         }
     };
-    Some(TraceContext { trace_id, span_id, sampled, tracestate })
+    Some(TraceContext { tracestate, ..context })
 }
 
 /// Writes `context` into `headers` in place of whatever trace context they carried.
@@ -115,10 +118,10 @@ pub fn inject(context: &TraceContext, headers: &mut HeaderMap) {
     }
 }
 
-/// Trace id, span id and sampled flag of a `traceparent` value.
+/// The context of a `traceparent` value, without a trace state.
 ///
 /// Version `ff` is invalid; a version above `00` is read like `00` and may have more fields after the flags.
-fn parse_traceparent(value: &[u8]) -> Option<(TraceId, SpanId, bool)> {
+fn parse_traceparent(value: &[u8]) -> Option<TraceContext> {
     let value = value.trim_ascii();
     let (head, tail) = (value.get(..55)?, &value[55..]);
     if head[2] != b'-' || head[35] != b'-' || head[52] != b'-' {
@@ -132,7 +135,7 @@ fn parse_traceparent(value: &[u8]) -> Option<(TraceId, SpanId, bool)> {
     let trace_id = TraceId::new(get_hex(&head[3..35])?)?;
     let span_id = SpanId::new(get_hex(&head[36..52])? as u64)?;
     let flags = get_hex(&head[53..55])?;
-    Some((trace_id, span_id, flags & 1 == 1))
+    Some(TraceContext { trace_id, span_id, sampled: flags & 1 != 0, random: flags & 2 != 0, tracestate: None })
 }
 
 /// The number written in lower-case hex digits; W3C forbids upper case.
@@ -325,6 +328,16 @@ mod tests {
     }
 
     #[test]
+    fn flags_that_are_known_are_carried_on() {
+        for (found, expect) in [("00", "00"), ("01", "01"), ("02", "02"), ("03", "03"), ("ff", "03"), ("fc", "00")] {
+            let parent = format!("00-{TRACE}-{SPAN}-{found}");
+            let context = extract(&headers(&[("traceparent", &parent)]), &Propagation::new(true)).unwrap();
+            let child = context.child(SpanId::new(1).unwrap());
+            assert_eq!(child.traceparent(), format!("00-{TRACE}-0000000000000001-{expect}"), "{found}");
+        }
+    }
+
+    #[test]
     fn a_tracestate_alone_is_ignored() {
         check(&[("tracestate", "foo=1")], "-", 0);
     }
@@ -342,6 +355,7 @@ mod tests {
             trace_id: TraceId::new(0x1).unwrap(),
             span_id: SpanId::new(0x2).unwrap(),
             sampled: false,
+            random: false,
             tracestate: None,
         };
         let mut map =
@@ -354,13 +368,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_context_survives_the_wire(
-            trace in 1u128.., span in 1u64.., sampled: bool,
+            trace in 1u128.., span in 1u64.., sampled: bool, random: bool,
             state in proptest::option::of("[a-z][a-z0-9_*/-]{0,10}=[!-+.-<>-~]{1,20}(,[a-z0-9]{1,8}@[a-z]{1,8}=[a-zA-Z0-9:;]{1,12}){0,5}"),
         ) {
             let sent = TraceContext {
                 trace_id: TraceId::new(trace).unwrap(),
                 span_id: SpanId::new(span).unwrap(),
                 sampled,
+                random,
                 tracestate: state.map(Into::into),
             };
             let mut map = HeaderMap::new();

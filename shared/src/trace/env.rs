@@ -4,14 +4,17 @@
 //! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL,HEADERS,TIMEOUT,COMPRESSION,INSECURE}`, `OTEL_SERVICE_NAME`,
 //! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_{MAX_QUEUE_SIZE,SCHEDULE_DELAY,MAX_EXPORT_BATCH_SIZE,EXPORT_TIMEOUT}` and
 //! `OTEL_PROPAGATORS`. An empty value counts as unset. A value that cannot be used is ignored with a warning that names the
-//! variable but, for headers, never the value. Two rules differ from the specification: without `OTEL_TRACES_EXPORTER` spans
-//! are exported only if an endpoint is given, and without a protocol an endpoint with port 4317 is taken for gRPC.
-
-use http::Uri;
+//! variable but, for headers and endpoints, never the value.
+//!
+//! `OTEL_TRACES_SAMPLER` naming a ratio sampler without a usable `OTEL_TRACES_SAMPLER_ARG` means the specification's ratio 1.0;
+//! [`DEFAULT_RATIO`](crate::trace::config::DEFAULT_RATIO) holds where the environment names no sampler. Three rules differ from
+//! the specification: without `OTEL_TRACES_EXPORTER` spans are exported only if an endpoint is given, without a protocol an
+//! endpoint with port 4317 is taken for gRPC, and `OTEL_TRACES_SAMPLER_ARG` alone sets the ratio of the default sampler.
 
 use crate::time::Dur;
-use crate::trace::config::{ExporterChoice, OtlpConfig, OtlpProtocol, protocol_of_port};
+use crate::trace::config::{ExporterChoice, OtlpConfig, OtlpProtocol};
 use crate::trace::exporter::console::ConsoleTarget;
+use crate::trace::otlp_url::OtlpUrl;
 use crate::trace::sampler::{Ratio, SamplerKind};
 
 /// The settings found in the environment.
@@ -43,7 +46,7 @@ pub(crate) struct EnvOtlp {
 
 #[derive(Clone, Debug)]
 struct Endpoint {
-    url: Uri,
+    url: OtlpUrl,
     /// Set for traces alone: taken as it is. A general endpoint gets `/v1/traces` appended for HTTP.
     for_traces: bool,
 }
@@ -83,11 +86,11 @@ impl EnvOtlp {
                 (false, true) => format!("http://{v}"),
                 (false, false) => format!("https://{v}"),
             };
-            let uri: Uri = text.parse().ok()?;
-            (matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()).then_some(uri)
+            OtlpUrl::parse(&text).ok()
         };
-        let own = vars.parse("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "an http or https URL", url);
-        let general = vars.parse("OTEL_EXPORTER_OTLP_ENDPOINT", "an http or https URL", url);
+        let allowed = "an http or https URL without user name and password";
+        let own = vars.parse_secret("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", allowed, url);
+        let general = vars.parse_secret("OTEL_EXPORTER_OTLP_ENDPOINT", allowed, url);
         let endpoint = match (own, general) {
             (Some(url), _) => Some(Endpoint { url, for_traces: true }),
             (None, Some(url)) => Some(Endpoint { url, for_traces: false }),
@@ -102,6 +105,11 @@ impl EnvOtlp {
         }
     }
 
+    /// The protocol that the user gave elsewhere, else that of the environment.
+    pub(crate) fn protocol(&self, given: Option<OtlpProtocol>) -> Option<OtlpProtocol> {
+        given.or(self.protocol)
+    }
+
     /// The configuration for an endpoint that the user gave elsewhere.
     pub(crate) fn complete(&self, (endpoint, protocol): (String, OtlpProtocol)) -> OtlpConfig {
         let timeout = self.timeout.unwrap_or(Dur::from_secs(10));
@@ -110,16 +118,14 @@ impl EnvOtlp {
 
     /// The configuration that the environment gives, with the specification's default endpoints.
     pub(crate) fn resolve(&self, protocol: Option<OtlpProtocol>) -> OtlpConfig {
-        let by_port = self.endpoint.as_ref().map(|e| protocol_of_port(&e.url));
-        let protocol = protocol.or(self.protocol).or(by_port).unwrap_or(OtlpProtocol::HttpProtobuf);
+        let by_port = self.endpoint.as_ref().map(|e| e.url.protocol_of_port());
+        let protocol = self.protocol(protocol).or(by_port).unwrap_or(OtlpProtocol::HttpProtobuf);
         let endpoint = match (&self.endpoint, protocol) {
             (None, OtlpProtocol::Grpc) => "http://localhost:4317".to_owned(),
             (None, OtlpProtocol::HttpProtobuf) => "http://localhost:4318/v1/traces".to_owned(),
-            (Some(e), OtlpProtocol::HttpProtobuf) if !e.for_traces => {
-                format!("{}/v1/traces", e.url.to_string().trim_end_matches('/'))
-            }
-            (Some(e), OtlpProtocol::HttpProtobuf) => e.url.to_string(),
-            (Some(e), OtlpProtocol::Grpc) => e.url.to_string().trim_end_matches('/').to_owned(),
+            (Some(e), OtlpProtocol::HttpProtobuf) if !e.for_traces => e.url.for_traces(),
+            (Some(e), OtlpProtocol::HttpProtobuf) => e.url.whole(),
+            (Some(e), OtlpProtocol::Grpc) => e.url.base(),
         };
         self.complete((endpoint, protocol))
     }
@@ -152,18 +158,19 @@ impl Vars<'_> {
         own.or_else(|| self.parse(&format!("OTEL_EXPORTER_OTLP_{what}"), allowed, &parse))
     }
 
+    /// Like [`Vars::parse`] for values that must not be shown.
+    fn parse_secret<T>(&mut self, name: &str, allowed: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let value = parse(&self.get(name)?);
+        if value.is_none() {
+            self.warnings.push(format!("{name} is ignored: {allowed} is allowed"));
+        }
+        value
+    }
+
     /// Like [`Vars::parse_otlp`] for values that must not be shown.
     fn parse_otlp_secret<T>(&mut self, what: &str, allowed: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
-        for prefix in ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"] {
-            let name = format!("{prefix}{what}");
-            if let Some(text) = self.get(&name) {
-                match parse(&text) {
-                    Some(value) => return Some(value),
-                    None => self.warnings.push(format!("{name} is ignored: {allowed} is allowed")),
-                }
-            }
-        }
-        None
+        let own = self.parse_secret(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"), allowed, &parse);
+        own.or_else(|| self.parse_secret(&format!("OTEL_EXPORTER_OTLP_{what}"), allowed, &parse))
     }
 }
 

@@ -11,6 +11,7 @@ mod env;
 pub mod exporter;
 mod id_source;
 pub mod otlp_json;
+mod otlp_url;
 pub mod pipeline;
 pub mod record;
 pub mod registry;

@@ -336,6 +336,7 @@ impl Shared {
             trace_id,
             span_id: self.ids.span_id(),
             sampled: decision.sampled,
+            random: caller.as_ref().is_some_and(|c| c.random),
             tracestate: decision.tracestate,
         };
         Started { context, parent: caller.map(|c| c.span_id) }
@@ -347,7 +348,7 @@ fn without_telemetry(caller: Option<TraceContext>) -> Started {
     let placeholder = || {
         let ids = (TraceId::new(1), SpanId::new(1));
         let (Some(trace_id), Some(span_id)) = ids else { unreachable!("1 is a valid id") };
-        TraceContext { trace_id, span_id, sampled: false, tracestate: None }
+        TraceContext { trace_id, span_id, sampled: false, random: false, tracestate: None }
     };
     let parent = caller.as_ref().map(|c| c.span_id);
     let context = caller.unwrap_or_else(placeholder);

@@ -26,6 +26,9 @@ pub struct Ratio {
 }
 
 impl Ratio {
+    /// Keeps every trace.
+    pub const ALL: Ratio = Ratio { probability: 1.0, threshold: 0, th: None };
+
     /// The ratio `p`; `None` unless 0 <= p <= 1.
     pub fn new(p: f64) -> Option<Ratio> {
         if !(0.0..=1.0).contains(&p) {
@@ -237,7 +240,7 @@ mod tests {
 
     fn parent(sampled: bool, state: Option<&str>) -> TraceContext {
         let ids = (TraceId::new(7).unwrap(), SpanId::new(8).unwrap());
-        TraceContext { trace_id: ids.0, span_id: ids.1, sampled, tracestate: state.map(Into::into) }
+        TraceContext { trace_id: ids.0, span_id: ids.1, sampled, random: false, tracestate: state.map(Into::into) }
     }
 
     #[test]
@@ -253,6 +256,7 @@ mod tests {
         ] {
             assert_eq!(ratio(p).th.as_deref(), th, "{p}");
         }
+        assert_eq!(Ratio::new(1.0), Some(Ratio::ALL));
         for bad in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             assert_eq!(Ratio::new(bad), None);
         }

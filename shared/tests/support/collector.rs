@@ -42,6 +42,7 @@ struct Kept {
     seen: AtomicU32,
     spans: Mutex<Vec<ResourceSpans>>,
     headers: Mutex<Vec<http::HeaderMap>>,
+    queries: Mutex<Vec<String>>,
 }
 
 impl Collector {
@@ -76,7 +77,8 @@ impl Collector {
         listener.set_nonblocking(true).expect("a non-blocking socket");
         let address = listener.local_addr().expect("an address");
         let spans = Mutex::default();
-        let kept = Arc::new(Kept { answer, seen: AtomicU32::new(0), spans, headers: Mutex::default() });
+        let (headers, queries) = (Mutex::default(), Mutex::default());
+        let kept = Arc::new(Kept { answer, seen: AtomicU32::new(0), spans, headers, queries });
         {
             let _entered = runtime.enter();
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
@@ -96,6 +98,11 @@ impl Collector {
 
     pub fn headers(&self) -> Vec<http::HeaderMap> {
         self.kept.headers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The queries of the URLs that were asked for over HTTP.
+    pub fn queries(&self) -> Vec<String> {
+        self.kept.queries.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn spans(&self) -> Vec<ResourceSpans> {
@@ -138,6 +145,7 @@ impl TraceService for Grpc {
 async fn serve(request: Request<Incoming>, kept: Arc<Kept>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     assert_eq!((head.method.as_str(), head.uri.path()), ("POST", "/v1/traces"));
+    kept.queries.lock().unwrap_or_else(PoisonError::into_inner).extend(head.uri.query().map(str::to_owned));
     let mut bytes = body.collect().await.expect("a body").to_bytes().to_vec();
     if head.headers.get("content-encoding").is_some_and(|v| v == "gzip") {
         let mut plain = Vec::new();

@@ -123,6 +123,7 @@ pub fn caller() -> TraceContext {
         trace_id: TraceId::new(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c).expect("not zero"),
         span_id: SpanId::new(0xb7ad_6b71_6920_3331).expect("not zero"),
         sampled: true,
+        random: true,
         tracestate: Some("ot=th:8,vendor=x".into()),
     }
 }

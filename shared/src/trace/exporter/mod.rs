@@ -57,6 +57,6 @@ fn build_one(
         ExporterConfig::Console(target) => Box::new(console::ConsoleExporter::new(target.clone())),
         ExporterConfig::Memory(spans) => Box::new(memory::MemoryExporter::new(spans.clone())),
         ExporterConfig::Otlp(otlp) if threads => Box::new(otlp::OtlpExporter::start(otlp, config)?),
-        ExporterConfig::Otlp(otlp) => return Err(TelemetryError::VirtualNetwork(otlp.endpoint.clone())),
+        ExporterConfig::Otlp(otlp) => return Err(TelemetryError::VirtualNetwork(otlp.address())),
     })
 }

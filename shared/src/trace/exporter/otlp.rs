@@ -51,12 +51,12 @@ impl OtlpExporter {
     }
 
     fn start_with(otlp: &OtlpConfig, timeout: Dur, max_queue: usize) -> Result<OtlpExporter, TelemetryError> {
-        let fail = |why: String| TelemetryError::Exporter(format!("otlp {}: {why}", otlp.endpoint));
+        let fail = |why: String| TelemetryError::Exporter(format!("otlp {}: {why}", otlp.address()));
         let transport = Transport::new(otlp, timeout).map_err(fail)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.map_err(TelemetryError::Thread)?;
         let counters = Arc::new(ExporterCounters::new(
-            format!("otlp {} {}", otlp.protocol, otlp.endpoint),
+            format!("otlp {} {}", otlp.protocol, otlp.address()),
             transport.counts_bytes(),
         ));
         let (queue, messages) = mpsc::unbounded_channel();

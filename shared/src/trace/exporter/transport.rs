@@ -28,6 +28,7 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use crate::time::Dur;
 use crate::trace::config::{OtlpConfig, OtlpProtocol};
 use crate::trace::exporter::sdk;
+use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError};
 use crate::trace::resource::Resource;
 use crate::trace::stats::ExporterCounters;
 
@@ -59,6 +60,7 @@ pub(crate) enum Connection {
 
 impl Transport {
     pub(crate) fn new(otlp: &OtlpConfig, timeout: Dur) -> Result<Transport, String> {
+        OtlpUrl::parse(&otlp.endpoint).map_err(OtlpUrlError::allowed)?;
         let mut headers = HeaderMap::new();
         for (name, value) in &otlp.headers {
             let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
