@@ -14,7 +14,7 @@ pub use crate::core::request::{Output, Rejection, RequestInfo, RequestKey, Sessi
 use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
 use crate::core::pool::Health;
-use crate::spans::GatewayFact;
+use crate::spans::{GatewayFact, bounded_name};
 
 /// What happened.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ impl Gateway {
     fn describe(&self, now: Time, info: &RequestInfo) {
         info.trail.note(now, || GatewayFact::Parsed {
             id: info.id.clone(),
-            model: Arc::clone(&info.model),
+            model: bounded_name(&info.model),
             size_bytes: info.size_bytes,
             priority: info.priority,
             streaming: info.streaming,

@@ -28,7 +28,7 @@ use crate::server::observe::{Learnt, Observer};
 use crate::server::reply::{REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
 use crate::server::request::{self, Caller, Parsed, Route};
 use crate::server::runtime::Shared;
-use crate::spans::{Failure, GatewayFact, proxy_span_id};
+use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, proxy_span_id};
 
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) -> Response {
@@ -76,7 +76,7 @@ impl Exchange {
         let trail = started.as_ref().map_or(Trail::off(), |s| shared.tracer.open(s, received));
         trail.note(received, || GatewayFact::Received {
             method: method_name(&parts.method),
-            path: parts.uri.path().into(),
+            path: bounded_path(parts.uri.path(), route.template()),
             route: Some(route.template()),
         });
         shared.metrics.begun();
@@ -270,8 +270,8 @@ impl Exchange {
     }
 
     /// Answers with an error of the gateway's own.
-    fn refuse(mut self, refusal: Refusal, model: &str) -> Response {
-        let mut response = refusal.response(model);
+    fn refuse(mut self, refusal: Refusal, model: &Arc<str>) -> Response {
+        let mut response = refusal.response(&bounded_name(model));
         self.decorate(response.headers_mut());
         self.status = Some(refusal.status());
         self.end(refusal.failure());
@@ -320,7 +320,7 @@ impl Exchange {
             self.trail.note(now, || GatewayFact::FinishReason(reason));
         }
         if let Some(model) = self.learnt.model.take() {
-            self.trail.note(now, || GatewayFact::ResponseModel(model.into()));
+            self.trail.note(now, || GatewayFact::ResponseModel(bounded_name(&model.into())));
         }
         let status = self.status;
         self.trail.note(now, || GatewayFact::Ended { status, failure });
