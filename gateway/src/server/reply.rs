@@ -27,6 +27,8 @@ pub(crate) enum Refusal {
     Missing { field: &'static str },
     /// The body broke off.
     BrokenBody,
+    /// The body did not come in time.
+    SlowBody,
     /// The body is too large.
     TooLarge { limit: usize },
     /// The core refused it.
@@ -41,6 +43,7 @@ impl Refusal {
     pub(crate) const fn status(self) -> u16 {
         match self {
             Refusal::BadJson { .. } | Refusal::Missing { .. } | Refusal::BrokenBody => 400,
+            Refusal::SlowBody => 408,
             Refusal::TooLarge { .. } => 413,
             Refusal::Rejected(rejection) => rejection.status(),
             Refusal::TimedOut => 504,
@@ -59,6 +62,7 @@ impl Refusal {
             | Refusal::BadJson { .. }
             | Refusal::Missing { .. }
             | Refusal::BrokenBody
+            | Refusal::SlowBody
             | Refusal::TooLarge { .. }
             | Refusal::NoRoute => None,
         }
@@ -72,6 +76,7 @@ impl Refusal {
             }
             Refusal::Missing { field } => ("BadRequestError", format!("The field {field} is required."), Some(field)),
             Refusal::BrokenBody => ("BadRequestError", "The body is incomplete.".to_owned(), None),
+            Refusal::SlowBody => ("RequestTimeoutError", "The body did not come in time.".to_owned(), None),
             Refusal::TooLarge { limit } => {
                 ("RequestEntityTooLargeError", format!("The body is larger than {limit} bytes."), None)
             }

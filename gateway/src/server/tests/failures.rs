@@ -4,8 +4,10 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use shared::trace::{Span, Status};
 use shared::units::HumanDur;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use super::harness::{Engine, Running, header, json, nobody, stream, text};
+use super::harness::{CHAT, Engine, Running, header, json, nobody, stream, text};
 use crate::core::config::GatewayConfig;
 use crate::server::Backend;
 
@@ -179,6 +181,53 @@ async fn a_stream_that_takes_too_long_is_cut_off() {
     assert_eq!(stats.broken, 1);
     let expect = ["gateway.backend.proxy timeout", "gateway.request timeout", "gateway.response.process timeout"];
     assert_eq!(errors(&spans), expect);
+}
+
+/// Sends text on a connection of its own, as a caller that does no more than the test says.
+async fn raw(gateway: &Running, text: &str) -> TcpStream {
+    let mut caller = TcpStream::connect(gateway.addr).await.unwrap();
+    caller.write_all(text.as_bytes()).await.unwrap();
+    caller
+}
+
+fn hasty(total: u64) -> GatewayConfig {
+    let mut config = GatewayConfig::default();
+    config.timeouts.total = HumanDur::millis(total);
+    config.timeouts.drain = HumanDur::millis(20);
+    config
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_in_time_is_a_408() {
+    let engine = Engine::start(0).await;
+    let gateway = Running::start(hasty(50), vec![engine.backend("a")]).await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{";
+    let mut caller = raw(&gateway, head).await;
+    let mut answer = String::new();
+    caller.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let (stats, spans) = gateway.stop().done().await;
+    assert_eq!((stats.client_errors, stats.active), (1, 0));
+    assert_eq!(errors(&spans), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_caller_that_reads_nothing_does_not_hold_the_engine() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::start(hasty(200), vec![engine.backend("a")]).await;
+    let length = CHAT.len();
+    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{CHAT}");
+    let caller = raw(&gateway, &head).await;
+    let (pieces, reply) = stream();
+    engine.call().await.reply.send(reply).unwrap();
+    let piece = Bytes::from(vec![b'x'; 1 << 20]);
+    // Buffers fill up, then nothing moves until the gateway lets go of the engine.
+    while pieces.send(piece.clone()).await.is_ok() {}
+    let (stats, spans) = gateway.stop().done().await;
+    assert_eq!((stats.broken, stats.disconnected, stats.active), (1, 0, 0));
+    let expect = ["gateway.backend.proxy timeout", "gateway.request timeout", "gateway.response.process timeout"];
+    assert_eq!(errors(&spans), expect);
+    drop(caller);
 }
 
 #[tokio::test]
