@@ -21,10 +21,8 @@ pub(crate) const TRACERESPONSE: HeaderName = HeaderName::from_static("tracerespo
 /// Why a request is answered by the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The body is not JSON of the right shape. The text of it is not repeated.
+    /// The body is no JSON object. The text of it is not repeated.
     BadJson { line: usize, column: usize },
-    /// A field without which there is no prompt.
-    Missing { field: &'static str },
     /// The body broke off.
     BrokenBody,
     /// The body did not come in time.
@@ -42,7 +40,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) const fn status(self) -> u16 {
         match self {
-            Refusal::BadJson { .. } | Refusal::Missing { .. } | Refusal::BrokenBody => 400,
+            Refusal::BadJson { .. } | Refusal::BrokenBody => 400,
             Refusal::SlowBody => 408,
             Refusal::TooLarge { .. } => 413,
             Refusal::Rejected(rejection) => rejection.status(),
@@ -60,7 +58,6 @@ impl Refusal {
                 Rejection::Saturated | Rejection::NoEndpoints | Rejection::UnknownModel | Rejection::ShuttingDown,
             )
             | Refusal::BadJson { .. }
-            | Refusal::Missing { .. }
             | Refusal::BrokenBody
             | Refusal::SlowBody
             | Refusal::TooLarge { .. }
@@ -71,10 +68,9 @@ impl Refusal {
     fn text(self, model: &str) -> (&'static str, String, Option<&'static str>) {
         match self {
             Refusal::BadJson { line, column } => {
-                let message = format!("The body is not a valid request: error at line {line}, column {column}.");
+                let message = format!("The body is no JSON object: error at line {line}, column {column}.");
                 ("BadRequestError", message, None)
             }
-            Refusal::Missing { field } => ("BadRequestError", format!("The field {field} is required."), Some(field)),
             Refusal::BrokenBody => ("BadRequestError", "The body is incomplete.".to_owned(), None),
             Refusal::SlowBody => ("RequestTimeoutError", "The body did not come in time.".to_owned(), None),
             Refusal::TooLarge { limit } => {
