@@ -172,11 +172,11 @@ impl Exchange {
             let failure = match tokio::time::timeout_at(deadline, head).await {
                 Ok(Ok(Ok(response))) => return Ok(response),
                 Ok(Ok(Err(failure))) => failure,
-                Ok(Err(_)) | Err(_) => return Err(Refusal::TimedOut),
+                Ok(Err(_)) | Err(_) => return Err(Refusal::Failed(Failure::Timeout)),
             };
             self.attempt_ended(Some(failure));
             last = Some(failure);
-            input = Input::AttemptFailed { key: self.key, endpoint };
+            input = Input::AttemptFailed { key: self.key, endpoint, failure };
         }
     }
 
@@ -196,7 +196,7 @@ impl Exchange {
                 if last.is_none() {
                     self.shared.metrics.rejected.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(if last == Some(Failure::Timeout) { Refusal::TimedOut } else { Refusal::Rejected(rejection) })
+                Err(last.map_or(Refusal::Rejected(rejection), Refusal::Failed))
             }
         }
     }

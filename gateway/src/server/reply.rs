@@ -31,8 +31,8 @@ pub(crate) enum Refusal {
     TooLarge { limit: usize },
     /// The core refused it.
     Rejected(Rejection),
-    /// An engine took too long.
-    TimedOut,
+    /// What went wrong at the last engine that was tried.
+    Failed(Failure),
     /// No such path.
     NoRoute,
 }
@@ -44,7 +44,7 @@ impl Refusal {
             Refusal::SlowBody => 408,
             Refusal::TooLarge { .. } => 413,
             Refusal::Rejected(rejection) => rejection.status(),
-            Refusal::TimedOut => 504,
+            Refusal::Failed(failure) => failed(failure).0,
             Refusal::NoRoute => 404,
         }
     }
@@ -52,7 +52,7 @@ impl Refusal {
     /// What spans say of it, where the HTTP status does not say it all.
     pub(crate) const fn failure(self) -> Option<Failure> {
         match self {
-            Refusal::TimedOut => Some(Failure::Timeout),
+            Refusal::Failed(failure) => Some(failure),
             Refusal::Rejected(Rejection::Unreachable) => Some(Failure::Connect),
             Refusal::Rejected(
                 Rejection::Saturated | Rejection::NoEndpoints | Rejection::UnknownModel | Rejection::ShuttingDown,
@@ -77,7 +77,10 @@ impl Refusal {
                 ("RequestEntityTooLargeError", format!("The body is larger than {limit} bytes."), None)
             }
             Refusal::Rejected(rejection) => rejected(rejection, model),
-            Refusal::TimedOut => ("GatewayTimeoutError", "The engine did not answer in time.".to_owned(), None),
+            Refusal::Failed(failure) => {
+                let (_, kind, message) = failed(failure);
+                (kind, message.to_owned(), None)
+            }
             Refusal::NoRoute => ("NotFoundError", "There is nothing at this path.".to_owned(), None),
         }
     }
@@ -96,6 +99,15 @@ impl Refusal {
             headers.insert(DROPPED_REASON, HeaderValue::from_static(reason));
         }
         response
+    }
+}
+
+/// Status, type and message where engines failed.
+const fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
+    match failure {
+        Failure::Connect => (502, "BadGatewayError", "The engine could not be reached."),
+        Failure::Timeout => (504, "GatewayTimeoutError", "The engine did not answer in time."),
+        Failure::Reset | Failure::Cancelled => (502, "BadGatewayError", "The engine broke off before it answered."),
     }
 }
 

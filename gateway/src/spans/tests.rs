@@ -211,7 +211,7 @@ fn a_retry_is_directed_to_another_endpoint() {
     let output = run.request(0);
     let endpoint = run.connect(output);
     run.end_attempt(Some(Failure::Connect));
-    let output = run.handle(Input::AttemptFailed { key: KEY, endpoint });
+    let output = run.handle(Input::AttemptFailed { key: KEY, endpoint, failure: Failure::Connect });
     let second = run.connect(output);
     assert_ne!(second, endpoint);
     run.note(ms(5), GatewayFact::ResponseHead { status: 200 });

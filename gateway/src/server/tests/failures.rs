@@ -73,6 +73,26 @@ async fn an_engine_that_closes_before_its_answer_is_retried_elsewhere() {
     drop(first.call().await.reply);
     second.call().await.reply.send(json(200, "{}")).unwrap();
     assert_eq!(header(&response.await.unwrap(), "x-gateway-destination-endpoint-served"), "b");
+    assert_eq!(gateway.get("/health").await.0, 200);
+}
+
+#[tokio::test]
+async fn an_engine_that_breaks_off_is_told_from_one_that_is_not_there() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::start(GatewayConfig::default(), vec![engine.backend("a")]).await;
+    let response = gateway.spawn(gateway.chat());
+    drop(engine.call().await.reply);
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert!(text(response).await.contains("broke off"));
+    // It still gets requests, without a scrape in between to bring it back.
+    let next = gateway.spawn(gateway.chat());
+    engine.call().await.reply.send(json(200, "{}")).unwrap();
+    assert_eq!(next.await.unwrap().status(), 200);
+    let (_, spans) = gateway.stop().done().await;
+    let found = errors(&spans);
+    assert!(found.contains(&"gateway.request connection_reset".to_owned()), "{found:?}");
+    assert!(found.iter().all(|e| !e.ends_with("connection_failed")), "{found:?}");
 }
 
 #[tokio::test]
