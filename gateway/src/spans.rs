@@ -65,6 +65,8 @@ pub enum Failure {
     Reset,
     /// The caller went away: no error.
     Cancelled,
+    /// The gateway stopped before the response was complete.
+    Abandoned,
 }
 
 impl Failure {
@@ -75,6 +77,7 @@ impl Failure {
             Failure::Timeout => Some(("timeout", "the engine took too long")),
             Failure::Reset => Some(("connection_reset", "the engine broke off")),
             Failure::Cancelled => None,
+            Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
         }
     }
 }

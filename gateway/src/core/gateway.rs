@@ -215,7 +215,7 @@ impl Gateway {
 const fn means_unreachable(failure: Failure) -> bool {
     match failure {
         Failure::Connect | Failure::Timeout => true,
-        Failure::Reset | Failure::Cancelled => false,
+        Failure::Reset | Failure::Cancelled | Failure::Abandoned => false,
     }
 }
 

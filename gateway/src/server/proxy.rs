@@ -46,7 +46,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) 
     }
 }
 
-/// A request being served. Dropped before its end, it counts as given up by its caller.
+/// A request being served. Dropped before its end, it counts as given up by its caller, or by a gateway whose drain is over.
 struct Exchange {
     shared: Arc<Shared>,
     route: Route,
@@ -335,7 +335,12 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if !self.over {
+        if self.over {
+            return;
+        }
+        if self.shared.is_cutting_off() {
+            self.end(Some(Failure::Abandoned));
+        } else {
             self.shared.metrics.disconnected.fetch_add(1, Ordering::Relaxed);
             self.trail.note(self.shared.clock.now(), || GatewayFact::ClientDisconnected);
             self.end(Some(Failure::Cancelled));

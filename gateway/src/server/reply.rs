@@ -107,7 +107,9 @@ const fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
     match failure {
         Failure::Connect => (502, "BadGatewayError", "The engine could not be reached."),
         Failure::Timeout => (504, "GatewayTimeoutError", "The engine did not answer in time."),
-        Failure::Reset | Failure::Cancelled => (502, "BadGatewayError", "The engine broke off before it answered."),
+        Failure::Reset | Failure::Cancelled | Failure::Abandoned => {
+            (502, "BadGatewayError", "The engine broke off before it answered.")
+        }
     }
 }
 

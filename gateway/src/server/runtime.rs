@@ -107,6 +107,7 @@ pub(crate) struct Shared {
     next_key: AtomicU64,
     id_base: u64,
     draining: AtomicBool,
+    cutting_off: AtomicBool,
 }
 
 impl Server {
@@ -148,6 +149,7 @@ impl Server {
             next_key: AtomicU64::new(0),
             id_base: Stream::from_os().next_u64(),
             draining: AtomicBool::new(false),
+            cutting_off: AtomicBool::new(false),
         });
         Ok(Server { listener, local_addr, shared })
     }
@@ -223,6 +225,7 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
     if tokio::time::timeout(bound, graceful.shutdown()).await.is_err() {
         tracing::warn!(connections = connections.len(), "the drain timeout is over: open requests are cut off");
     }
+    shared.cutting_off.store(true, Ordering::Relaxed);
     connections.shutdown().await;
 }
 
@@ -271,6 +274,11 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the drain is over: what ends now is ended by the gateway.
+    pub(crate) fn is_cutting_off(&self) -> bool {
+        self.cutting_off.load(Ordering::Relaxed)
     }
 
     /// The model of requests that name none: the first one that is known.

@@ -281,7 +281,9 @@ async fn a_drain_ends_even_if_a_request_does_not() {
     engine.call().await.reply.send(reply).unwrap();
     let response = response.await.unwrap();
     let (stats, spans) = gateway.stop().done().await;
-    assert_eq!((stats.active, spans.len()), (0, 12));
+    assert_eq!((stats.active, stats.disconnected, spans.len()), (0, 0, 12));
+    let expect = ["gateway.backend.proxy abandoned", "gateway.request abandoned", "gateway.response.process abandoned"];
+    assert_eq!((errors(&spans), events(&spans)), (expect.map(String::from).to_vec(), vec![]));
     pieces.closed().await;
     assert!(response.into_body().collect().await.is_err());
 }
