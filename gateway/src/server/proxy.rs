@@ -287,7 +287,9 @@ impl Exchange {
     /// Adds what every response carries.
     fn decorate(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.id_header.clone());
-        if let Some(started) = &self.started {
+        if let Some(started) = &self.started
+            && self.shared.tracer.propagates()
+        {
             headers.insert(TRACERESPONSE, started.context.traceparent());
         }
         if let Some(endpoint) = self.at

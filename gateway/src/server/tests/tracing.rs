@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use shared::trace::tree::outline;
 use shared::trace::{Kind, Span};
 
-use super::harness::{Call, Engine, Running, header, json, stream};
+use super::harness::{Call, Engine, Running, Tracing, header, json, stream};
 use crate::core::config::GatewayConfig;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -120,4 +120,20 @@ async fn what_callers_and_engines_send_as_names_is_bounded() {
     assert!(!all.contains("secret"), "content in spans: {all}");
     let paths: Vec<_> = spans.iter().filter_map(|s| s.get("url.path")?.as_str()).collect();
     assert_eq!(paths, ["/v1/completions", "/v1/{*path}", "/v1/{*path}"]);
+}
+
+#[tokio::test]
+async fn without_a_propagator_no_header_names_the_trace() {
+    let mut engine = Engine::start(0).await;
+    let backends = vec![engine.backend("a")];
+    let gateway = Running::with(Tracing::Alone, GatewayConfig::default(), backends).await;
+    let response = gateway.spawn(gateway.chat());
+    let call = engine.call().await;
+    assert!(!call.head.headers.contains_key("traceparent"));
+    call.reply.send(json(200, "{}")).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(header(&response, "traceresponse"), "");
+    response.into_body().collect().await.unwrap();
+    let (_, spans) = gateway.stop().done().await;
+    named(&spans, "gateway.request");
 }
