@@ -134,7 +134,7 @@ pub struct MetricsConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutConfig {
-    /// Until a connection is made, per attempt.
+    /// Until a connection is made, with name lookup and TLS, per attempt.
     pub connect: HumanDur,
     /// From sending a request to the head of its response, per attempt. Without streaming the head comes with the whole answer.
     pub response_head: HumanDur,

@@ -2,6 +2,7 @@
 
 mod api;
 mod backend;
+mod connect;
 mod metrics;
 mod observe;
 mod proxy;

@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -27,11 +25,12 @@ use crate::core::config::{ConfigProblem, GatewayConfig};
 use crate::core::gateway::{Gateway, Input, Output};
 use crate::core::pool::EndpointId;
 use crate::server::backend::Backend;
+use crate::server::connect::Connector;
 use crate::server::metrics::Metrics;
 use crate::server::{api, scrape};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
-pub(crate) type Upstream = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(crate) type Upstream = Client<Connector, Full<Bytes>>;
 
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Dur = Dur::from_secs(30);
@@ -230,20 +229,10 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
 }
 
 fn client(config: &GatewayConfig) -> Result<Upstream, ServeError> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(config.timeouts.connect.get().to_std()));
-    let provider = rustls::crypto::ring::default_provider();
-    let tls = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(provider)
-        .map_err(|e| ServeError::Tls(e.to_string()))?
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(tcp);
+    let connector = Connector::new(&config.timeouts).map_err(|e| ServeError::Tls(e.to_string()))?;
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
-    Ok(builder.build(tls))
+    Ok(builder.build(connector))
 }
 
 impl Shared {

@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use shared::trace::{Span, Status};
 use shared::units::HumanDur;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::harness::{CHAT, Engine, Running, header, json, nobody, stream, text};
 use crate::core::config::GatewayConfig;
@@ -181,6 +181,18 @@ async fn an_engine_without_an_answer_in_time_is_a_504() {
     call.reply.closed().await;
     let (_, spans) = gateway.stop().done().await;
     assert_eq!(errors(&spans), ["gateway.backend.proxy timeout", "gateway.request timeout"]);
+}
+
+#[tokio::test]
+async fn a_connection_that_never_gets_to_tls_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    let mut config = careless();
+    config.timeouts.connect = HumanDur::millis(50);
+    let gateway = Running::start(config, vec![Backend::new("silent", &url).unwrap()]).await;
+    assert_eq!(gateway.send(gateway.chat()).await.status(), 504);
+    let (_, spans) = gateway.stop().done().await;
+    assert_eq!(errors(&spans)[0], "gateway.backend.proxy timeout");
 }
 
 #[tokio::test]
