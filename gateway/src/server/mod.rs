@@ -5,6 +5,7 @@ mod backend;
 mod connect;
 mod metrics;
 mod observe;
+mod opening;
 mod proxy;
 mod reply;
 mod request;

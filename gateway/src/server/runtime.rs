@@ -27,12 +27,13 @@ use crate::core::pool::EndpointId;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
 use crate::server::metrics::Metrics;
+use crate::server::opening::Opening;
 use crate::server::{api, scrape};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
 pub(crate) type Upstream = Client<Connector, Full<Bytes>>;
 
-/// How long a connection may take to send the head of a request.
+/// How long a connection may take to send its first bytes, and the head of a request, and to answer a ping.
 const HEAD_TIMEOUT: Dur = Dur::from_secs(30);
 /// How long to wait when no connection can be accepted, for example without file descriptors.
 const ACCEPT_PAUSE: Dur = Dur::from_millis(10);
@@ -193,15 +194,20 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT.to_std());
     builder.http2().timer(TokioTimer::new());
+    // A peer that is gone without a word is found out.
+    builder.http2().keep_alive_interval(Some(HEAD_TIMEOUT.to_std())).keep_alive_timeout(HEAD_TIMEOUT.to_std());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
+    let most = shared.config.limits.max_connections as usize;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            // Beyond the limit connections wait in the operating system's queue.
+            accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, _)) => {
                     // Without it a token may wait for the acknowledgement of the one before.
                     let _ = stream.set_nodelay(true);
-                    let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+                    let opening = Opening::new(stream, HEAD_TIMEOUT.to_std());
+                    let connection = builder.serve_connection(TokioIo::new(opening), service.clone()).into_owned();
                     let connection = graceful.watch(connection);
                     connections.spawn(async move {
                         // Callers that go away are recorded where their request is.

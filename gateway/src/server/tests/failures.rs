@@ -262,6 +262,28 @@ async fn a_caller_that_reads_nothing_does_not_hold_the_engine() {
 }
 
 #[tokio::test]
+async fn connections_beyond_the_limit_wait() {
+    let engine = Engine::start(0).await;
+    let mut config = GatewayConfig::default();
+    config.limits.max_connections = 1;
+    let gateway = Running::start(config, vec![engine.backend("a")]).await;
+    let ask = "GET /health HTTP/1.1\r\nhost: h\r\n\r\n";
+    let mut first = raw(&gateway, ask).await;
+    let mut answer = [0; 12];
+    first.read_exact(&mut answer).await.unwrap();
+    let mut second = raw(&gateway, ask).await;
+    for _ in 0..100 {
+        first.write_all(ask.as_bytes()).await.unwrap();
+        first.read_exact(&mut answer).await.unwrap();
+    }
+    let early = second.try_read(&mut answer).map_err(|e| e.kind());
+    assert_eq!(early, Err(std::io::ErrorKind::WouldBlock));
+    drop(first);
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
 async fn requests_in_flight_finish_while_the_gateway_drains() {
     let mut engine = Engine::start(0).await;
     let gateway = Running::start(GatewayConfig::default(), vec![engine.backend("a")]).await;
