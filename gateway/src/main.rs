@@ -11,6 +11,7 @@ use gateway::core::config::GatewayConfig;
 use gateway::server::{Backend, Server, Stats};
 use shared::clock::RunClock;
 use shared::rng::Seed;
+use shared::time::Dur;
 use shared::trace::config::{ExporterChoice, Layer};
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 use tracing_subscriber::EnvFilter;
@@ -59,6 +60,9 @@ struct Options {
     log: String,
 }
 
+/// How much longer than a request its record stays open, for the end to be noticed.
+const GRACE: Dur = Dur::from_secs(60);
+
 fn assignment(text: &str) -> Result<(String, String), String> {
     let (path, value) = text.split_once('=').ok_or("expected PATH=VALUE")?;
     Ok((path.to_owned(), value.to_owned()))
@@ -81,7 +85,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let config = config(&options)?;
     let clock = RunClock::start();
-    let (telemetry, resource) = telemetry(&options, clock)?;
+    let (telemetry, resource) = telemetry(&options, &config, clock)?;
     let tracer = telemetry.tracer(resource);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
@@ -106,7 +110,12 @@ fn config(options: &Options) -> anyhow::Result<GatewayConfig> {
     loaded.map(|l| l.config).map_err(|e| anyhow::anyhow!("{}", e.to_string().trim_start_matches("error: ")))
 }
 
-fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
+/// The age at which an open record is given up: later than any request can end.
+fn max_open(config: &GatewayConfig) -> Dur {
+    TelemetryConfig::default().max_open.max(config.timeouts.total.get() + GRACE)
+}
+
+fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
     let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None });
     let file = options.trace_file.clone().map(ExporterChoice::File);
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
@@ -115,6 +124,7 @@ fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, R
         ratio: options.sampling,
         detail: options.detail,
         exporters: (!exporters.is_empty()).then_some(exporters),
+        max_open: Some(max_open(gateway)),
         ..Layer::default()
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;
@@ -138,4 +148,19 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
         }
         tracing::info!("stopping: requests in flight may finish");
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::units::HumanDur;
+
+    #[test]
+    fn a_record_outlives_the_longest_request() {
+        let mut config = GatewayConfig::default();
+        for seconds in [1, 600, 7200] {
+            config.timeouts.total = HumanDur::secs(seconds);
+            assert!(max_open(&config) >= Dur::from_secs(seconds) + GRACE, "{seconds}");
+        }
+    }
 }

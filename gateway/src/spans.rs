@@ -20,6 +20,24 @@ pub const fn proxy_span_id(own: SpanId, attempt: u32) -> SpanId {
     own.derive(PROXY_SPAN_BASE + attempt as u64)
 }
 
+/// Longer names and paths are not repeated in spans, in bytes: a record stays within its bound whatever callers and engines send.
+pub const MAX_NAME_BYTES: usize = 256;
+
+/// A model name from outside as it may be repeated: as it is, or its hash if it is longer than [`MAX_NAME_BYTES`] or has control
+/// characters, as no real name does.
+pub fn bounded_name(raw: &Arc<str>) -> Arc<str> {
+    if raw.len() <= MAX_NAME_BYTES && !raw.chars().any(char::is_control) {
+        Arc::clone(raw)
+    } else {
+        format!("h-{:032x}", xxhash_rust::xxh3::xxh3_128(raw.as_bytes())).into()
+    }
+}
+
+/// A path from outside as it may be repeated: as it is, or its route if it is longer than [`MAX_NAME_BYTES`].
+pub fn bounded_path(path: &str, route: &'static str) -> Arc<str> {
+    if path.len() <= MAX_NAME_BYTES { path.into() } else { route.into() }
+}
+
 /// A plugin as spans name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginName {
@@ -47,6 +65,8 @@ pub enum Failure {
     Reset,
     /// The caller went away: no error.
     Cancelled,
+    /// The gateway stopped before the response was complete.
+    Abandoned,
 }
 
 impl Failure {
@@ -57,6 +77,7 @@ impl Failure {
             Failure::Timeout => Some(("timeout", "the engine took too long")),
             Failure::Reset => Some(("connection_reset", "the engine broke off")),
             Failure::Cancelled => None,
+            Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
         }
     }
 }
@@ -68,7 +89,7 @@ pub enum GatewayFact {
     Received {
         /// The HTTP method.
         method: &'static str,
-        /// The path, without the query.
+        /// The path, without the query (see [`bounded_path`]).
         path: Arc<str>,
         /// The route that matched.
         route: Option<&'static str>,
@@ -77,7 +98,7 @@ pub enum GatewayFact {
     Parsed {
         /// Its id.
         id: RequestId,
-        /// The model asked for.
+        /// The model asked for (see [`bounded_name`]).
         model: Arc<str>,
         /// Size of the body in bytes.
         size_bytes: u32,
@@ -229,7 +250,7 @@ pub enum GatewayFact {
     },
     /// Driver: why the engine stopped.
     FinishReason(&'static str),
-    /// Driver: the model that answered.
+    /// Driver: the model that answered (see [`bounded_name`]).
     ResponseModel(Arc<str>),
     /// Driver: the caller went away.
     ClientDisconnected,

@@ -31,7 +31,7 @@ pub struct GatewayConfig {
     pub metrics: MetricsConfig,
     /// How long the gateway waits for an engine.
     pub timeouts: TimeoutConfig,
-    /// Bounds of a request.
+    /// Bounds of requests and connections.
     pub limits: LimitConfig,
     /// Priorities of the objectives that requests name in `x-llm-d-inference-objective`; negative means sheddable. An unknown
     /// objective has priority 0 (InferenceObjective of the Gateway API inference extension).
@@ -134,7 +134,7 @@ pub struct MetricsConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutConfig {
-    /// Until a connection is made, per attempt.
+    /// Until a connection is made, with name lookup and TLS, per attempt.
     pub connect: HumanDur,
     /// From sending a request to the head of its response, per attempt. Without streaming the head comes with the whole answer.
     pub response_head: HumanDur,
@@ -144,12 +144,14 @@ pub struct TimeoutConfig {
     pub drain: HumanDur,
 }
 
-/// Bounds of a request.
+/// Bounds of requests and connections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitConfig {
     /// Largest request body, in bytes; larger ones are answered with 413.
     pub max_body_bytes: u32,
+    /// Most connections of callers at a time; more wait until one is closed.
+    pub max_connections: u32,
     /// How many further endpoints are tried when one cannot be reached.
     pub retries: u32,
 }
@@ -229,7 +231,7 @@ impl Default for TimeoutConfig {
 
 impl Default for LimitConfig {
     fn default() -> LimitConfig {
-        LimitConfig { max_body_bytes: 16 * 1024 * 1024, retries: 1 }
+        LimitConfig { max_body_bytes: 16 * 1024 * 1024, max_connections: 65_536, retries: 1 }
     }
 }
 
@@ -248,6 +250,7 @@ impl GatewayConfig {
         at_least("timeouts.response_head", self.timeouts.response_head, HumanDur::millis(1), p);
         at_least("timeouts.total", self.timeouts.total, HumanDur::millis(1), p);
         at_least("limits.max_body_bytes", self.limits.max_body_bytes, 1024, p);
+        at_least("limits.max_connections", self.limits.max_connections, 1, p);
         if self.limits.retries > MAX_RETRIES {
             problem("limits.retries", self.limits.retries, format!("at most {MAX_RETRIES}"), p);
         }

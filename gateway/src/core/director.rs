@@ -170,7 +170,9 @@ impl Director {
 }
 
 fn candidate(id: EndpointId, endpoint: &Endpoint, matched_blocks: u32, had_session: bool) -> Candidate {
-    let (waiting, running, kv_usage) = endpoint.metrics.map_or((0, 0, 0.0), |m| (m.waiting, m.running, m.kv_usage));
+    // Of a server without metrics only the gateway's own requests are known.
+    let unknown = (0, endpoint.in_flight, 0.0);
+    let (waiting, running, kv_usage) = endpoint.metrics.map_or(unknown, |m| (m.waiting, m.running, m.kv_usage));
     Candidate {
         id,
         available: endpoint.is_available(),

@@ -14,7 +14,7 @@ pub use crate::core::request::{Output, Rejection, RequestInfo, RequestKey, Sessi
 use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
 use crate::core::pool::Health;
-use crate::spans::GatewayFact;
+use crate::spans::{Failure, GatewayFact, bounded_name};
 
 /// What happened.
 #[derive(Debug)]
@@ -28,12 +28,14 @@ pub enum Input {
         /// What it answered.
         metrics: Result<EndpointMetrics, ScrapeError>,
     },
-    /// A request could not be sent, no byte came back: another endpoint may be tried.
+    /// No byte of a response came back: another endpoint may be tried.
     AttemptFailed {
         /// The request.
         key: RequestKey,
-        /// The endpoint that could not be reached.
+        /// The endpoint that did not answer.
         endpoint: EndpointId,
+        /// What went wrong.
+        failure: Failure,
     },
     /// The head of a response arrived: from now on the request stays where it is.
     ResponseStarted {
@@ -104,7 +106,12 @@ impl Gateway {
         match input {
             Input::Request(info) => self.request(now, info, watch, out),
             Input::Metrics { endpoint, metrics } => self.director.pool.scraped(endpoint, metrics),
-            Input::AttemptFailed { key, endpoint } => self.attempt_failed(now, key, endpoint, watch, out),
+            Input::AttemptFailed { key, endpoint, failure } => {
+                if means_unreachable(failure) {
+                    self.director.pool.get_mut(endpoint).health = Health::Ejected;
+                }
+                self.attempt_failed(now, key, endpoint, watch, out);
+            }
             Input::ResponseStarted { key, endpoint } => self.response_started(key, endpoint),
             Input::Finished { key, endpoint } => self.finished(key, endpoint),
             Input::Endpoint(change) => self.director.change(change),
@@ -147,7 +154,7 @@ impl Gateway {
     fn describe(&self, now: Time, info: &RequestInfo) {
         info.trail.note(now, || GatewayFact::Parsed {
             id: info.id.clone(),
-            model: Arc::clone(&info.model),
+            model: bounded_name(&info.model),
             size_bytes: info.size_bytes,
             priority: info.priority,
             streaming: info.streaming,
@@ -169,7 +176,6 @@ impl Gateway {
         watch: &mut dyn Stopwatch,
         out: &mut Vec<Output>,
     ) {
-        self.director.pool.get_mut(endpoint).health = Health::Ejected;
         let Some(mut open) = self.open.remove(&key) else { return };
         self.director.leave(open.endpoint);
         open.tried.push(endpoint);
@@ -202,6 +208,14 @@ impl Gateway {
             assert_eq!(open.endpoint, endpoint, "{key:?} finished where it was not sent");
             self.director.leave(endpoint);
         }
+    }
+}
+
+/// Whether a failure says that nobody is there. One broken connection does not: it may be the request that breaks it.
+const fn means_unreachable(failure: Failure) -> bool {
+    match failure {
+        Failure::Connect | Failure::Timeout => true,
+        Failure::Reset | Failure::Cancelled | Failure::Abandoned => false,
     }
 }
 
@@ -323,17 +337,27 @@ mod tests {
     #[test]
     fn an_endpoint_that_cannot_be_reached_is_left_out_until_it_answers_a_scrape() {
         let mut g = gateway(2, |_| {});
-        let key = RequestKey(1);
+        let (key, failure) = (RequestKey(1), Failure::Connect);
         let first = EndpointId(endpoint(step(&mut g, Input::Request(request(1)))));
-        let second = EndpointId(endpoint(step(&mut g, Input::AttemptFailed { key, endpoint: first })));
+        let second = EndpointId(endpoint(step(&mut g, Input::AttemptFailed { key, endpoint: first, failure })));
         assert_ne!(first, second);
         // One retry is all there is.
-        let last = step(&mut g, Input::AttemptFailed { key, endpoint: second });
+        let last = step(&mut g, Input::AttemptFailed { key, endpoint: second, failure });
         assert_eq!(rejection(last), Rejection::Unreachable);
         assert_eq!(rejection(step(&mut g, Input::Request(request(2)))), Rejection::NoEndpoints);
         report(&mut g, first.0, 0);
         assert_eq!(endpoint(step(&mut g, Input::Request(request(3)))), first.0);
         assert_eq!(g.endpoints().iter().map(|e| e.in_flight).sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn an_endpoint_that_breaks_one_connection_stays() {
+        let mut g = gateway(2, |_| {});
+        let key = RequestKey(1);
+        let first = EndpointId(endpoint(step(&mut g, Input::Request(request(1)))));
+        let second = step(&mut g, Input::AttemptFailed { key, endpoint: first, failure: Failure::Reset });
+        assert_ne!(endpoint(second), first.0);
+        assert!(g.endpoints().iter().all(Endpoint::is_available));
     }
 
     #[test]
@@ -361,7 +385,7 @@ mod tests {
                     }
                     2 if !open.is_empty() => {
                         let (key, endpoint) = open.swap_remove(chosen);
-                        step(&mut g, Input::AttemptFailed { key, endpoint })
+                        step(&mut g, Input::AttemptFailed { key, endpoint, failure: Failure::Connect })
                     }
                     _ => { report(&mut g, which as u32 % 3, 1); None }
                 };

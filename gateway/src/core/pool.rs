@@ -79,9 +79,11 @@ pub enum ScrapeError {
     Unreachable,
     /// No answer in time.
     TimedOut,
-    /// Another status than 200.
+    /// The server answers and has none of the metrics that are read: any OpenAI-compatible server may be an endpoint.
+    NoMetrics,
+    /// A status that is no answer to the question.
     Status(u16),
-    /// An answer without the metrics that are needed.
+    /// An answer that cannot be read.
     Malformed,
 }
 
@@ -90,9 +92,9 @@ pub enum ScrapeError {
 pub enum Health {
     /// Not scraped yet.
     Unknown,
-    /// The last scrape worked.
+    /// The last scrape was answered, with metrics or without.
     Up,
-    /// So many scrapes failed in a row; the metrics are from before.
+    /// So many scrapes failed in a row; what is known is from before.
     Failing(u32),
     /// A request could not be sent to it; the next successful scrape clears this.
     Ejected,
@@ -106,7 +108,7 @@ pub const MAX_FAILED_SCRAPES: u32 = 3;
 pub struct Endpoint {
     /// Its configuration.
     pub config: EndpointConfig,
-    /// The last successful scrape.
+    /// The last successful scrape; `None` too for a server that has no metrics.
     pub metrics: Option<EndpointMetrics>,
     /// Whether it can be reached.
     pub health: Health,
@@ -121,7 +123,7 @@ impl Endpoint {
     pub fn is_available(&self) -> bool {
         let reachable = match self.health {
             Health::Up => true,
-            Health::Failing(n) => self.metrics.is_some() && n < MAX_FAILED_SCRAPES,
+            Health::Failing(n) => n < MAX_FAILED_SCRAPES,
             Health::Unknown | Health::Ejected => false,
         };
         reachable && !self.draining
@@ -185,7 +187,11 @@ impl Pool {
                 endpoint.metrics = Some(metrics);
                 endpoint.health = Health::Up;
             }
-            Err(_) => {
+            Err(ScrapeError::NoMetrics) => {
+                endpoint.metrics = None;
+                endpoint.health = Health::Up;
+            }
+            Err(ScrapeError::Unreachable | ScrapeError::TimedOut | ScrapeError::Status(_) | ScrapeError::Malformed) => {
                 endpoint.health = match endpoint.health {
                     Health::Failing(n) => Health::Failing(n.saturating_add(1)),
                     Health::Up => Health::Failing(1),
@@ -230,6 +236,23 @@ mod tests {
         pool.scraped(a, Ok(metrics(3)));
         pool.get_mut(a).draining = true;
         assert!(!pool.get(a).is_available());
+    }
+
+    #[test]
+    fn a_server_without_metrics_is_available_as_long_as_it_answers() {
+        let mut pool = Pool::new(vec![EndpointConfig::new("a", "127.0.0.1", 8000)]);
+        let a = EndpointId(0);
+        let mut step = |outcome| {
+            pool.scraped(a, outcome);
+            (pool.get(a).is_available(), pool.get(a).metrics.is_some())
+        };
+        assert_eq!(step(Err(ScrapeError::NoMetrics)), (true, false));
+        assert_eq!(step(Err(ScrapeError::TimedOut)), (true, false));
+        assert_eq!(step(Err(ScrapeError::TimedOut)), (true, false));
+        assert_eq!(step(Err(ScrapeError::Unreachable)), (false, false));
+        assert_eq!(step(Ok(metrics(1))), (true, true));
+        // Another server took its place: what the one before reported says nothing of it.
+        assert_eq!(step(Err(ScrapeError::NoMetrics)), (true, false));
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 mod api;
 mod backend;
+mod connect;
 mod metrics;
 mod observe;
+mod opening;
 mod proxy;
 mod reply;
 mod request;

@@ -3,9 +3,9 @@
 //! Bytes are passed on as they come and never encoded again. Whatever way a request ends, it ends in [`Exchange::end`] once.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -14,11 +14,12 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http_body_util::Full;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use shared::ids::RequestId;
 use shared::time::Time;
 use shared::trace::{Started, Trail};
-use tokio::time::Sleep;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::core::gateway::Input;
 use crate::core::pool::EndpointId;
@@ -28,7 +29,7 @@ use crate::server::observe::{Learnt, Observer};
 use crate::server::reply::{REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
 use crate::server::request::{self, Caller, Parsed, Route};
 use crate::server::runtime::Shared;
-use crate::spans::{Failure, GatewayFact, proxy_span_id};
+use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, proxy_span_id};
 
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) -> Response {
@@ -45,7 +46,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) 
     }
 }
 
-/// A request being served. Dropped before its end, it counts as given up by its caller.
+/// A request being served. Dropped before its end, it counts as given up by its caller, or by a gateway whose drain is over.
 struct Exchange {
     shared: Arc<Shared>,
     route: Route,
@@ -76,7 +77,7 @@ impl Exchange {
         let trail = started.as_ref().map_or(Trail::off(), |s| shared.tracer.open(s, received));
         trail.note(received, || GatewayFact::Received {
             method: method_name(&parts.method),
-            path: parts.uri.path().into(),
+            path: bounded_path(parts.uri.path(), route.template()),
             route: Some(route.template()),
         });
         shared.metrics.begun();
@@ -117,11 +118,17 @@ impl Exchange {
             return Err(Refusal::Rejected(Rejection::ShuttingDown));
         }
         let config = &self.shared.config;
-        let bytes = request::body(body, headers, config.limits.max_body_bytes).await?;
+        let body = request::body(body, headers, config.limits.max_body_bytes);
+        let bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
         let parsed = request::parse(self.route, &bytes, config.prefix.max_prefix_tokens)?;
         *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
         let info = self.info(parsed, Caller::of(headers), model, bytes.len());
         Ok((info, bytes))
+    }
+
+    /// When the request has to be over.
+    fn deadline(&self) -> Instant {
+        self.shared.clock.instant(self.received + self.shared.config.timeouts.total.get()).into()
     }
 
     fn info(&self, parsed: Parsed, caller: Caller, model: &Arc<str>, size: usize) -> Box<RequestInfo> {
@@ -153,7 +160,7 @@ impl Exchange {
         info: Box<RequestInfo>,
     ) -> Result<http::Response<Incoming>, Refusal> {
         let headers = self.headers(&parts.headers);
-        let deadline = self.shared.clock.instant(self.received + self.shared.config.timeouts.total.get());
+        let deadline = self.deadline();
         let mut input = Input::Request(info);
         let mut last = None;
         loop {
@@ -162,14 +169,14 @@ impl Exchange {
             let request = self.outgoing(parts, headers.clone(), body.clone(), endpoint, attempt)?;
             let head =
                 tokio::time::timeout(self.shared.config.timeouts.response_head.get().to_std(), self.send(request));
-            let failure = match tokio::time::timeout_at(deadline.into(), head).await {
+            let failure = match tokio::time::timeout_at(deadline, head).await {
                 Ok(Ok(Ok(response))) => return Ok(response),
                 Ok(Ok(Err(failure))) => failure,
-                Ok(Err(_)) | Err(_) => return Err(Refusal::TimedOut),
+                Ok(Err(_)) | Err(_) => return Err(Refusal::Failed(Failure::Timeout)),
             };
             self.attempt_ended(Some(failure));
             last = Some(failure);
-            input = Input::AttemptFailed { key: self.key, endpoint };
+            input = Input::AttemptFailed { key: self.key, endpoint, failure };
         }
     }
 
@@ -189,7 +196,7 @@ impl Exchange {
                 if last.is_none() {
                     self.shared.metrics.rejected.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(if last == Some(Failure::Timeout) { Refusal::TimedOut } else { Refusal::Rejected(rejection) })
+                Err(last.map_or(Refusal::Rejected(rejection), Refusal::Failed))
             }
         }
     }
@@ -260,8 +267,7 @@ impl Exchange {
         let mut headers = end_to_end(&parts.headers);
         self.decorate(&mut headers);
         let observer = Observer::of(&headers, self.trail.is_on());
-        let total = self.received + self.shared.config.timeouts.total.get();
-        let deadline = Box::pin(tokio::time::sleep_until(self.shared.clock.instant(total).into()));
+        let deadline = self.deadline();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers;
@@ -270,8 +276,8 @@ impl Exchange {
     }
 
     /// Answers with an error of the gateway's own.
-    fn refuse(mut self, refusal: Refusal, model: &str) -> Response {
-        let mut response = refusal.response(model);
+    fn refuse(mut self, refusal: Refusal, model: &Arc<str>) -> Response {
+        let mut response = refusal.response(&bounded_name(model));
         self.decorate(response.headers_mut());
         self.status = Some(refusal.status());
         self.end(refusal.failure());
@@ -281,7 +287,9 @@ impl Exchange {
     /// Adds what every response carries.
     fn decorate(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.id_header.clone());
-        if let Some(started) = &self.started {
+        if let Some(started) = &self.started
+            && self.shared.tracer.propagates()
+        {
             headers.insert(TRACERESPONSE, started.context.traceparent());
         }
         if let Some(endpoint) = self.at
@@ -320,7 +328,7 @@ impl Exchange {
             self.trail.note(now, || GatewayFact::FinishReason(reason));
         }
         if let Some(model) = self.learnt.model.take() {
-            self.trail.note(now, || GatewayFact::ResponseModel(model.into()));
+            self.trail.note(now, || GatewayFact::ResponseModel(bounded_name(&model.into())));
         }
         let status = self.status;
         self.trail.note(now, || GatewayFact::Ended { status, failure });
@@ -329,7 +337,12 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if !self.over {
+        if self.over {
+            return;
+        }
+        if self.shared.is_cutting_off() {
+            self.end(Some(Failure::Abandoned));
+        } else {
             self.shared.metrics.disconnected.fetch_add(1, Ordering::Relaxed);
             self.trail.note(self.shared.clock.now(), || GatewayFact::ClientDisconnected);
             self.end(Some(Failure::Cancelled));
@@ -351,10 +364,19 @@ fn failure_of(error: &hyper_util::client::legacy::Error) -> Failure {
 
 /// The body of a response on its way through. Dropped early, it closes the connection to the engine, which aborts.
 struct Relay {
-    upstream: Incoming,
+    passage: Arc<Mutex<Passage>>,
+    /// What ends the passage at the deadline: the server asks for nothing while its caller reads nothing.
+    watch: Option<AbortHandle>,
+}
+
+/// What is shared with the watch.
+struct Passage {
+    /// The engine's response; `None` once it was cut off.
+    upstream: Option<Incoming>,
     exchange: Exchange,
     observer: Observer,
-    deadline: Pin<Box<Sleep>>,
+    /// Who waits for the next piece.
+    reader: Option<Waker>,
 }
 
 /// The total time of a request is over.
@@ -363,10 +385,67 @@ struct Relay {
 struct TookTooLong;
 
 impl Relay {
-    fn new(upstream: Incoming, exchange: Exchange, observer: Observer, deadline: Pin<Box<Sleep>>) -> Relay {
-        let mut relay = Relay { upstream, exchange, observer, deadline };
-        relay.end_if_over();
-        relay
+    fn new(upstream: Incoming, exchange: Exchange, observer: Observer, deadline: Instant) -> Relay {
+        let mut passage = Passage { upstream: Some(upstream), exchange, observer, reader: None };
+        passage.end_if_over();
+        let over = passage.exchange.over;
+        let passage = Arc::new(Mutex::new(passage));
+        let watch = (!over).then(|| tokio::spawn(watch(Arc::downgrade(&passage), deadline)).abort_handle());
+        Relay { passage, watch }
+    }
+
+    fn passage(&self) -> MutexGuard<'_, Passage> {
+        lock(&self.passage)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+    }
+}
+
+fn lock(passage: &Mutex<Passage>) -> MutexGuard<'_, Passage> {
+    passage.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Cuts a passage off at the deadline, whether or not somebody reads.
+async fn watch(passage: Weak<Mutex<Passage>>, deadline: Instant) {
+    tokio::time::sleep_until(deadline).await;
+    if let Some(passage) = passage.upgrade() {
+        lock(&passage).cut_off();
+    }
+}
+
+impl Passage {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(Some(Err(TookTooLong.into()))) };
+        match Pin::new(upstream).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    self.pass(data);
+                }
+                self.end_if_over();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.broken(Failure::Reset);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                match &mut self.reader {
+                    Some(reader) => reader.clone_from(cx.waker()),
+                    none @ None => *none = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
     }
 
     fn pass(&mut self, data: &Bytes) {
@@ -381,9 +460,13 @@ impl Relay {
         }
     }
 
+    fn is_end(&self) -> bool {
+        self.upstream.as_ref().is_some_and(Incoming::is_end_stream)
+    }
+
     /// The server asks for no more after the last byte of a body of known length, so its end is noticed here.
     fn end_if_over(&mut self) {
-        if hyper::body::Body::is_end_stream(&self.upstream) {
+        if self.is_end() {
             self.complete();
         }
     }
@@ -399,6 +482,17 @@ impl Relay {
         self.exchange.shared.metrics.broken.fetch_add(1, Ordering::Relaxed);
         self.exchange.end(Some(failure));
     }
+
+    fn cut_off(&mut self) {
+        if self.exchange.over {
+            return;
+        }
+        self.upstream = None;
+        self.broken(Failure::Timeout);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
 }
 
 impl hyper::body::Body for Relay {
@@ -406,36 +500,14 @@ impl hyper::body::Body for Relay {
     type Error = axum::BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
-        let this = self.get_mut();
-        match Pin::new(&mut this.upstream).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    this.pass(data);
-                }
-                this.end_if_over();
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => {
-                this.broken(Failure::Reset);
-                Poll::Ready(Some(Err(error.into())))
-            }
-            Poll::Ready(None) => {
-                this.complete();
-                Poll::Ready(None)
-            }
-            Poll::Pending if this.deadline.as_mut().poll(cx).is_ready() => {
-                this.broken(Failure::Timeout);
-                Poll::Ready(Some(Err(TookTooLong.into())))
-            }
-            Poll::Pending => Poll::Pending,
-        }
+        self.passage().poll(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.upstream.is_end_stream()
+        self.passage().is_end()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.upstream.size_hint()
+        self.passage().upstream.as_ref().map_or_else(SizeHint::default, Incoming::size_hint)
     }
 }

@@ -21,18 +21,18 @@ pub(crate) const TRACERESPONSE: HeaderName = HeaderName::from_static("tracerespo
 /// Why a request is answered by the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The body is not JSON of the right shape. The text of it is not repeated.
+    /// The body is no JSON object. The text of it is not repeated.
     BadJson { line: usize, column: usize },
-    /// A field without which there is no prompt.
-    Missing { field: &'static str },
     /// The body broke off.
     BrokenBody,
+    /// The body did not come in time.
+    SlowBody,
     /// The body is too large.
     TooLarge { limit: usize },
     /// The core refused it.
     Rejected(Rejection),
-    /// An engine took too long.
-    TimedOut,
+    /// What went wrong at the last engine that was tried.
+    Failed(Failure),
     /// No such path.
     NoRoute,
 }
@@ -40,10 +40,11 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) const fn status(self) -> u16 {
         match self {
-            Refusal::BadJson { .. } | Refusal::Missing { .. } | Refusal::BrokenBody => 400,
+            Refusal::BadJson { .. } | Refusal::BrokenBody => 400,
+            Refusal::SlowBody => 408,
             Refusal::TooLarge { .. } => 413,
             Refusal::Rejected(rejection) => rejection.status(),
-            Refusal::TimedOut => 504,
+            Refusal::Failed(failure) => failed(failure).0,
             Refusal::NoRoute => 404,
         }
     }
@@ -51,14 +52,14 @@ impl Refusal {
     /// What spans say of it, where the HTTP status does not say it all.
     pub(crate) const fn failure(self) -> Option<Failure> {
         match self {
-            Refusal::TimedOut => Some(Failure::Timeout),
+            Refusal::Failed(failure) => Some(failure),
             Refusal::Rejected(Rejection::Unreachable) => Some(Failure::Connect),
             Refusal::Rejected(
                 Rejection::Saturated | Rejection::NoEndpoints | Rejection::UnknownModel | Rejection::ShuttingDown,
             )
             | Refusal::BadJson { .. }
-            | Refusal::Missing { .. }
             | Refusal::BrokenBody
+            | Refusal::SlowBody
             | Refusal::TooLarge { .. }
             | Refusal::NoRoute => None,
         }
@@ -67,16 +68,19 @@ impl Refusal {
     fn text(self, model: &str) -> (&'static str, String, Option<&'static str>) {
         match self {
             Refusal::BadJson { line, column } => {
-                let message = format!("The body is not a valid request: error at line {line}, column {column}.");
+                let message = format!("The body is no JSON object: error at line {line}, column {column}.");
                 ("BadRequestError", message, None)
             }
-            Refusal::Missing { field } => ("BadRequestError", format!("The field {field} is required."), Some(field)),
             Refusal::BrokenBody => ("BadRequestError", "The body is incomplete.".to_owned(), None),
+            Refusal::SlowBody => ("RequestTimeoutError", "The body did not come in time.".to_owned(), None),
             Refusal::TooLarge { limit } => {
                 ("RequestEntityTooLargeError", format!("The body is larger than {limit} bytes."), None)
             }
             Refusal::Rejected(rejection) => rejected(rejection, model),
-            Refusal::TimedOut => ("GatewayTimeoutError", "The engine did not answer in time.".to_owned(), None),
+            Refusal::Failed(failure) => {
+                let (_, kind, message) = failed(failure);
+                (kind, message.to_owned(), None)
+            }
             Refusal::NoRoute => ("NotFoundError", "There is nothing at this path.".to_owned(), None),
         }
     }
@@ -95,6 +99,17 @@ impl Refusal {
             headers.insert(DROPPED_REASON, HeaderValue::from_static(reason));
         }
         response
+    }
+}
+
+/// Status, type and message where engines failed.
+const fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
+    match failure {
+        Failure::Connect => (502, "BadGatewayError", "The engine could not be reached."),
+        Failure::Timeout => (504, "GatewayTimeoutError", "The engine did not answer in time."),
+        Failure::Reset | Failure::Cancelled | Failure::Abandoned => {
+            (502, "BadGatewayError", "The engine broke off before it answered.")
+        }
     }
 }
 

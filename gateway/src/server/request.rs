@@ -1,13 +1,15 @@
 //! Reading a request: its body within limits, and what the core has to know of it. The content stays in the body.
 
+use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use shared::ids::RequestId;
-use shared::openai::{Content, Prompt, Request};
+use shared::openai::{Content, Prompt};
 use shared::tokens::TokenId;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -88,22 +90,13 @@ pub(crate) async fn body(body: axum::body::Body, headers: &HeaderMap, limit: u32
     }
 }
 
-/// Reads the body of an inference request and hashes its prompt.
+/// Reads the body of an inference request and hashes its prompt. Whether the request is a good one is for the engine to say: what
+/// is not understood counts as absent, and only a body that is no JSON object is refused.
 pub(crate) fn parse(route: Route, body: &[u8], max_prefix_tokens: u32) -> Result<Parsed, Refusal> {
-    let request: Request<'_> = match route {
+    let request = match route {
         Route::Other => return Ok(model_only(body)),
-        Route::Chat | Route::Completions => {
-            serde_json::from_slice(body).map_err(|e| Refusal::BadJson { line: e.line(), column: e.column() })?
-        }
+        Route::Chat | Route::Completions => Request::read(body)?,
     };
-    let missing = match route {
-        Route::Chat => request.messages.is_none().then_some("messages"),
-        Route::Completions => request.prompt.is_none().then_some("prompt"),
-        Route::Other => None,
-    };
-    if let Some(field) = missing {
-        return Err(Refusal::Missing { field });
-    }
     let model = request.model.as_deref().unwrap_or_default();
     let mut hasher = PrefixHasher::new(model, request.cache_salt.as_deref(), max_prefix_tokens);
     hash_prompt(&request, &mut hasher);
@@ -115,7 +108,92 @@ pub(crate) fn parse(route: Route, body: &[u8], max_prefix_tokens: u32) -> Result
     })
 }
 
-/// The same bytes in the same order as [`Request::prompt_tokens`], without making tokens of them.
+/// What the gateway reads of a request.
+#[derive(Debug, serde::Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Request<'a> {
+    #[serde(default, borrow)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    messages: Option<Vec<Message<'a>>>,
+    #[serde(default)]
+    prompt: Option<Prompt<'a>>,
+    #[serde(default, borrow)]
+    cache_salt: Option<Cow<'a, str>>,
+}
+
+/// What the gateway reads of a chat message.
+#[derive(Debug, serde::Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Message<'a> {
+    #[serde(default)]
+    content: Option<Content<'a>>,
+}
+
+impl<'a> Request<'a> {
+    fn read(body: &'a [u8]) -> Result<Request<'a>, Refusal> {
+        // A list would be read as the fields in their order.
+        let object = body.trim_ascii_start().starts_with(b"{");
+        match serde_json::from_slice(body) {
+            Ok(request) if object => Ok(request),
+            Ok(_) | Err(_) => Request::lenient(body),
+        }
+    }
+
+    /// Each field for itself, where they cannot be read together.
+    fn lenient(body: &'a [u8]) -> Result<Request<'a>, Refusal> {
+        // With every field ignored, it only looks whether the body is an object.
+        field::<IgnoredAny>(body, "").map_err(|e| Refusal::BadJson { line: e.line(), column: e.column() })?;
+        Ok(Request {
+            model: known(body, "model").map(Cow::Owned),
+            stream: known(body, "stream"),
+            messages: known(body, "messages"),
+            prompt: known(body, "prompt"),
+            cache_salt: known(body, "cache_salt").map(Cow::Owned),
+        })
+    }
+}
+
+/// A field of an object; `None` if it is absent or not what is expected.
+fn known<'a, T: Deserialize<'a>>(body: &'a [u8], name: &str) -> Option<T> {
+    field::<Option<T>>(body, name).ok().flatten().flatten()
+}
+
+/// A field of an object, the last one of its name.
+fn field<'a, T: Deserialize<'a>>(body: &'a [u8], name: &str) -> Result<Option<T>, serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let found = reader.deserialize_map(Field { name, kind: PhantomData })?;
+    reader.end().map(|()| found)
+}
+
+struct Field<'n, T> {
+    name: &'n str,
+    kind: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Field<'_, T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<T>, A::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key == self.name {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The same bytes in the same order as [`shared::openai::Request::prompt_tokens`], without making tokens of them.
 fn hash_prompt(request: &Request<'_>, hasher: &mut PrefixHasher) {
     for message in request.messages.iter().flatten() {
         match &message.content {
@@ -142,7 +220,7 @@ fn hash_prompt(request: &Request<'_>, hasher: &mut PrefixHasher) {
 
 /// Other paths are passed on whatever their body is; one with a model goes where the model is.
 fn model_only(body: &[u8]) -> Parsed {
-    #[derive(Default, Deserialize)]
+    #[derive(Default, serde::Deserialize)]
     struct Model {
         model: Option<String>,
     }
@@ -160,7 +238,7 @@ mod tests {
         let long = "word ".repeat(120);
         let check = |route, body: String| {
             let parsed = parse(route, body.as_bytes(), u32::MAX).unwrap();
-            let request: Request<'_> = serde_json::from_str(&body).unwrap();
+            let request: shared::openai::Request<'_> = serde_json::from_str(&body).unwrap();
             let mut tokens = Vec::new();
             request.prompt_tokens(&mut tokens).unwrap();
             assert!(parsed.prefix.len() >= 2, "{body}");
@@ -177,6 +255,29 @@ mod tests {
         check(Route::Completions, format!(r#"{{"model":"m","prompt":"{long}"}}"#));
         check(Route::Completions, format!(r#"{{"model":"m","prompt":["{long}","x"]}}"#));
         check(Route::Completions, format!(r#"{{"model":"m","prompt":{:?}}}"#, (0..200).collect::<Vec<u32>>()));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_left_to_the_engine() {
+        let check = |body: &str, expect: Option<(&str, bool, u32)>| {
+            for route in [Route::Chat, Route::Completions] {
+                let found = parse(route, body.as_bytes(), 64).ok();
+                let found = found.as_ref().map(|p| (p.model.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
+                assert_eq!(found, expect, "{body}");
+            }
+        };
+        check(r#"{"model":"m","stream":true,"prompt":"12345678"}"#, Some(("m", true, 2)));
+        check(r#"{"model":"m","prompt":"12345678","max_tokens":"4","stop":7,"n":-1}"#, Some(("m", false, 2)));
+        check(r#"{"model":"m","messages":[{"content":"12345678"}]}"#, Some(("m", false, 2)));
+        check(r#"{"model":"m","stream":"yes","prompt":"12345678"}"#, Some(("m", false, 2)));
+        check(r#"{"model":"m","stream":true,"messages":[{"role":"user","content":7}]}"#, Some(("m", true, 0)));
+        check(r#"{"model":"m","prompt":"\ud800"}"#, Some(("m", false, 0)));
+        check(r#"{"model":7,"prompt_embeds":"x"}"#, Some(("-", false, 0)));
+        check(r#"{"model":"a","model":"m","prompt":null}"#, Some(("m", false, 0)));
+        check("{}", Some(("-", false, 0)));
+        for no_object in ["", "{", "[]", r#"["m"]"#, "7", "{} x", r#"{"model":"m"#] {
+            check(no_object, None);
+        }
     }
 
     #[test]

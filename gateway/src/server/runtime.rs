@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -27,13 +25,15 @@ use crate::core::config::{ConfigProblem, GatewayConfig};
 use crate::core::gateway::{Gateway, Input, Output};
 use crate::core::pool::EndpointId;
 use crate::server::backend::Backend;
+use crate::server::connect::Connector;
 use crate::server::metrics::Metrics;
+use crate::server::opening::Opening;
 use crate::server::{api, scrape};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
-pub(crate) type Upstream = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub(crate) type Upstream = Client<Connector, Full<Bytes>>;
 
-/// How long a connection may take to send the head of a request.
+/// How long a connection may take to send its first bytes, and the head of a request, and to answer a ping.
 const HEAD_TIMEOUT: Dur = Dur::from_secs(30);
 /// How long to wait when no connection can be accepted, for example without file descriptors.
 const ACCEPT_PAUSE: Dur = Dur::from_millis(10);
@@ -107,6 +107,7 @@ pub(crate) struct Shared {
     next_key: AtomicU64,
     id_base: u64,
     draining: AtomicBool,
+    cutting_off: AtomicBool,
 }
 
 impl Server {
@@ -148,6 +149,7 @@ impl Server {
             next_key: AtomicU64::new(0),
             id_base: Stream::from_os().next_u64(),
             draining: AtomicBool::new(false),
+            cutting_off: AtomicBool::new(false),
         });
         Ok(Server { listener, local_addr, shared })
     }
@@ -192,15 +194,20 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT.to_std());
     builder.http2().timer(TokioTimer::new());
+    // A peer that is gone without a word is found out.
+    builder.http2().keep_alive_interval(Some(HEAD_TIMEOUT.to_std())).keep_alive_timeout(HEAD_TIMEOUT.to_std());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
+    let most = shared.config.limits.max_connections as usize;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            // Beyond the limit connections wait in the operating system's queue.
+            accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, _)) => {
                     // Without it a token may wait for the acknowledgement of the one before.
                     let _ = stream.set_nodelay(true);
-                    let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+                    let opening = Opening::new(stream, HEAD_TIMEOUT.to_std());
+                    let connection = builder.serve_connection(TokioIo::new(opening), service.clone()).into_owned();
                     let connection = graceful.watch(connection);
                     connections.spawn(async move {
                         // Callers that go away are recorded where their request is.
@@ -223,24 +230,15 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
     if tokio::time::timeout(bound, graceful.shutdown()).await.is_err() {
         tracing::warn!(connections = connections.len(), "the drain timeout is over: open requests are cut off");
     }
+    shared.cutting_off.store(true, Ordering::Relaxed);
     connections.shutdown().await;
 }
 
 fn client(config: &GatewayConfig) -> Result<Upstream, ServeError> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(config.timeouts.connect.get().to_std()));
-    let provider = rustls::crypto::ring::default_provider();
-    let tls = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(provider)
-        .map_err(|e| ServeError::Tls(e.to_string()))?
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(tcp);
+    let connector = Connector::new(&config.timeouts).map_err(|e| ServeError::Tls(e.to_string()))?;
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
-    Ok(builder.build(tls))
+    Ok(builder.build(connector))
 }
 
 impl Shared {
@@ -271,6 +269,11 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the drain is over: what ends now is ended by the gateway.
+    pub(crate) fn is_cutting_off(&self) -> bool {
+        self.cutting_off.load(Ordering::Relaxed)
     }
 
     /// The model of requests that name none: the first one that is known.

@@ -44,14 +44,22 @@ pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, first: tokio::syn
     }
 }
 
-/// One scrape; whether the endpoint can be used.
+/// One scrape; whether the endpoint answered.
 async fn scrape(shared: &Shared, id: EndpointId) -> bool {
     let backend = &shared.backends[id.index()];
-    let answer = get(shared, backend, "/metrics").await;
+    let answer = get(shared, backend, "/metrics").await.map_err(|e| match e {
+        // A server that refuses to tell is up all the same.
+        ScrapeError::Status(400..500) => ScrapeError::NoMetrics,
+        other @ (ScrapeError::Unreachable
+        | ScrapeError::TimedOut
+        | ScrapeError::NoMetrics
+        | ScrapeError::Status(_)
+        | ScrapeError::Malformed) => other,
+    });
     let at = shared.clock.now();
-    let metrics = answer.and_then(|body| parse(&body, at).ok_or(ScrapeError::Malformed));
+    let metrics = answer.and_then(|body| parse(&body, at));
     shared.metrics.scrapes.fetch_add(1, Ordering::Relaxed);
-    let reachable = matches!(metrics, Ok(_) | Err(ScrapeError::Status(404)));
+    let reachable = matches!(metrics, Ok(_) | Err(ScrapeError::NoMetrics));
     if !reachable {
         shared.metrics.scrapes_failed.fetch_add(1, Ordering::Relaxed);
     }
@@ -85,11 +93,13 @@ async fn get(shared: &Shared, backend: &Backend, path: &'static str) -> Result<B
     tokio::time::timeout(limit, answer).await.unwrap_or(Err(ScrapeError::TimedOut))
 }
 
-/// Reads vLLM's gauges out of a Prometheus text; `None` if one that is needed is missing or no number.
+/// Reads vLLM's gauges out of a Prometheus text. One that is missing means another kind of server, one that is no number an
+/// answer that cannot be read.
 ///
 /// An API server in front of several engine processes lists each: their queues add up, the fullest cache counts.
-fn parse(body: &[u8], at: Time) -> Option<EndpointMetrics> {
-    let text = std::str::from_utf8(body).ok()?;
+fn parse(body: &[u8], at: Time) -> Result<EndpointMetrics, ScrapeError> {
+    let text = std::str::from_utf8(body).map_err(|_| ScrapeError::NoMetrics)?;
+    let value = |sample| value(sample).ok_or(ScrapeError::Malformed);
     let (mut waiting, mut running, mut kv_usage) = (None, None, None);
     let (mut block_size, mut num_gpu_blocks) = (0, 0);
     for line in text.lines() {
@@ -107,11 +117,13 @@ fn parse(body: &[u8], at: Time) -> Option<EndpointMetrics> {
             _ => {}
         }
     }
-    let kv_usage = kv_usage?.clamp(0.0, 1.0);
-    Some(EndpointMetrics {
-        waiting: waiting? as u32,
-        running: running? as u32,
-        kv_usage,
+    let (Some(waiting), Some(running), Some(kv_usage)) = (waiting, running, kv_usage) else {
+        return Err(ScrapeError::NoMetrics);
+    };
+    Ok(EndpointMetrics {
+        waiting: waiting as u32,
+        running: running as u32,
+        kv_usage: kv_usage.clamp(0.0, 1.0),
         block_size,
         num_gpu_blocks,
         at,
@@ -143,7 +155,7 @@ fn label(sample: &str, name: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn check(text: &str, expect: Option<(u32, u32, f64, u32, u32)>) {
+    fn check(text: &str, expect: Result<(u32, u32, f64, u32, u32), ScrapeError>) {
         let found = parse(text.as_bytes(), Time::ZERO);
         let found = found.map(|m| (m.waiting, m.running, m.kv_usage, m.block_size, m.num_gpu_blocks));
         assert_eq!(found, expect, "{text}");
@@ -160,7 +172,7 @@ mod tests {
              vllm:kv_cache_usage_perc{engine=\"0\"} 2.5e-1 1700000000000\n\
              vllm:cache_config_info{block_size=\"16\",cpu_num_gpu_blocks=\"7\",num_gpu_blocks=\"27000\"} 1.0\n\
              vllm:e2e_request_latency_seconds_bucket{le=\"0.3\"} 1\n",
-            Some((12, 3, 0.25, 16, 27000)),
+            Ok((12, 3, 0.25, 16, 27000)),
         );
     }
 
@@ -170,15 +182,17 @@ mod tests {
             "vllm:num_requests_running{engine=\"0\"} 1\nvllm:num_requests_running{engine=\"1\"} 2\n\
              vllm:num_requests_waiting 4\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.5\n\
              vllm:kv_cache_usage_perc{engine=\"1\"} 0.75\n",
-            Some((4, 3, 0.75, 0, 0)),
+            Ok((4, 3, 0.75, 0, 0)),
         );
     }
 
     #[test]
-    fn what_is_missing_or_no_number_is_malformed() {
-        check("", None);
-        check("vllm:num_requests_running 1\nvllm:num_requests_waiting 1\n", None);
-        check("vllm:num_requests_running 1\nvllm:num_requests_waiting x\nvllm:kv_cache_usage_perc 0\n", None);
-        check("vllm:num_requests_running 1\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc NaN\n", None);
+    fn what_is_missing_is_no_error_and_what_is_no_number_is() {
+        let malformed = Err(ScrapeError::Malformed);
+        check("", Err(ScrapeError::NoMetrics));
+        check("<html>hello</html>", Err(ScrapeError::NoMetrics));
+        check("vllm:num_requests_running 1\nvllm:num_requests_waiting 1\n", Err(ScrapeError::NoMetrics));
+        check("vllm:num_requests_running 1\nvllm:num_requests_waiting x\nvllm:kv_cache_usage_perc 0\n", malformed);
+        check("vllm:num_requests_running 1\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc NaN\n", malformed);
     }
 }

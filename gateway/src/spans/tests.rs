@@ -11,7 +11,7 @@ use shared::trace::registry::Registry;
 use shared::trace::tree::outline;
 use shared::trace::{Head, Sink, Span, Trail};
 
-use super::{Failure, GatewayFact, proxy_span_id};
+use super::{Failure, GatewayFact, MAX_NAME_BYTES, bounded_name, bounded_path, proxy_span_id};
 use crate::core::config::GatewayConfig;
 use crate::core::gateway::{EndpointConfig, EndpointId, EndpointMetrics, Gateway, Input, Output};
 use crate::core::gateway::{RequestInfo, RequestKey};
@@ -211,7 +211,7 @@ fn a_retry_is_directed_to_another_endpoint() {
     let output = run.request(0);
     let endpoint = run.connect(output);
     run.end_attempt(Some(Failure::Connect));
-    let output = run.handle(Input::AttemptFailed { key: KEY, endpoint });
+    let output = run.handle(Input::AttemptFailed { key: KEY, endpoint, failure: Failure::Connect });
     let second = run.connect(output);
     assert_ne!(second, endpoint);
     run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
@@ -310,4 +310,17 @@ fn an_abandoned_request_is_folded_as_far_as_it_got() {
     gateway.backend.proxy!
     gateway.response.process!
     ");
+}
+
+#[test]
+fn names_and_paths_from_outside_are_bounded() {
+    let name = |raw: &str| bounded_name(&raw.into());
+    assert_eq!(&*name("org/model-7b:latest"), "org/model-7b:latest");
+    for raw in ["line\nbreak".to_owned(), "x".repeat(MAX_NAME_BYTES + 1)] {
+        let bounded = name(&raw);
+        assert!(bounded.starts_with("h-") && bounded.len() == 34, "{bounded}");
+    }
+    let route = "/v1/{*path}";
+    assert_eq!(&*bounded_path("/v1/files", route), "/v1/files");
+    assert_eq!(&*bounded_path(&format!("/v1/{}", "x".repeat(MAX_NAME_BYTES)), route), route);
 }

@@ -267,6 +267,11 @@ impl Tracer {
         }
     }
 
+    /// Whether trace context is read from and written to headers (`OTEL_PROPAGATORS`).
+    pub fn propagates(&self) -> bool {
+        self.shared.as_ref().is_some_and(|s| s.propagation.trace_context)
+    }
+
     /// The caller's context, if the headers carry a valid one and `OTEL_PROPAGATORS` asks for it.
     pub fn extract(&self, headers: &HeaderMap) -> Option<TraceContext> {
         context::extract(headers, &self.shared.as_ref()?.propagation)
@@ -274,7 +279,7 @@ impl Tracer {
 
     /// Writes `context` into `headers`, unless telemetry or the propagator is off.
     pub fn inject(&self, context: &TraceContext, headers: &mut HeaderMap) {
-        if self.shared.as_ref().is_some_and(|s| s.propagation.trace_context) {
+        if self.propagates() {
             context::inject(context, headers);
         }
     }

@@ -125,6 +125,8 @@ pub(super) struct Running {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tracing {
     Off,
+    /// Without a propagator.
+    Alone,
     On,
 }
 
@@ -139,10 +141,11 @@ impl Running {
         let spans = MemorySpans::default();
         let sampler = SamplerKind::ParentBasedAlwaysOn.with(Ratio::new(1.0).unwrap());
         let exporters = vec![ExporterConfig::Memory(spans.clone())];
-        let telemetry = TelemetryConfig { sampler, exporters, ..TelemetryConfig::default() };
+        let trace_context = tracing != Tracing::Alone;
+        let telemetry = TelemetryConfig { sampler, exporters, trace_context, ..TelemetryConfig::default() };
         let telemetry = Telemetry::live(telemetry, clock).unwrap();
         let tracer = match tracing {
-            Tracing::On => telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
+            Tracing::On | Tracing::Alone => telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
             Tracing::Off => Tracer::off(),
         };
         let any = "127.0.0.1:0".parse().unwrap();

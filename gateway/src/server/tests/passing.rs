@@ -5,6 +5,7 @@ use http_body_util::BodyExt;
 
 use super::harness::{CHAT, Engine, Running, Tracing, header, json, stream, text};
 use crate::core::config::GatewayConfig;
+use crate::server::Backend;
 
 #[tokio::test]
 async fn every_piece_of_a_stream_passes_before_the_next_is_made() {
@@ -106,4 +107,25 @@ async fn the_gateway_answers_for_itself() {
 async fn a_gateway_without_engines_is_not_ready() {
     let gateway = Running::start(GatewayConfig::default(), Vec::new()).await;
     assert_eq!(gateway.get("/health").await.0, 503);
+}
+
+#[tokio::test]
+async fn any_openai_server_can_be_an_endpoint() {
+    use axum::Router;
+    use axum::routing::{get, post};
+    let completions = post(async || r#"{"object":"chat.completion"}"#);
+    let plain = Router::new().route("/v1/chat/completions", completions);
+    let other_metrics = plain.clone().route("/metrics", get(async || "process_cpu_seconds_total 1\n"));
+    for router in [plain, other_metrics] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let gateway = Running::start(GatewayConfig::default(), vec![Backend::new("plain", &url).unwrap()]).await;
+        assert_eq!(gateway.get("/health").await.0, 200);
+        let response = gateway.send(gateway.chat()).await;
+        assert_eq!(response.status(), 200);
+        text(response).await;
+        let (stats, _) = gateway.stop().done().await;
+        assert_eq!((stats.succeeded, stats.scrapes_failed), (1, 0));
+    }
 }

@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use shared::trace::tree::outline;
 use shared::trace::{Kind, Span};
 
-use super::harness::{Call, Engine, Running, header, json, stream};
+use super::harness::{Call, Engine, Running, Tracing, header, json, stream};
 use crate::core::config::GatewayConfig;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -98,4 +98,42 @@ async fn a_request_without_a_caller_is_a_root() {
     assert_eq!((root.parent, root.trace_id.to_string()), (None, trace));
     let failed: Vec<_> = spans.iter().filter(|s| s.get("error.type").is_some()).map(|s| s.name.as_ref()).collect();
     assert!(failed.contains(&"gateway.request") && failed.contains(&"gateway.backend.proxy"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn what_callers_and_engines_send_as_names_is_bounded() {
+    let mut engine = Engine::start(0).await;
+    let gateway = Running::start(GatewayConfig::default(), vec![engine.backend("a")]).await;
+    let secret: &'static str = Box::leak("secret ".repeat(1000).into_boxed_str());
+    let body = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
+    let unknown = body(format!(r#"{{"model":"{secret}","prompt":"p"}}"#));
+    let refused = gateway.send(gateway.post("/v1/completions", unknown)).await;
+    assert_eq!(refused.status(), 404);
+    let refused = refused.into_body().collect().await.unwrap().to_bytes();
+    assert!(!refused.windows(6).any(|w| w == b"secret"));
+    let path = format!("/v1/{}", secret.replace(' ', "/"));
+    let response = gateway.spawn(gateway.post(&path, r#"{"model":"m"}"#));
+    engine.call().await.reply.send(json(200, body(format!(r#"{{"model":"{secret}"}}"#)))).unwrap();
+    response.await.unwrap().into_body().collect().await.unwrap();
+    let (_, spans) = gateway.stop().done().await;
+    let all = outline(&spans);
+    assert!(!all.contains("secret"), "content in spans: {all}");
+    let paths: Vec<_> = spans.iter().filter_map(|s| s.get("url.path")?.as_str()).collect();
+    assert_eq!(paths, ["/v1/completions", "/v1/{*path}", "/v1/{*path}"]);
+}
+
+#[tokio::test]
+async fn without_a_propagator_no_header_names_the_trace() {
+    let mut engine = Engine::start(0).await;
+    let backends = vec![engine.backend("a")];
+    let gateway = Running::with(Tracing::Alone, GatewayConfig::default(), backends).await;
+    let response = gateway.spawn(gateway.chat());
+    let call = engine.call().await;
+    assert!(!call.head.headers.contains_key("traceparent"));
+    call.reply.send(json(200, "{}")).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(header(&response, "traceresponse"), "");
+    response.into_body().collect().await.unwrap();
+    let (_, spans) = gateway.stop().done().await;
+    named(&spans, "gateway.request");
 }

@@ -1,0 +1,54 @@
+//! Connecting to engines, within a time limit that covers all of it: name lookup, TCP and TLS. Knows nothing of requests.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use tower_service::Service;
+
+use crate::core::config::TimeoutConfig;
+
+type Https = HttpsConnector<HttpConnector>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes connections, each within `limit`.
+#[derive(Clone, Debug)]
+pub(crate) struct Connector {
+    inner: Https,
+    limit: Duration,
+}
+
+impl Connector {
+    /// A connector with the roots of trust that come with the program.
+    pub(crate) fn new(timeouts: &TimeoutConfig) -> Result<Connector, rustls::Error> {
+        let limit = timeouts.connect.get().to_std();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // Shared out among a name's addresses, so that one that does not answer leaves time for the next.
+        tcp.set_connect_timeout(Some(limit));
+        let provider = rustls::crypto::ring::default_provider();
+        let tls = HttpsConnectorBuilder::new().with_provider_and_webpki_roots(provider)?;
+        Ok(Connector { inner: tls.https_or_http().enable_all_versions().wrap_connector(tcp), limit })
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = <Https as Service<Uri>>::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connection = tokio::time::timeout(self.limit, self.inner.call(uri));
+        Box::pin(async move { connection.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? })
+    }
+}
