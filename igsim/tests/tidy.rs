@@ -105,7 +105,10 @@ fn dependencies_point_one_way() {
 fn nothing_is_left_undone() {
     for dir in ["shared", "engine-sim", "gateway", "igsim", "benches"] {
         let files: Vec<_> = sources(dir).into_iter().filter(|(p, _)| !p.ends_with("tidy.rs")).collect();
-        assert_eq!(mentions(&files, &["todo!(", "unimplemented!(", "dbg!("]), Vec::<String>::new());
+        assert_eq!(
+            mentions(&files, &[concat!("todo", "!("), concat!("unimplemented", "!("), concat!("dbg", "!(")]),
+            Vec::<String>::new()
+        );
     }
 }
 

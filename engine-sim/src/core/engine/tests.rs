@@ -235,7 +235,10 @@ fn drive(config: &EngineConfig, acts: &[(u32, Act)]) -> (Vec<Output>, u64) {
             let before = engine.core_time();
             engine.advance(at, &mut out);
             assert!(engine.core_time() >= before, "core time never goes back");
-            assert!(engine.open_requests() == 0 || engine.next_wakeup().is_some(), "an open request has a wake-up");
+            assert!(
+                engine.open_requests() == 0 || engine.next_wakeup().is_some(),
+                "an open request has a wake-up (I5)"
+            );
         }
         now = until;
         let input = match act {
@@ -248,7 +251,7 @@ fn drive(config: &EngineConfig, acts: &[(u32, Act)]) -> (Vec<Output>, u64) {
             Act::Abort { back } => Input::Abort(RequestKey(keys.saturating_sub(*back))),
         };
         engine.handle(now, input);
-        assert!(engine.open_requests() == 0 || engine.next_wakeup().is_some(), "an open request has a wake-up");
+        assert!(engine.open_requests() == 0 || engine.next_wakeup().is_some(), "an open request has a wake-up (I5)");
     }
     out.extend(run_to_idle(&mut engine));
     let end = engine.snapshot();
