@@ -130,6 +130,10 @@ impl<'a> Traces<'a> {
         let prefill = sum(&|s| execute(s) && !decodes(s));
         let queue = sum(&|s| s.name == "vllm.engine.queue");
         let engine = sum(&|s| s.name == "vllm.engine.request");
+        if engine == 0.0 {
+            // An engine that records nothing here: what is not the gateway cannot be told apart.
+            return Vec::new();
+        }
         let mut shares = vec![("decode", decode), ("queue", queue), ("prefill", prefill)];
         shares.push(("gateway and network", (1.0 - engine).max(0.0)));
         shares.sort_by(|a, b| b.1.total_cmp(&a.1));

@@ -44,7 +44,8 @@ impl Looked {
         let o: Overview = *traces.slowest().first()?;
         let shares: Vec<String> =
             traces.shares(o.id).iter().map(|(name, share)| format!("{:.0} % {name}", share * 100.0)).collect();
-        let line = format!("Slowest    trace {} ({}): {}", o.id, o.duration, shares.join(", "));
+        let shares = if shares.is_empty() { String::new() } else { format!(": {}", shares.join(", ")) };
+        let line = format!("Slowest    trace {} ({}){shares}", o.id, o.duration);
         let findings = self.findings.iter().filter(|f| f.trace_id == o.id).count();
         Some((line, traces.print(o.id, findings, style)))
     }
