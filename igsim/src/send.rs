@@ -1,18 +1,13 @@
 //! Sends the traces of a finished run to an OTLP endpoint, unchanged but for one shift of all times and a salt on trace ids.
 
-use std::collections::BTreeMap;
-
 use shared::clock::RunClock;
 use shared::ids::TraceId;
 use shared::rng::mix64;
-use shared::time::{Anchor, Dur, Time};
-use shared::trace::context::TraceContext;
-use shared::trace::{Fact, Record, Span, Started, Stats, Telemetry, TelemetryConfig, TelemetryError, TraceSet};
-
-/// Spans between two waits for the receiver, so that no queue on the way fills up.
-const SPANS_AT_ONCE: usize = 4_000;
-/// How long the receiver may take for those.
-const PATIENCE: Dur = Dur::from_secs(60);
+use shared::time::{Anchor, Time};
+use shared::trace::config::OtlpConfig;
+use shared::trace::exporter::otlp;
+use shared::trace::stats::ExporterStats;
+use shared::trace::{TelemetryError, TraceSet};
 
 /// What to change on the way.
 #[derive(Clone, Debug, Default)]
@@ -23,52 +18,20 @@ pub struct SendOptions {
     pub run_id: Option<String>,
 }
 
-/// A finished trace on its way out.
-struct Ready(Vec<Span>);
-
-impl Fact for Ready {
-    fn fold(record: &Record<Ready>, out: &mut Vec<Span>) {
-        out.extend(record.facts.iter().flat_map(|(_, Ready(spans))| spans.iter().cloned()));
-    }
-}
-
-/// Sends `set` through the exporters of `config`.
+/// Sends `set` to `endpoint`, waiting for it rather than dropping.
 ///
 /// # Errors
-/// If an exporter cannot be built. What the receiver refuses is in the counts.
-pub fn send(set: TraceSet, config: TelemetryConfig, options: &SendOptions) -> Result<Stats, TelemetryError> {
-    let clock = RunClock::start();
+/// If the exporter cannot be built. What the receiver refuses is in the counts.
+pub fn send(mut set: TraceSet, endpoint: &OtlpConfig, options: &SendOptions) -> Result<ExporterStats, TelemetryError> {
     let last = set.spans.iter().map(|s| s.end).max().unwrap_or(Time::ZERO);
-    let anchor = if options.end_now { ending_now(clock, last) } else { set.anchor };
-    let telemetry = Telemetry::live(config, clock.anchored(anchor))?;
-    let tracers: Vec<_> = set.resources.iter().map(|r| telemetry.tracer(r.clone())).collect();
-    let mut traces: BTreeMap<TraceId, Vec<Span>> = BTreeMap::new();
-    for mut span in set.spans {
+    let anchor = if options.end_now { ending_now(RunClock::start(), last) } else { set.anchor };
+    for span in &mut set.spans {
         span.trace_id = salted(span.trace_id, options);
         for link in &mut span.links {
             link.trace_id = salted(link.trace_id, options);
         }
-        if let Some(tracer) = tracers.get(usize::from(span.instance.0)) {
-            span.instance = tracer.instance();
-        }
-        traces.entry(span.trace_id).or_default().push(span);
     }
-    let mut waiting = 0;
-    for (trace_id, spans) in traces {
-        let (Some(tracer), Some(first)) = (tracers.first(), spans.first()) else { continue };
-        waiting += spans.len();
-        let context = TraceContext { trace_id, span_id: first.span_id, sampled: true, random: false, tracestate: None };
-        let now = clock.now();
-        let trail = tracer.open::<Ready>(&Started { context, parent: None }, now);
-        trail.note(now, || Ready(spans));
-        trail.finish(now);
-        if waiting >= SPANS_AT_ONCE {
-            telemetry.flush(PATIENCE);
-            waiting = 0;
-        }
-    }
-    telemetry.flush(PATIENCE);
-    Ok(telemetry.shutdown(clock.now()))
+    otlp::send(&set, endpoint, anchor)
 }
 
 /// The anchor that puts `last` at this moment.

@@ -20,12 +20,6 @@ impl RunClock {
         RunClock { start, anchor: Anchor::from_unix_nanos(Dur::from(unix).as_nanos()) }
     }
 
-    /// The same clock with its start elsewhere on the wall clock: how a finished run is sent as if it ended now.
-    #[must_use]
-    pub const fn anchored(self, anchor: Anchor) -> RunClock {
-        RunClock { anchor, ..self }
-    }
-
     /// Time since the start of the run.
     #[inline]
     pub fn now(&self) -> Time {

@@ -7,8 +7,8 @@ use std::path::Path;
 use shared::clock::RunClock;
 use shared::rng::Seed;
 use shared::time::{Anchor, Dur, Time};
-use shared::trace::config::ExporterConfig;
-use shared::trace::{Stats, Telemetry, TelemetryConfig};
+use shared::trace::config::{ExporterConfig, OtlpConfig};
+use shared::trace::{Stats, Telemetry};
 
 use super::{Failure, Format, RunArgs, send};
 use crate::inspect::{Style, TRACES_FILE};
@@ -58,7 +58,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
         Mode::Live => run_live(&scenario, plan, telemetry, collector)?,
         Mode::Virtual => run_virtual(&scenario, plan, telemetry, collector)?,
     };
-    finish(&args, &scenario, &output, driven, remote)
+    finish(&args, &scenario, &output, driven, &remote)
 }
 
 fn load(args: &RunArgs) -> Result<Scenario, Failure> {
@@ -94,19 +94,22 @@ fn place_files(telemetry: &mut Resolved, output: &Output) {
     }
 }
 
-/// A virtual run writes files only; endpoints get its traces when it is over, each with a configuration of its own.
-fn split_remote(mut telemetry: Resolved, mode: Mode, output: &Output) -> (Resolved, Vec<TelemetryConfig>) {
-    if mode == Mode::Live {
-        return (telemetry, Vec::new());
-    }
-    let exporters = std::mem::take(&mut telemetry.config.exporters);
-    let (remote, local) = exporters.into_iter().partition::<Vec<_>, _>(|e| matches!(e, ExporterConfig::Otlp(_)));
-    let alone = |otlp| TelemetryConfig { exporters: vec![otlp], ..telemetry.config.clone() };
-    let remote: Vec<TelemetryConfig> = remote.into_iter().map(alone).collect();
-    telemetry.config.exporters = local;
-    let exporters = &mut telemetry.config.exporters;
-    if !remote.is_empty() && !exporters.iter().any(|e| matches!(e, ExporterConfig::File(_))) {
-        exporters.push(ExporterConfig::File(output.path(TRACES_FILE)));
+/// A virtual run writes files only; endpoints get its traces when it is over.
+fn split_remote(mut telemetry: Resolved, mode: Mode, output: &Output) -> (Resolved, Vec<OtlpConfig>) {
+    let mut remote = Vec::new();
+    if mode == Mode::Virtual {
+        let exporters = &mut telemetry.config.exporters;
+        for exporter in std::mem::take(exporters) {
+            match exporter {
+                ExporterConfig::Otlp(otlp) => remote.push(otlp),
+                local @ (ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_)) => {
+                    exporters.push(local);
+                }
+            }
+        }
+        if !remote.is_empty() && !exporters.iter().any(|e| matches!(e, ExporterConfig::File(_))) {
+            exporters.push(ExporterConfig::File(output.path(TRACES_FILE)));
+        }
     }
     (telemetry, remote)
 }
@@ -196,7 +199,7 @@ fn finish(
     scenario: &Scenario,
     output: &Output,
     driven: Driven,
-    remote: Vec<TelemetryConfig>,
+    remote: &[OtlpConfig],
 ) -> Result<(), Failure> {
     let file = output.path(TRACES_FILE);
     // What cannot be read or was not written is told after the report, which is good all the same.
@@ -232,10 +235,8 @@ fn finish(
     }
     if let Some(set) = looked.map(Looked::into_set).filter(|_| !remote.is_empty()) {
         let run_id = args.run_id.clone().unwrap_or_else(send::fresh_run_id);
-        for config in remote {
-            let stats = send::deliver(set.clone(), config, true, Some(run_id.clone()))?;
-            eprintln!("sent: {}, run id {run_id}", send::sent(&stats));
-            send::all_accepted(&stats)?;
+        for endpoint in remote {
+            send::deliver(set.clone(), endpoint, &run_id)?;
         }
     }
     if report.expectations.iter().all(|e| e.pass) { Ok(()) } else { Err(Failure::Expectation) }

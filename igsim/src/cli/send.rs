@@ -1,8 +1,9 @@
 //! `igsim send`.
 
 use shared::rng::Stream;
-use shared::trace::config::{ExporterChoice, Layer};
-use shared::trace::{Stats, TelemetryConfig, otlp_json};
+use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpConfig};
+use shared::trace::stats::ExporterStats;
+use shared::trace::{TelemetryConfig, TraceSet, otlp_json};
 
 use super::{Failure, SendArgs};
 use crate::inspect::traces_file;
@@ -13,28 +14,37 @@ use crate::send::{SendOptions, send as send_set};
 pub(super) fn send(args: &SendArgs) -> Result<(), Failure> {
     let set = otlp_json::read_file(traces_file(&args.path)).map_err(Failure::input)?;
     let run_id = args.run_id.clone().or_else(|| is_virtual(args).then(fresh_run_id));
-    let config = only(&args.otlp)?;
-    let (spans, stats) = (set.spans.len(), deliver(set, config, args.end_now, run_id.clone())?);
+    let endpoint = endpoint(&args.otlp)?;
+    let spans = set.spans.len() as u64;
+    let stats = send_set(set, &endpoint, &SendOptions { end_now: args.end_now, run_id: run_id.clone() });
+    let stats = stats.map_err(Failure::run)?;
     if let Some(run_id) = &run_id {
         print(&format!("run id {run_id} (repeats these trace ids with --run-id {run_id})\n"));
     }
     print(&format!("{spans} spans read, {}\n", sent(&stats)));
-    all_accepted(&stats)
+    all_accepted(&stats, spans)
+}
+
+/// Sends the traces of a virtual run that has just ended, as if it ended now.
+pub(super) fn deliver(set: TraceSet, endpoint: &OtlpConfig, run_id: &str) -> Result<(), Failure> {
+    let spans = set.spans.len() as u64;
+    let options = SendOptions { end_now: true, run_id: Some(run_id.to_owned()) };
+    let stats = send_set(set, endpoint, &options).map_err(Failure::run)?;
+    eprintln!("sent: {}, run id {run_id}", sent(&stats));
+    all_accepted(&stats, spans)
 }
 
 /// Fails unless every span was accepted, with the reason.
-pub(super) fn all_accepted(stats: &Stats) -> Result<(), Failure> {
-    match stats.exporters.iter().find(|e| e.exported < stats.spans_created) {
-        None => Ok(()),
-        Some(e) => {
-            let why = e.last_error.as_deref().unwrap_or("no reason given");
-            Err(Failure::run(format!("{}: not every span was accepted: {why}", e.name)))
-        }
+fn all_accepted(stats: &ExporterStats, spans: u64) -> Result<(), Failure> {
+    if stats.exported >= spans {
+        return Ok(());
     }
+    let why = stats.last_error.as_deref().unwrap_or("no reason given");
+    Err(Failure::run(format!("{}: not every span was accepted: {why}", stats.name)))
 }
 
-/// The configuration that exports to `url` alone.
-fn only(url: &str) -> Result<TelemetryConfig, Failure> {
+/// The endpoint at `url`, with what the environment says about it.
+fn endpoint(url: &str) -> Result<OtlpConfig, Failure> {
     let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None };
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let env = |key: &str| std::env::var(key).ok();
@@ -42,19 +52,12 @@ fn only(url: &str) -> Result<TelemetryConfig, Failure> {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
-    Ok(config)
-}
-
-/// Sends a set to the exporters of `config`.
-pub(super) fn deliver(
-    set: shared::trace::TraceSet,
-    config: TelemetryConfig,
-    end_now: bool,
-    run_id: Option<String>,
-) -> Result<Stats, Failure> {
-    // The traces exist; whether new ones would be recorded is no question here.
-    let config = TelemetryConfig { disabled: false, ..config };
-    send_set(set, config, &SendOptions { end_now, run_id }).map_err(Failure::run)
+    match config.exporters.into_iter().next() {
+        Some(ExporterConfig::Otlp(otlp)) => Ok(otlp),
+        Some(ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_)) | None => {
+            Err(Failure::input(format!("--otlp {url}: found no OTLP endpoint")))
+        }
+    }
 }
 
 pub(super) fn fresh_run_id() -> String {
@@ -66,10 +69,6 @@ fn is_virtual(args: &SendArgs) -> bool {
     report.and_then(|text| serde_json::from_str::<Report>(&text).ok()).is_some_and(|r| r.mode == "virtual")
 }
 
-pub(super) fn sent(stats: &Stats) -> String {
-    let each = stats
-        .exporters
-        .iter()
-        .map(|e| format!("{} accepted and {} dropped by {}", e.exported, e.dropped.total(), e.name));
-    each.collect::<Vec<_>>().join(", ")
+fn sent(stats: &ExporterStats) -> String {
+    format!("{} accepted and {} dropped by {}", stats.exported, stats.dropped.total(), stats.name)
 }

@@ -48,8 +48,6 @@ pub struct TelemetryConfig {
     pub service_name: Option<String>,
     /// Attributes added to every resource that does not set them itself.
     pub resource_attributes: Vec<(String, String)>,
-    /// Salt of virtual trace ids, so that two sendings of one run do not collide in a backend.
-    pub run_id: Option<String>,
 }
 
 impl Default for TelemetryConfig {
@@ -69,7 +67,6 @@ impl Default for TelemetryConfig {
             trace_context: true,
             service_name: None,
             resource_attributes: Vec::new(),
-            run_id: None,
         }
     }
 }
@@ -157,8 +154,6 @@ pub struct Layer {
     pub max_open: Option<Dur>,
     /// The longest time that shutdown waits for exporters.
     pub flush_timeout: Option<Dur>,
-    /// Salt of virtual trace ids.
-    pub run_id: Option<String>,
 }
 
 /// An exporter as a user asks for it; what is left open comes from the environment.
@@ -224,7 +219,6 @@ impl TelemetryConfig {
             trace_context: env.trace_context.unwrap_or(defaults.trace_context),
             service_name: env.service_name,
             resource_attributes: env.resource_attributes,
-            run_id: layers.iter().find_map(|l| l.run_id.clone()),
             channel_capacity: defaults.channel_capacity,
         };
         Ok((config, warnings))

@@ -21,10 +21,9 @@ impl IdSource {
         IdSource::Live { keys: std::array::from_fn(|_| os.next_u64()), next: AtomicU64::new(0) }
     }
 
-    /// Ids that repeat with the seed; `run_id` tells two sendings of one run apart.
-    pub(crate) fn seeded(seed: Seed, run_id: Option<&str>) -> IdSource {
-        let name = run_id.map_or("trace-ids".to_owned(), |id| format!("trace-ids/{id}"));
-        IdSource::Seeded(Box::new(Mutex::new(seed.stream(&name))))
+    /// Ids that repeat with the seed.
+    pub(crate) fn seeded(seed: Seed) -> IdSource {
+        IdSource::Seeded(Box::new(Mutex::new(seed.stream("trace-ids"))))
     }
 
     pub(crate) fn trace_id(&self) -> TraceId {
@@ -79,12 +78,9 @@ mod tests {
     }
 
     #[test]
-    fn seeded_ids_repeat_with_seed_and_run_id() {
-        let first = |seed, run| IdSource::seeded(Seed(seed), run).trace_id();
-        assert_eq!(first(1, None), first(1, None));
-        assert_eq!(first(1, Some("a")), first(1, Some("a")));
-        assert_ne!(first(1, None), first(2, None));
-        assert_ne!(first(1, None), first(1, Some("a")));
-        assert_ne!(first(1, Some("a")), first(1, Some("b")));
+    fn seeded_ids_repeat_with_the_seed() {
+        let first = |seed| IdSource::seeded(Seed(seed)).trace_id();
+        assert_eq!(first(1), first(1));
+        assert_ne!(first(1), first(2));
     }
 }

@@ -119,7 +119,7 @@ impl Telemetry {
             counters: Arc::clone(&state.counters),
             newly_opened: Arc::clone(&state.newly_opened),
         });
-        let ids = IdSource::seeded(seed, config.run_id.as_deref());
+        let ids = IdSource::seeded(seed);
         let shared = Arc::new(state.share(&config, ids, sink.clone()));
         let driver = Driver::Inline(sink);
         Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout })
