@@ -5,6 +5,7 @@ pub mod client;
 pub mod inspect;
 pub mod live;
 pub mod log;
+pub mod overhead;
 pub mod replay;
 pub mod report;
 pub mod run;

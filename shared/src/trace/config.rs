@@ -26,6 +26,8 @@ pub struct TelemetryConfig {
     pub sampler: Sampler,
     /// How much a record is folded into: 1 lifecycle, 2 decisions, 3 fine.
     pub detail: u8,
+    /// How facts become spans.
+    pub recorder: RecorderKind,
     /// Where spans go; none means that they are folded and counted only.
     pub exporters: Vec<ExporterConfig>,
     /// Records that may wait for the worker; further ones are dropped and counted.
@@ -56,6 +58,7 @@ impl Default for TelemetryConfig {
             disabled: false,
             sampler: SamplerKind::ParentBasedTraceIdRatio.with(default_ratio()),
             detail: 2,
+            recorder: RecorderKind::Deferred,
             exporters: Vec::new(),
             channel_capacity: 8_192,
             schedule_delay: Dur::from_secs(1),
@@ -69,6 +72,26 @@ impl Default for TelemetryConfig {
             resource_attributes: Vec::new(),
         }
     }
+}
+
+/// How facts become spans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecorderKind {
+    /// Kept in a record, folded in the background when the request ends.
+    #[default]
+    Deferred,
+    /// Each fact at once as calls of the OpenTelemetry SDK, as most instrumented programs do it.
+    Eager,
+}
+
+/// How spans become bytes for a collector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OtlpEncoding {
+    /// By opentelemetry-otlp, from the SDK's own span data.
+    #[default]
+    Sdk,
+    /// Straight from the record. Only with [`RecorderKind::Deferred`].
+    Direct,
 }
 
 /// A destination of spans.
@@ -98,6 +121,8 @@ pub struct OtlpConfig {
     pub timeout: Dur,
     /// Whether bodies are compressed with gzip.
     pub gzip: bool,
+    /// What encodes the spans.
+    pub encoding: OtlpEncoding,
 }
 
 impl OtlpConfig {
@@ -109,11 +134,11 @@ impl OtlpConfig {
 
 impl fmt::Debug for OtlpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OtlpConfig { endpoint: _, protocol, headers, timeout, gzip } = self;
+        let OtlpConfig { endpoint: _, protocol, headers, timeout, gzip, encoding } = self;
         let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
         let mut debug = f.debug_struct("OtlpConfig");
         debug.field("address", &self.address()).field("protocol", protocol).field("headers", &names);
-        debug.field("timeout", timeout).field("gzip", gzip).finish()
+        debug.field("timeout", timeout).field("gzip", gzip).field("encoding", encoding).finish()
     }
 }
 
@@ -209,6 +234,7 @@ impl TelemetryConfig {
             disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
             sampler: sampler(&layers, &env)?,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
+            recorder: defaults.recorder,
             exporters,
             schedule_delay: first(|l| l.schedule_delay).or(env.schedule_delay).unwrap_or(defaults.schedule_delay),
             max_batch: env.max_batch.unwrap_or(defaults.max_batch).min(max_queue),

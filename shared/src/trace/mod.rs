@@ -4,6 +4,7 @@
 //! request ends its record goes through the [`pipeline`] to a worker, which folds it into [`span::Span`]s and hands them to the
 //! exporters. Nothing in here reads a clock or blocks the request.
 
+mod cell;
 pub mod check;
 pub mod config;
 pub mod context;
@@ -23,6 +24,7 @@ pub mod stats;
 pub mod tree;
 mod worker;
 
+pub use cell::TracerCell;
 pub use config::TelemetryConfig;
 pub use context::TraceContext;
 pub use pipeline::{Started, Telemetry, TelemetryError, Tracer};

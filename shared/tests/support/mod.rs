@@ -9,7 +9,7 @@ use std::sync::Arc;
 use shared::clock::RunClock;
 use shared::ids::{SpanId, TraceId};
 use shared::time::Dur;
-use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpProtocol};
+use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpEncoding, OtlpProtocol};
 use shared::trace::sampler::Root;
 use shared::trace::{
     Fact, Kind, Link, Record, Sampler, Span, Stats, Telemetry, TelemetryConfig, TraceContext, Tracer, Value,
@@ -90,7 +90,7 @@ pub fn otlp(protocol: OtlpProtocol, base: &str) -> OtlpConfig {
         OtlpProtocol::Grpc => base.to_owned(),
         OtlpProtocol::HttpProtobuf => format!("{base}/v1/traces"),
     };
-    OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout: Dur::from_secs(10), gzip: false }
+    OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout: Dur::from_secs(10), gzip: false, encoding: OtlpEncoding::Sdk }
 }
 
 /// Runs `n` requests of three spans each (two steps).

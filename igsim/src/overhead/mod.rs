@@ -1,0 +1,3 @@
+//! The overhead lab: what tracing costs, measured so that a sceptic believes it.
+
+pub mod model;
