@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::Time;
 use crate::trace::fold::{self, Fold, Form};
+use crate::trace::otlp_bytes::Encoder;
 use crate::trace::span::Span;
 
 /// The most facts a record holds; further ones are counted on the root span.
@@ -111,6 +112,8 @@ pub trait Closed: Send {
     fn ending(&self) -> Ending;
     /// Folds it into spans.
     fn fold(&self, out: &mut Vec<Span>);
+    /// Folds it into OTLP protobuf.
+    fn encode(&self, out: &mut Encoder);
 }
 
 impl<F: Fact> Closed for Record<F> {
@@ -121,6 +124,9 @@ impl<F: Fact> Closed for Record<F> {
         Record::ending(self)
     }
     fn fold(&self, out: &mut Vec<Span>) {
+        fold::fold(self, out);
+    }
+    fn encode(&self, out: &mut Encoder) {
         fold::fold(self, out);
     }
 }

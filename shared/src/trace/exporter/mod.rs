@@ -4,7 +4,7 @@ pub mod console;
 pub(crate) mod file;
 pub mod memory;
 pub mod otlp;
-mod sdk;
+pub(crate) mod sdk;
 mod transport;
 
 use std::sync::Arc;
