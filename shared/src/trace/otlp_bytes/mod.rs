@@ -6,6 +6,8 @@
 
 mod encoder;
 mod requests;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use encoder::{Encoder, SpanBytes};
