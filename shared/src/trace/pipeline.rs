@@ -463,7 +463,12 @@ impl Sink for LiveSink {
     }
 }
 
-/// The telemetry thread: moves records and orders into the worker, waits, repeats.
+/// How long the telemetry thread lets records gather once they come. To wake a thread takes several times as long as to record a
+/// request, so a request should not have to do it.
+const GATHER: Dur = Dur::from_millis(5);
+
+/// The telemetry thread: moves records and orders into the worker, waits, repeats. The first record after a pause wakes it; as
+/// long as more come it looks for them by itself.
 struct LiveThread {
     worker: Worker,
     waiting: Receiver<Box<dyn Closed>>,
@@ -474,11 +479,16 @@ struct LiveThread {
 
 impl LiveThread {
     fn run(mut self) {
+        let nothing = crossbeam_channel::never();
+        // How long to let records gather; `None` waits for the next one.
+        let mut pause = None;
         loop {
-            let wait = self.worker.next_wakeup().since(self.clock.now());
+            let due = self.worker.next_wakeup().since(self.clock.now());
+            let (records, wait) = pause.map_or((&self.waiting, due), |pause| (&nothing, due.min(pause)));
             crossbeam_channel::select! {
-                recv(self.waiting) -> record => if let Ok(record) = record {
+                recv(records) -> record => if let Ok(record) = record {
                     self.worker.take(&*record);
+                    pause = Some(GATHER);
                 },
                 recv(self.orders) -> order => match order {
                     Ok(Order::Flush(settled)) => {
@@ -494,18 +504,34 @@ impl LiveThread {
                     // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
                     Err(_) => return,
                 },
-                default(wait.to_std()) => {}
+                default(wait.to_std()) => pause = pause.and_then(|_| self.gathered()),
             }
             self.worker.advance(self.clock.now());
         }
     }
 
-    fn drain(&mut self) {
-        // Bounded, so that busy request threads cannot keep an order waiting for ever.
-        for _ in 0..self.waiting.capacity().unwrap_or(1) {
-            let Ok(record) = self.waiting.try_recv() else { break };
-            self.worker.take(&*record);
+    /// Takes what gathered, and says how long to let more gather.
+    fn gathered(&mut self) -> Option<Dur> {
+        let many = self.waiting.capacity().unwrap_or(1) / 8;
+        match self.drain() {
+            0 => None,
+            // The channel must not fill up during a pause.
+            taken if taken > many => Some(Dur::ZERO),
+            _ => Some(GATHER),
         }
+    }
+
+    /// Takes the records that wait and returns their number.
+    fn drain(&mut self) -> usize {
+        let mut taken = 0;
+        // Bounded, so that busy request threads cannot keep an order waiting for ever.
+        while taken < self.waiting.capacity().unwrap_or(1)
+            && let Ok(record) = self.waiting.try_recv()
+        {
+            self.worker.take(&*record);
+            taken += 1;
+        }
+        taken
     }
 
     fn stop(mut self, now: Time, timeout: Dur, _done: &Sender<()>) {

@@ -34,8 +34,14 @@ pub(super) struct Direct {
 }
 
 enum Wire {
-    Http { sender: HttpSender, uri: Uri, gzip: bool },
+    Http(Box<Http>),
     Grpc(GrpcClient),
+}
+
+struct Http {
+    sender: HttpSender,
+    uri: Uri,
+    gzip: bool,
 }
 
 /// Why an attempt failed, and whether to try again.
@@ -60,7 +66,8 @@ impl Direct {
     pub(super) fn new(transport: &Transport, books: Books) -> Direct {
         let wire = match transport.connect() {
             Connection::Http(client, uri) => {
-                Wire::Http { sender: transport.http_sender(&client, &books.counters), uri, gzip: transport.gzip() }
+                let sender = transport.http_sender(&client, &books.counters);
+                Wire::Http(Box::new(Http { sender, uri, gzip: transport.gzip() }))
             }
             Connection::Grpc(channel) => {
                 Wire::Grpc(GrpcClient::new(channel, transport.metadata(), transport.gzip(), &books.counters))
@@ -109,21 +116,22 @@ impl Wire {
     /// What goes over the wire; gRPC compresses messages itself.
     fn body(&self, request: Bytes) -> Result<Bytes, String> {
         match self {
-            Wire::Http { gzip: true, .. } => {
+            Wire::Http(http) if http.gzip => {
                 let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
                 encoder.write_all(&request).map_err(|e| e.to_string())?;
                 encoder.finish().map(Bytes::from).map_err(|e| e.to_string())
             }
-            Wire::Http { gzip: false, .. } | Wire::Grpc(_) => Ok(request),
+            Wire::Http(_) | Wire::Grpc(_) => Ok(request),
         }
     }
 
     async fn attempt(&self, body: Bytes) -> Result<usize, Refusal> {
         match self {
             Wire::Grpc(client) => client.export(body).await,
-            Wire::Http { sender, uri, gzip } => {
-                let (head, body) = sender
-                    .send(post(uri, *gzip, body))
+            Wire::Http(http) => {
+                let (head, body) = http
+                    .sender
+                    .send(post(&http.uri, http.gzip, body))
                     .await
                     .map_err(|error| Refusal { text: chain(&*error), again: Again::Soon })?;
                 if head.status.is_success() { Ok(rejected_spans(&body)) } else { Err(refused(&head)) }

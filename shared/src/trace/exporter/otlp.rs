@@ -129,7 +129,7 @@ impl Exporter for OtlpExporter {
 
 /// What sends batches, by what encodes them.
 enum Sending {
-    Sdk(BySdk),
+    Sdk(Box<BySdk>),
     Direct(Direct),
 }
 
@@ -142,7 +142,7 @@ async fn run(
     stop: watch::Receiver<Option<Dur>>,
 ) {
     let mut sending = match takes {
-        Takes::Spans => Sending::Sdk(BySdk::new(transport, books)),
+        Takes::Spans => Sending::Sdk(Box::new(BySdk::new(transport, books))),
         Takes::Requests => Sending::Direct(Direct::new(&transport, books)),
     };
     let expired = expiry(stop);

@@ -122,7 +122,7 @@ fn head(instance: u16, trace: u128) -> Head {
     Head {
         trace_id: TraceId::new(trace).unwrap(),
         span_id: SpanId::new(trace as u64 | 1).unwrap(),
-        parent: (trace % 2 == 0).then(|| SpanId::new(77).unwrap()),
+        parent: trace.is_multiple_of(2).then(|| SpanId::new(77).unwrap()),
         tracestate: match trace % 3 {
             0 => None,
             1 => Some("ot=th:e666,vendor=x".into()),
