@@ -91,7 +91,8 @@ pub trait Form {
     /// A span under construction in this form.
     type Draft: Draft + Send + 'static;
 
-    /// Starts the service's outermost span, under the caller's span, when the record was opened.
+    /// Starts the service's outermost span, under the caller's span, when the record was opened. A fold does that when it
+    /// begins: a form may decide here whether the request is recorded.
     fn outermost(&mut self, head: &Head, name: &'static str, kind: Kind) -> Self::Draft;
     /// Starts a span below another one of the record.
     fn inner(&mut self, head: &Head, new: Inner) -> Self::Draft;

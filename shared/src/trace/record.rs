@@ -242,9 +242,9 @@ impl<F: Fact> Trail<F> {
         }
     }
 
-    /// Records a fact that adds detail but no span; the closure runs only if [`Trail::is_recording`].
+    /// Records a fact that adds to spans and makes none; the closure runs only if [`Trail::is_recording`].
     #[inline]
-    pub fn detail(&self, at: Time, fact: impl FnOnce() -> F) {
+    pub fn annotate(&self, at: Time, fact: impl FnOnce() -> F) {
         if self.is_recording() {
             self.note(at, fact);
         }

@@ -38,6 +38,7 @@ pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Starte
     };
     let mut form = Sdk::new(Arc::clone(service), caller);
     let fold = F::Fold::<Sdk>::begin(&mut Cx::new(&head, &mut form));
+    assert!(form.spans > 0, "a fold starts its outermost span when it begins");
     let root = form.root();
     let (recording, state) = (root.is_sampled(), root.trace_state().header());
     let context = TraceContext {
