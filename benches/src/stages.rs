@@ -9,6 +9,7 @@ use gateway::spans::{GatewayFact, proxy_span_id};
 use http::HeaderMap;
 use shared::clock::RunClock;
 use shared::ids::{SpanId, TraceId};
+use shared::time::Time;
 use shared::trace::context::{Propagation, TraceContext, extract, inject};
 use shared::trace::record::{Closed, Open, Sink};
 use shared::trace::sampler::{Ratio, Root, Sampler};
@@ -34,6 +35,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "context/format_tracestate", prepare: format_tracestate },
     Stage { name: "hop/unsampled", prepare: hop_unsampled },
     Stage { name: "hop/sampled", prepare: hop_sampled },
+    Stage { name: "sites/none", prepare: sites_none },
     Stage { name: "sites/unsampled", prepare: sites_unsampled },
     Stage { name: "record/gateway", prepare: record_gateway },
     Stage { name: "record/engine", prepare: record_engine },
@@ -114,13 +116,25 @@ fn hop(root: Root) -> Box<dyn FnMut()> {
     })
 }
 
-/// Every recording site of both services, in a request that is not recorded.
+/// As many recording sites as an unrecorded request passes in both services: 19 in the gateway, 9 in the engine (those that
+/// follow a test of their own count once, and each further token adds one). In a row and not in a loop, as they stand in its way.
 fn sites_unsampled() -> Box<dyn FnMut()> {
-    let facts = one_traced_request();
-    let (gateway, engine) = (Trail::<GatewayFact>::off(), Trail::<EngineFact>::off());
+    passing(|trail, (at, fact)| trail.note(*at, || fact.clone()))
+}
+
+/// The same walk past the same trail without the sites: what is to be taken off.
+fn sites_none() -> Box<dyn FnMut()> {
+    passing(|_, _| {})
+}
+
+fn passing(site: impl Fn(&Trail<GatewayFact>, &(Time, GatewayFact)) + Copy + 'static) -> Box<dyn FnMut()> {
+    let (facts, trail) = (one_traced_request(), Trail::<GatewayFact>::off());
     Box::new(move || {
-        facts.gateway.iter().for_each(|(at, fact)| black_box(&gateway).note(*at, || fact.clone()));
-        facts.engine.iter().for_each(|(at, fact)| black_box(&engine).note(*at, || fact.clone()));
+        let seven = || {
+            let pass = || site(black_box(&trail), &facts.gateway[0]);
+            let _: [(); 7] = [(); 7].map(|()| pass());
+        };
+        let _: [(); 4] = [(); 4].map(|()| seven());
     })
 }
 
