@@ -21,6 +21,7 @@ pub mod registry;
 pub mod resource;
 pub mod sampler;
 pub mod set;
+mod sinks;
 pub mod span;
 pub mod stats;
 pub mod tree;

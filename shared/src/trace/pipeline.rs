@@ -6,11 +6,11 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::Sender;
 use http::HeaderMap;
 
 use crate::clock::RunClock;
@@ -22,9 +22,10 @@ use crate::trace::context::{self, Propagation, TraceContext};
 use crate::trace::eager::{self, Eager, Opening, Service};
 use crate::trace::exporter;
 use crate::trace::id_source::IdSource;
-use crate::trace::record::{Closed, Fact, Head, Open, Sink, Trail};
+use crate::trace::record::{Fact, Head, Open, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
+use crate::trace::sinks::{InlineSink, LiveSink, LiveThread, Order};
 use crate::trace::stats::{Counters, ExporterCounters, Stats};
 use crate::trace::worker::{NewlyOpened, Resources, Worker};
 
@@ -489,123 +490,6 @@ enum Driver {
     Live { control: Sender<Order>, thread: Option<JoinHandle<()>>, clock: RunClock, sink: Arc<LiveSink> },
 }
 
-/// What the telemetry thread is told. Dropping the sender in an order reports that it is carried out.
-enum Order {
-    Flush(Sender<()>),
-    Abandon(Time, Sender<()>),
-    Stop { now: Time, timeout: Dur, done: Sender<()> },
-}
-
 fn ended(error: crossbeam_channel::RecvTimeoutError) -> bool {
     matches!(error, crossbeam_channel::RecvTimeoutError::Disconnected)
-}
-
-/// Folds on the calling thread.
-struct InlineSink {
-    /// Gone after shutdown.
-    worker: Mutex<Option<Worker>>,
-    counters: Arc<Counters>,
-    newly_opened: Arc<NewlyOpened>,
-}
-
-impl InlineSink {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Worker>> {
-        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sink for InlineSink {
-    fn accept(&self, record: Box<dyn Closed>) {
-        self.counters.closed.add(1);
-        match self.lock().as_mut() {
-            Some(worker) => {
-                worker.take(&*record);
-                worker.advance(record.ending().closed);
-            }
-            None => self.counters.dropped.add(1),
-        }
-    }
-    fn opened(&self, record: Weak<dyn Open>) {
-        self.counters.opened.add(1);
-        self.newly_opened.push(record);
-    }
-}
-
-/// Hands records to the telemetry thread, or drops and counts them.
-struct LiveSink {
-    records: Sender<Box<dyn Closed>>,
-    waiting: Receiver<Box<dyn Closed>>,
-    stopped: AtomicBool,
-    counters: Arc<Counters>,
-    newly_opened: Arc<NewlyOpened>,
-}
-
-impl Sink for LiveSink {
-    fn accept(&self, record: Box<dyn Closed>) {
-        self.counters.closed.add(1);
-        if self.stopped.load(Ordering::SeqCst) {
-            self.counters.dropped.add(1);
-            return;
-        }
-        match self.records.try_send(record) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.counters.dropped.add(1),
-        }
-    }
-    fn opened(&self, record: Weak<dyn Open>) {
-        self.counters.opened.add(1);
-        self.newly_opened.push(record);
-    }
-}
-
-/// The telemetry thread: moves records and orders into the worker, waits, repeats.
-struct LiveThread {
-    worker: Worker,
-    waiting: Receiver<Box<dyn Closed>>,
-    orders: Receiver<Order>,
-    clock: RunClock,
-    sink: Arc<LiveSink>,
-}
-
-impl LiveThread {
-    fn run(mut self) {
-        loop {
-            let wait = self.worker.next_wakeup().since(self.clock.now());
-            crossbeam_channel::select! {
-                recv(self.waiting) -> record => if let Ok(record) = record {
-                    self.worker.take(&*record);
-                },
-                recv(self.orders) -> order => match order {
-                    Ok(Order::Flush(settled)) => {
-                        self.drain();
-                        self.worker.flush(&settled);
-                    }
-                    Ok(Order::Abandon(now, settled)) => {
-                        self.drain();
-                        self.worker.abandon_all(now);
-                        self.worker.flush(&settled);
-                    }
-                    Ok(Order::Stop { now, timeout, done }) => return self.stop(now, timeout, &done),
-                    // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
-                    Err(_) => return,
-                },
-                default(wait.to_std()) => {}
-            }
-            self.worker.advance(self.clock.now());
-        }
-    }
-
-    fn drain(&mut self) {
-        // Bounded, so that busy request threads cannot keep an order waiting for ever.
-        for _ in 0..self.waiting.capacity().unwrap_or(1) {
-            let Ok(record) = self.waiting.try_recv() else { break };
-            self.worker.take(&*record);
-        }
-    }
-
-    fn stop(mut self, now: Time, timeout: Dur, _done: &Sender<()>) {
-        self.sink.stopped.store(true, Ordering::SeqCst);
-        self.drain();
-        self.worker.stop(Some(now), timeout);
-    }
 }
