@@ -32,6 +32,7 @@ use shared::trace::exporter::memory::MemorySpans;
 use shared::trace::registry::Registry;
 use shared::trace::tree::{Forest, value_text};
 use shared::trace::{Ratio, Resource, Sampler, Span, Stats, Telemetry, TelemetryConfig, TraceSet, Trail};
+use shared::units::HumanDur;
 use tokio::sync::watch;
 
 /// Attributes whose values depend on how long things took, or on what was under way meanwhile.
@@ -72,8 +73,11 @@ impl Kept {
 
 /// The trees of a set, without what may differ.
 fn trees(spans: &[Span]) -> String {
+    // The recorders export in different orders.
+    let mut spans = spans.to_vec();
+    spans.sort_by_key(|s| s.start);
     let mut out = String::new();
-    Forest::new(spans).walk(|depth, span| {
+    Forest::new(&spans).walk(|depth, span| {
         let pad = "  ".repeat(depth);
         let _ = writeln!(out, "{pad}{} {:?} {:?} {:?}", span.name, span.kind, span.status, span.tracestate);
         let mut lines: Vec<String> = span
@@ -152,13 +156,19 @@ impl Stack {
         // Without the health filter an endpoint that cannot be reached is chosen, as between two scrapes.
         let mut config = GatewayConfig::default();
         config.profile.filters.clear();
+        // Every decision is made on the figures of the first scrape, so that it does not depend on time.
+        config.metrics.scrape_interval = HumanDur::secs(3_600);
+        config.saturation.metrics_staleness = HumanDur::secs(3_600);
         let engine_stopped = stopped();
         let mut servers = vec![tokio::spawn(async move { server.run(engine_stopped).await.unwrap() })];
         let tracer = kept.telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
         let server = GatewayServer::bind(any, config, vec![dead, alive], tracer, kept.clock, Seed(1)).await.unwrap();
-        let gateway = server.local_addr();
+        let (gateway, stats) = (server.local_addr(), server.stats());
         let gateway_stopped = stopped();
         servers.push(tokio::spawn(async move { _ = server.run(gateway_stopped).await }));
+        while stats().scrapes < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         Stack { kept, gateway, stop, servers, _pacer: pacer }
     }
 
