@@ -17,7 +17,7 @@ use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::rng::{Seed, Stream, mix64};
 use shared::time::{Dur, Stopped, Stopwatch, Time};
-use shared::trace::Tracer;
+use shared::trace::{Tracer, TracerCell};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -100,7 +100,7 @@ pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
     pub(crate) backends: Vec<Backend>,
     pub(crate) client: Upstream,
-    pub(crate) tracer: Tracer,
+    pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
     pub(crate) metrics: Metrics,
     cards: Mutex<Vec<Vec<serde_json::Value>>>,
@@ -143,7 +143,7 @@ impl Server {
             cards: Mutex::new(vec![Vec::new(); endpoints.len()]),
             backends: endpoints,
             client,
-            tracer,
+            tracer: TracerCell::new(tracer),
             clock,
             metrics: Metrics::new(),
             next_key: AtomicU64::new(0),
@@ -157,6 +157,11 @@ impl Server {
     /// The address it is bound to.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The tracer, which may be exchanged while the server runs: each request keeps the one it began with.
+    pub fn tracer_cell(&self) -> Arc<TracerCell> {
+        Arc::clone(&self.shared.tracer)
     }
 
     /// What happened so far; the handle stays valid while the server runs.
