@@ -1,6 +1,7 @@
 //! The overhead lab: what tracing costs, measured so that a sceptic believes it.
 
 pub mod analysis;
+pub mod calibrate;
 pub mod distribution;
 pub mod model;
 pub mod stats;
