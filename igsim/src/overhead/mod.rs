@@ -3,5 +3,7 @@
 pub mod analysis;
 pub mod calibrate;
 pub mod distribution;
+mod format;
 pub mod model;
 pub mod stats;
+pub mod table;
