@@ -33,9 +33,14 @@ fn percent_digits(half: f64) -> usize {
 
 /// `+0.31 [-0.20, +0.82]`, in per cent.
 pub(super) fn percent(value: f64, interval: Interval) -> String {
-    let d = percent_digits(interval.half());
-    let p = |v: f64| signed(100.0 * v, d);
-    format!("{} [{}, {}]", p(value), p(interval.low), p(interval.high))
+    let value = signed(100.0 * value, percent_digits(interval.half()));
+    format!("{value} {}", percent_interval(interval))
+}
+
+/// `[-0.20, +0.82]`, in per cent.
+pub(super) fn percent_interval(interval: Interval) -> String {
+    let p = |v: f64| signed(100.0 * v, percent_digits(interval.half()));
+    format!("[{}, {}]", p(interval.low), p(interval.high))
 }
 
 /// `+0.31 % [-0.20, +0.82]`.

@@ -4,6 +4,7 @@ pub mod analysis;
 pub mod calibrate;
 pub mod distribution;
 mod format;
+pub mod html;
 pub mod model;
 pub mod stats;
 pub mod table;

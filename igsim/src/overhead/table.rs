@@ -251,8 +251,7 @@ fn verdict_line(regime: Regime, arm: &Arm, estimate: &Estimate, judgement: Judge
     let figure = estimate.overhead.map_or_else(
         || format!("no interval from {} rounds", estimate.n),
         |o| {
-            let boot = o.bootstrap.map(|b| format::percent(o.value, b));
-            let boot = boot.as_deref().and_then(|b| b.split_once(' ')).map(|(_, i)| format!("  bootstrap-t {i}"));
+            let boot = o.bootstrap.map(|b| format!("  bootstrap-t {}", format::percent_interval(b)));
             format::percent_in_words(o.value, o.interval) + &boot.unwrap_or_default()
         },
     );
