@@ -6,5 +6,6 @@ pub mod distribution;
 mod format;
 pub mod html;
 pub mod model;
+pub mod predict;
 pub mod stats;
 pub mod table;
