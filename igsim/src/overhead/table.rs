@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::analysis::{
-    Analysis, ArmAnalysis, Estimate, Judgement, RegimeAnalysis, Role, SHARE_OF_EAGER, Statistic, Unit, Verdict,
+    Analysis, ArmAnalysis, Estimate, Judgement, ROUNDS, RegimeAnalysis, Role, SHARE_OF_EAGER, Statistic, Unit, Verdict,
 };
 use super::format;
 use super::model::{Arm, Path, Regime, Run, Setting};
@@ -52,7 +52,11 @@ fn header(out: &mut String, regime: &RegimeAnalysis, setting: &Setting) -> fmt::
     if !setting.left_out.is_empty() {
         write!(out, "; left out: {}", setting.left_out.join(", "))?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    if regime.is_short() {
+        writeln!(out, "  WARNING  fewer than {ROUNDS} rounds: intervals and verdicts rest on too few blocks")?;
+    }
+    Ok(())
 }
 
 fn regime_text(out: &mut String, regime: &RegimeAnalysis) -> fmt::Result {
@@ -215,27 +219,45 @@ fn failures(out: &mut String, regime: &RegimeAnalysis, names: &[String]) -> fmt:
     Ok(())
 }
 
+/// The headlines, in the order of the method: what the standard path costs, then whether lean ones reach their targets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Headline {
+    Standard,
+    Lean,
+    Other,
+}
+
+impl Headline {
+    fn of(arm: &Arm, judgement: Judgement) -> Headline {
+        match arm {
+            Arm::Traced { path: Path::Eager, .. } => Headline::Standard,
+            _ if judgement.target.decides => Headline::Lean,
+            Arm::Traced { .. } | Arm::Off | Arm::Control | Arm::Delayed { .. } | Arm::Outside { .. } => Headline::Other,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Headline::Standard => "Standard path, without a target",
+            Headline::Lean => "Lean paths, with targets",
+            Headline::Other => "Others, without a target",
+        }
+    }
+}
+
 fn verdicts(out: &mut String, analysis: &Analysis) -> fmt::Result {
-    let judged: Vec<_> = analysis.judged().collect();
-    type Judged<'a> = (Regime, &'a Arm, &'a Estimate, Judgement);
-    let standard = |j: &Judged<'_>| matches!(j.1, Arm::Traced { path: Path::Eager, .. });
-    let decides = |j: &Judged<'_>| j.3.target.decides;
-    let groups: [(&str, &dyn Fn(&Judged<'_>) -> bool); 3] = [
-        ("Standard path, without a target", &standard),
-        ("Lean paths, with targets", &decides),
-        ("Others, without a target", &|j| !standard(j) && !decides(j)),
-    ];
-    for (title, belongs) in groups {
-        let mut lines = judged.iter().filter(|j| belongs(j)).peekable();
+    for headline in [Headline::Standard, Headline::Lean, Headline::Other] {
+        let mut lines = analysis.judged().filter(|(_, arm, _, j)| Headline::of(arm, *j) == headline).peekable();
         if lines.peek().is_some() {
-            writeln!(out, "{title}")?;
+            writeln!(out, "{}", headline.title())?;
         }
         for (regime, arm, estimate, judgement) in lines {
-            writeln!(out, "{}", verdict_line(*regime, arm, estimate, *judgement))?;
+            writeln!(out, "{}", verdict_line(regime, arm, estimate, judgement))?;
         }
     }
     shares(out, analysis)?;
-    let count = |v| judged.iter().filter(|j| decides(j) && j.3.verdict == v).count();
+    let deciding = || analysis.judged().filter(|(_, _, _, j)| j.target.decides);
+    let count = |v| deciding().filter(|(_, _, _, j)| j.verdict == v).count();
     let (pass, fail, open) = (count(Verdict::Pass), count(Verdict::Fail), count(Verdict::Inconclusive));
     writeln!(out, "{pass} PASS, {fail} FAIL, {open} INCONCLUSIVE of the primary statistics with targets")?;
     writeln!(
@@ -249,7 +271,7 @@ fn verdicts(out: &mut String, analysis: &Analysis) -> fmt::Result {
 fn verdict_line(regime: Regime, arm: &Arm, estimate: &Estimate, judgement: Judgement) -> String {
     let name = format!("{} {} {}", regime.name(), format::arm(arm), estimate.statistic.name());
     let figure = estimate.overhead.map_or_else(
-        || format!("no interval from {} rounds", estimate.n),
+        || "one round has no interval".to_owned(),
         |o| {
             let boot = o.bootstrap.map(|b| format!("  bootstrap-t {}", format::percent_interval(b)));
             format::percent_in_words(o.value, o.interval) + &boot.unwrap_or_default()
@@ -316,40 +338,40 @@ mod tests {
           spans wait at most 50.0 ms for their batch; 0 blocks repeated because of steal time; left out: direct 1.0
           % over off, 95 % interval  e2e p50                        e2e mean
           off                        104 us                         114 us
-          off'                       ~+0.3 [-0.3, +0.9]             ~+0.3 [-0.3, +0.9]
-          eager 0.1                  +11.7 [+11.2, +12.3] (FAIL)    +11.7 [+11.2, +12.3] (FAIL)
-          eager 1.0                  +12.0 [+11.5, +12.5] (FAIL)    +12.0 [+11.5, +12.5] (FAIL)
-          deferred 0                 ~+0.2 [-0.3, +0.8] PASS        ~+0.2 [-0.3, +0.8] PASS
-          deferred 0.1               ~+0.7 [+0.2, +1.1] PASS        ~+0.7 [+0.2, +1.1] PASS
+          off'                       ~-0.1 [-0.6, +0.5]             ~-0.1 [-0.6, +0.5]
+          eager 0.1                  +12.2 [+11.7, +12.7] (FAIL)    +12.2 [+11.7, +12.7] (FAIL)
+          eager 1.0                  +12.1 [+11.4, +12.8] (FAIL)    +12.1 [+11.4, +12.8] (FAIL)
+          deferred 0                 ~-0.3 [-0.9, +0.2] PASS        ~-0.3 [-0.9, +0.2] PASS
+          deferred 0.1               ~-0.4 [-0.8, +0.1] PASS        ~-0.4 [-0.8, +0.1] PASS
           deferred 1.0               +2.0 [+1.5, +2.5] (PASS)       +2.0 [+1.5, +2.5] (PASS)
-          deferred 0.1, refusing     ~+0.2 [-0.4, +0.7] PASS        ~+0.2 [-0.4, +0.7] PASS
-          e2e p50: noise floor 0.86 %
-          e2e p50: with 80 % power, up to +4.2 % is PASS against 5 %, from +5.8 % on FAIL
+          deferred 0.1, refusing     ~-0.1 [-0.6, +0.4] PASS        ~-0.1 [-0.6, +0.4] PASS
+          e2e p50: noise floor 0.64 %
+          e2e p50: with 80 % power, up to +4.1 % is PASS against 5 %, from +5.9 % on FAIL
           e2e p50: with 80 % power, up to +0.7 % is PASS against 1.5 %, from +2.3 % on FAIL
-          e2e mean: noise floor 0.86 %
-          e2e mean: with 80 % power, up to +4.2 % is PASS against 5 %, from +5.8 % on FAIL
+          e2e mean: noise floor 0.64 %
+          e2e mean: with 80 % power, up to +4.1 % is PASS against 5 %, from +5.9 % on FAIL
           e2e mean: with 80 % power, up to +0.7 % is PASS against 1.5 %, from +2.3 % on FAIL
 
           %, adjusted interval    e2e p99                   unsampled e2e p50         sampled e2e p50           throughput
-          off                     311 us                    104 us                                              9,646 req/s
-          off'                    ~+0.3 [-0.3, +0.9]        ~+0.3 [-0.3, +0.9]        -                         ~-0.3 [-0.9, +0.3]
-          eager 0.1               +11.7 [+10.6, +12.9] *    +11.7 [+10.6, +12.9] *    +11.7 [+10.6, +12.9] *    -10.5 [-11.4, -9.6] *
-          eager 1.0               +12.0 [+11.0, +13.0] *    -                         +12.0 [+11.0, +12.9] *    -10.7 [-11.5, -9.9] *
-          deferred 0              ~+0.2 [-0.8, +1.3]        ~+0.2 [-0.8, +1.3]        -                         ~-0.2 [-1.3, +0.8]
-          deferred 0.1            ~+0.7 [-0.2, +1.5]        ~+0.7 [-0.2, +1.5]        +0.7 [-0.2, +1.5]         ~-0.6 [-1.5, +0.2]
-          deferred 1.0            +2.0 [+1.0, +3.0] *       -                         +2.0 [+1.0, +3.0] *       -1.9 [-2.9, -1.0] *
-          deferred 0.1, refusing  ~+0.2 [-0.9, +1.2]        ~+0.2 [-0.9, +1.2]        +0.2 [-0.9, +1.2]         ~-0.2 [-1.2, +0.9]
+          off                     312 us                    104 us                                              9,631 req/s
+          off'                    ~-0.1 [-0.6, +0.5]        ~-0.1 [-0.6, +0.5]        -                         ~+0.1 [-0.5, +0.6]
+          eager 0.1               +12.2 [+11.1, +13.2] *    +12.2 [+11.1, +13.3] *    +12.2 [+11.1, +13.3] *    -10.9 [-11.7, -10.0] *
+          eager 1.0               +12.1 [+10.8, +13.4] *    -                         +12.1 [+10.8, +13.4] *    -10.8 [-11.8, -9.7] *
+          deferred 0              ~-0.3 [-1.4, +0.8]        ~-0.3 [-1.4, +0.8]        -                         ~+0.3 [-0.7, +1.4]
+          deferred 0.1            ~-0.4 [-1.1, +0.4]        ~-0.4 [-1.1, +0.4]        -0.4 [-1.1, +0.4]         ~+0.4 [-0.4, +1.2]
+          deferred 1.0            +2.0 [+1.1, +3.0] *       -                         +2.0 [+1.1, +2.9] *       -2.0 [-2.9, -1.0] *
+          deferred 0.1, refusing  ~-0.1 [-1.1, +0.8]        ~-0.1 [-1.1, +0.8]        -0.1 [-1.1, +0.8]         ~+0.1 [-0.8, +1.1]
 
           us CPU/request           gateway exporter  both against off          engine exporter  both against off          client receiver
-          off                         20.8     0.00                              31.1     0.00                              41.5     0.00
-          off'                        20.8     0.00  +0.06 [-0.05, +0.18]        31.3     0.00  +0.10 [-0.08, +0.27]        41.7     0.00
-          eager 0.1                   23.2     1.20  +3.64 [+3.51, +3.76]        34.8     0.00  +3.66 [+3.46, +3.85]        46.4     0.00
-          eager 1.0                   23.2     12.0  +14.48 [+14.39, +14.57]     34.9     0.00  +3.72 [+3.58, +3.86]        46.5     0.00
-          deferred 0                  20.8     0.00  +0.05 [-0.07, +0.17]        31.2     0.00  +0.07 [-0.10, +0.25]        41.6     0.00
-          deferred 0.1                20.9     1.20  +1.34 [+1.24, +1.44]        31.3     0.00  +0.21 [+0.06, +0.35]        41.8     0.00
-          deferred 1.0                21.2     12.0  +12.42 [+12.31, +12.53]     31.8     0.00  +0.62 [+0.46, +0.79]        42.4     0.00
-          deferred 0.1, refusing      20.8     1.20  +1.23 [+1.12, +1.34]        31.1     0.00  +0.05 [-0.12, +0.22]        41.5     0.00
-          the gateway's memory peaked at 19.8 MiB by the end of the regime
+          off                         20.8     0.00                              31.2     0.00                              41.6     0.00
+          off'                        20.8     0.00  -0.02 [-0.14, +0.09]        31.2     0.00  -0.03 [-0.20, +0.14]        41.6     0.00
+          eager 0.1                   23.3     1.20  +3.73 [+3.61, +3.86]        35.0     0.00  +3.80 [+3.61, +4.00]        46.6     0.00
+          eager 1.0                   23.3     12.0  +14.51 [+14.39, +14.64]     35.0     0.00  +3.77 [+3.58, +3.96]        46.6     0.00
+          deferred 0                  20.7     0.00  -0.07 [-0.18, +0.05]        31.1     0.00  -0.10 [-0.27, +0.08]        41.4     0.00
+          deferred 0.1                20.7     1.20  +1.12 [+1.03, +1.21]        31.1     0.00  -0.12 [-0.25, +0.01]        41.4     0.00
+          deferred 1.0                21.2     12.0  +12.42 [+12.31, +12.52]     31.8     0.00  +0.62 [+0.47, +0.78]        42.4     0.00
+          deferred 0.1, refusing      20.7     1.20  +1.17 [+1.06, +1.28]        31.1     0.00  -0.04 [-0.20, +0.12]        41.5     0.00
+          the gateway's memory peaked at 19.7 MiB by the end of the regime
 
           spans                        spans/req     bytes/req          made          sent      received       dropped  lost records
           eager 0.1                         2.40           432        48,000        48,000        48,000             0             0
@@ -359,20 +381,20 @@ mod tests {
           deferred 0.1, refusing            2.40           432        48,000        48,000        48,000             0             0
 
         Standard path, without a target
-          FAIL 5 %            floor eager 0.1 e2e mean                +11.7 % [+11.2, +12.3]  bootstrap-t [+11.1, +12.3]
-          FAIL 5 %            floor eager 0.1 e2e p50                 +11.7 % [+11.2, +12.3]  bootstrap-t [+11.2, +12.3]
-          FAIL 5 %            floor eager 1.0 e2e mean                +12.0 % [+11.5, +12.5]  bootstrap-t [+11.5, +12.5]
-          FAIL 5 %            floor eager 1.0 e2e p50                 +12.0 % [+11.5, +12.5]  bootstrap-t [+11.5, +12.5]
+          FAIL 5 %            floor eager 0.1 e2e mean                +12.2 % [+11.7, +12.7]  bootstrap-t [+11.6, +12.7]
+          FAIL 5 %            floor eager 0.1 e2e p50                 +12.2 % [+11.7, +12.7]  bootstrap-t [+11.7, +12.7]
+          FAIL 5 %            floor eager 1.0 e2e mean                +12.1 % [+11.4, +12.8]  bootstrap-t [+11.4, +12.8]
+          FAIL 5 %            floor eager 1.0 e2e p50                 +12.1 % [+11.4, +12.8]  bootstrap-t [+11.4, +12.7]
         Lean paths, with targets
-          PASS 1.5 %          floor deferred 0 e2e mean               +0.2 % [-0.3, +0.8]  bootstrap-t [-0.4, +0.7]  below noise floor
-          PASS 1.5 %          floor deferred 0 e2e p50                +0.2 % [-0.3, +0.8]  bootstrap-t [-0.4, +0.8]  below noise floor
-          PASS 5 %            floor deferred 0.1 e2e mean             +0.7 % [+0.2, +1.1]  bootstrap-t [+0.2, +1.1]  below noise floor
-          PASS 5 %            floor deferred 0.1 e2e p50              +0.7 % [+0.2, +1.1]  bootstrap-t [+0.2, +1.1]  below noise floor
-          PASS 5 %            floor deferred 0.1, refusing e2e mean   +0.2 % [-0.4, +0.7]  bootstrap-t [-0.4, +0.7]  below noise floor
-          PASS 5 %            floor deferred 0.1, refusing e2e p50    +0.2 % [-0.4, +0.7]  bootstrap-t [-0.4, +0.7]  below noise floor
+          PASS 1.5 %          floor deferred 0 e2e mean               -0.3 % [-0.9, +0.2]  bootstrap-t [-0.8, +0.3]  below noise floor
+          PASS 1.5 %          floor deferred 0 e2e p50                -0.3 % [-0.9, +0.2]  bootstrap-t [-0.9, +0.3]  below noise floor
+          PASS 5 %            floor deferred 0.1 e2e mean             -0.4 % [-0.8, +0.1]  bootstrap-t [-0.8, +0.1]  below noise floor
+          PASS 5 %            floor deferred 0.1 e2e p50              -0.4 % [-0.8, +0.1]  bootstrap-t [-0.8, +0.1]  below noise floor
+          PASS 5 %            floor deferred 0.1, refusing e2e mean   -0.1 % [-0.6, +0.4]  bootstrap-t [-0.7, +0.3]  below noise floor
+          PASS 5 %            floor deferred 0.1, refusing e2e p50    -0.1 % [-0.6, +0.4]  bootstrap-t [-0.8, +0.3]  below noise floor
         Others, without a target
-          PASS 5 %            floor deferred 1.0 e2e mean             +2.0 % [+1.5, +2.5]  bootstrap-t [+1.3, +2.4]
-          PASS 5 %            floor deferred 1.0 e2e p50              +2.0 % [+1.5, +2.5]  bootstrap-t [+1.3, +2.4]
+          PASS 5 %            floor deferred 1.0 e2e mean             +2.0 % [+1.5, +2.5]  bootstrap-t [+1.5, +2.5]
+          PASS 5 %            floor deferred 1.0 e2e p50              +2.0 % [+1.5, +2.5]  bootstrap-t [+1.5, +2.5]
         6 PASS, 0 FAIL, 0 INCONCLUSIVE of the primary statistics with targets
         (...) decides nothing; ~ below noise floor; * differs from off, adjusted for the number of comparisons
         ");

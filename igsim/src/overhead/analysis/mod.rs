@@ -25,6 +25,9 @@ use super::stats::{Adjusted, Interval, LEVEL, Moments, RatioOfMeans, bootstrap_t
 /// Share of the standard path's CPU overhead that a lean path may have with everything sampled.
 pub const SHARE_OF_EAGER: f64 = 1.0 / 3.0;
 
+/// Rounds that the method asks for.
+pub const ROUNDS: usize = 20;
+
 /// What the blocks of a run say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Analysis {
@@ -231,6 +234,11 @@ impl RegimeAnalysis {
         })
     }
 
+    /// Whether there are fewer rounds than the method asks for.
+    pub fn is_short(&self) -> bool {
+        self.rounds < ROUNDS
+    }
+
     /// An arm of this regime.
     pub fn arm(&self, arm: &Arm) -> Option<&ArmAnalysis> {
         self.arms.iter().find(|a| a.arm == *arm)
@@ -253,7 +261,9 @@ impl ArmAnalysis {
             let values: Vec<f64> = blocks.iter().filter_map(|b| s.of(b)).collect();
             (!values.is_empty()).then(|| (*s, values.iter().sum::<f64>() / values.len() as f64))
         };
-        let mean = |f: fn(&Cpu) -> f64| blocks.iter().map(|b| f(&b.cpu)).sum::<f64>() / blocks.len().max(1) as f64;
+        // A block that answered nothing has no CPU per request.
+        let answering: Vec<&Cpu> = blocks.iter().filter(|b| b.answered > 0).map(|b| &b.cpu).collect();
+        let mean = |f: fn(&Cpu) -> f64| answering.iter().map(|c| f(c)).sum::<f64>() / answering.len().max(1) as f64;
         ArmAnalysis {
             arm,
             blocks: blocks.len(),

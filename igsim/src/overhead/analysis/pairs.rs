@@ -30,8 +30,11 @@ impl<'a> References<'a> {
     /// Logarithm of the ratio of `block` to the geometric mean of its references.
     ///
     /// The arithmetic mean of two noisy figures has a logarithm that is too high by a quarter of their relative variance, which would make
-    /// every arm look cheaper than it is; the geometric mean has no such bias.
+    /// every arm look cheaper than it is; the geometric mean has no such bias. Nothing where `off` has none of what is counted.
     pub fn log_ratio(&self, statistic: Statistic, block: &Block) -> Option<f64> {
+        if !statistic.has_ratio() {
+            return None;
+        }
         let [a, b] = self.around(block.place)?;
         let of = |block: &Block| statistic.of_reference(block).filter(|v| *v > 0.0).map(f64::ln);
         let own = statistic.of(block).filter(|v| *v > 0.0)?.ln();

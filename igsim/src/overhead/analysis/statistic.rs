@@ -46,7 +46,7 @@ pub enum Statistic {
     GatewayCpu,
     /// The part of its threads that serve requests.
     GatewayRequestCpu,
-    /// The part of its threads that fold, encode and send spans: 0 in `off`, so that only the difference is given.
+    /// The part of its threads that fold, encode and send spans: next to nothing in `off`, so that only the difference is given.
     GatewayExporterCpu,
     /// CPU time per request of the engines' processes.
     EngineCpu,
@@ -193,6 +193,11 @@ impl Statistic {
             | Statistic::GatewayExporterCpu
             | Statistic::EngineCpu => Unit::Micros,
         }
+    }
+
+    /// Whether a ratio to `off` means something: exporters do next to nothing there, so that theirs would be a ratio to noise.
+    pub fn has_ratio(self) -> bool {
+        self != Statistic::GatewayExporterCpu
     }
 
     /// The figure of a block of any arm, in [`Statistic::unit`]; nothing where the block has none.

@@ -53,7 +53,7 @@ pub(crate) struct Noise {
     pub(crate) drift: f64,
 }
 
-/// A run of one regime: in each round every arm once in random order, an `off` block before the first and after every second arm.
+/// A run of one regime: in each round every arm once in random order, an `off` block before every two, and one at the end.
 ///
 /// `truth` gives the factor of an arm's latencies and request CPU.
 pub(crate) fn run(
@@ -68,14 +68,14 @@ pub(crate) fn run(
     let mut planned = Vec::new();
     for round in 0..rounds {
         let mut left: Vec<Arm> = arms.to_vec();
-        planned.push((round, Arm::Off));
         while !left.is_empty() {
+            planned.push((round, Arm::Off));
             for _ in 0..left.len().min(2) {
                 planned.push((round, left.swap_remove(stream.below(left.len()))));
             }
-            planned.push((round, Arm::Off));
         }
     }
+    planned.push((rounds.saturating_sub(1), Arm::Off));
     let total = planned.len() as f64;
     let make = |(place, (round, arm)): (usize, (u32, Arm))| {
         let at = place as f64 / total;

@@ -6,7 +6,7 @@ mod svg;
 use std::fmt::{self, Write};
 
 use self::svg::escape;
-use super::analysis::{Analysis, ArmAnalysis, Estimate, RegimeAnalysis, Role, SHARE_OF_EAGER, Statistic};
+use super::analysis::{Analysis, ArmAnalysis, Estimate, ROUNDS, RegimeAnalysis, Role, SHARE_OF_EAGER, Statistic};
 use super::distribution::{Distribution, Distributions};
 use super::format;
 use super::model::{Arm, Run, Setting};
@@ -134,6 +134,9 @@ fn settings(out: &mut String, regime: &RegimeAnalysis, setting: &Setting) -> fmt
     } else {
         format!(" Left out for lack of time: {}.", escape(&setting.left_out.join(", ")))
     };
+    if regime.is_short() {
+        writeln!(out, "<p><b>Fewer than {ROUNDS} rounds: intervals and verdicts rest on too few blocks.</b></p>")?;
+    }
     writeln!(
         out,
         r#"<p class="faint">{} rounds, {} requests a block; {}; {}. Spans wait at most {} ms for their batch. {} blocks repeated because of steal time.{left_out}</p>"#,
