@@ -131,11 +131,12 @@ async fn models(State(app): State<Arc<App>>) -> Response {
 async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
     let received = app.clock.now();
     let (parts, body) = request.into_parts();
-    let trail = if app.tracer.disabled() {
+    let tracer = app.tracer.load();
+    let trail = if tracer.disabled() {
         Trail::off()
     } else {
-        let started = app.tracer.begin(app.tracer.extract(&parts.headers));
-        app.tracer.open::<EngineFact>(&started, received)
+        let started = tracer.begin(tracer.extract(&parts.headers));
+        tracer.open::<EngineFact>(&started, received)
     };
     let id = request_id(&app, api, &parts.headers);
     trail.note(received, || EngineFact::Received {

@@ -17,7 +17,7 @@ use http_body_util::Full;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use shared::ids::RequestId;
 use shared::time::Time;
-use shared::trace::{Started, Trail};
+use shared::trace::{Started, Tracer, Trail};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -55,6 +55,7 @@ struct Exchange {
     id: RequestId,
     /// The id as it came, or a new one: what engine and caller see.
     id_header: HeaderValue,
+    tracer: Arc<Tracer>,
     /// The place in the trace; `None` if telemetry is off.
     started: Option<Started>,
     trail: Trail<GatewayFact>,
@@ -73,8 +74,9 @@ impl Exchange {
     /// A request whose head was read.
     fn begin(shared: Arc<Shared>, route: Route, parts: &http::request::Parts) -> Exchange {
         let received = shared.clock.now();
-        let started = (!shared.tracer.disabled()).then(|| shared.tracer.begin(shared.tracer.extract(&parts.headers)));
-        let trail = started.as_ref().map_or(Trail::off(), |s| shared.tracer.open(s, received));
+        let tracer = shared.tracer.load();
+        let started = (!tracer.disabled()).then(|| tracer.begin(tracer.extract(&parts.headers)));
+        let trail = started.as_ref().map_or(Trail::off(), |s| tracer.open(s, received));
         trail.note(received, || GatewayFact::Received {
             method: method_name(&parts.method),
             path: bounded_path(parts.uri.path(), route.template()),
@@ -96,6 +98,7 @@ impl Exchange {
             key: RequestKey(key),
             id,
             id_header,
+            tracer,
             started,
             trail,
             at: None,
@@ -225,7 +228,7 @@ impl Exchange {
     ) -> Result<http::Request<Full<Bytes>>, Refusal> {
         if let Some(started) = &self.started {
             let span = proxy_span_id(started.context.span_id, attempt);
-            self.shared.tracer.inject(&started.context.child(span), &mut headers);
+            self.tracer.inject(&started.context.child(span), &mut headers);
         }
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);
@@ -288,7 +291,7 @@ impl Exchange {
     fn decorate(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.id_header.clone());
         if let Some(started) = &self.started
-            && self.shared.tracer.propagates()
+            && self.tracer.propagates()
         {
             headers.insert(TRACERESPONSE, started.context.traceparent());
         }
