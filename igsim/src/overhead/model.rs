@@ -3,6 +3,7 @@
 //! A block is the unit of measurement: a fixed number of requests through one arm, from a reset state until everything they
 //! caused is acknowledged. Nothing in here measures, and nothing in here judges.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,19 @@ impl Arm {
             Arm::Off | Arm::Control | Arm::Delayed { .. } | Arm::Outside { .. } => None,
         }
     }
+
+    /// The order of reports: `off`, its control, traced arms by receiver, path and ratio, delayed arms, systems that are not ours.
+    pub fn report_order(&self, other: &Arm) -> Ordering {
+        let key = |arm: &Arm| match arm {
+            Arm::Off => (0, Health::Healthy, Path::Eager, 0.0),
+            Arm::Control => (1, Health::Healthy, Path::Eager, 0.0),
+            Arm::Traced { path, ratio, receiver } => (2, *receiver, *path, *ratio),
+            Arm::Delayed { us } => (3, Health::Healthy, Path::Eager, *us),
+            Arm::Outside { .. } => (4, Health::Healthy, Path::Eager, 0.0),
+        };
+        let ((kind, receiver, path, size), (kind2, receiver2, path2, size2)) = (key(self), key(other));
+        (kind, receiver, path).cmp(&(kind2, receiver2, path2)).then(size.total_cmp(&size2))
+    }
 }
 
 impl fmt::Display for Arm {
@@ -204,6 +218,23 @@ pub struct Telemetry {
     pub receiver_bytes: u64,
     /// Spans that the receiver took, counted after the run.
     pub receiver_spans: u64,
+}
+
+impl Telemetry {
+    /// The sums of two blocks.
+    pub fn plus(&self, other: &Telemetry) -> Telemetry {
+        Telemetry {
+            records: self.records + other.records,
+            spans: self.spans + other.spans,
+            exported: self.exported + other.exported,
+            dropped: self.dropped + other.dropped,
+            records_dropped: self.records_dropped + other.records_dropped,
+            batches: self.batches + other.batches,
+            receiver_requests: self.receiver_requests + other.receiver_requests,
+            receiver_bytes: self.receiver_bytes + other.receiver_bytes,
+            receiver_spans: self.receiver_spans + other.receiver_spans,
+        }
+    }
 }
 
 /// Raw figures of one block.
