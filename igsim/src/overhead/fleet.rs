@@ -118,6 +118,14 @@ impl Fleet {
         self.engine.order(&Order::Delay(delay))
     }
 
+    /// Makes the receiver do its part again.
+    ///
+    /// # Errors
+    /// If the process does not answer.
+    pub fn heal(&mut self) -> Result<(), NodeError> {
+        self.receiver.order(&Order::Health(Health::Healthy))
+    }
+
     /// Exports everything; false if something is left after `timeout`.
     ///
     /// # Errors
