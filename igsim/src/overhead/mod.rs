@@ -1,3 +1,4 @@
 //! The overhead lab: what tracing costs, measured so that a sceptic believes it.
 
+pub mod load;
 pub mod model;

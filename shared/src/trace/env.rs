@@ -12,7 +12,7 @@
 //! endpoint with port 4317 is taken for gRPC, and `OTEL_TRACES_SAMPLER_ARG` alone sets the ratio of the default sampler.
 
 use crate::time::Dur;
-use crate::trace::config::{ExporterChoice, OtlpConfig, OtlpProtocol, OtlpEncoding};
+use crate::trace::config::{ExporterChoice, OtlpConfig, OtlpEncoding, OtlpProtocol};
 use crate::trace::exporter::console::ConsoleTarget;
 use crate::trace::otlp_url::OtlpUrl;
 use crate::trace::sampler::{Ratio, SamplerKind};
@@ -113,7 +113,14 @@ impl EnvOtlp {
     /// The configuration for an endpoint that the user gave elsewhere.
     pub(crate) fn complete(&self, (endpoint, protocol): (String, OtlpProtocol)) -> OtlpConfig {
         let timeout = self.timeout.unwrap_or(Dur::from_secs(10));
-        OtlpConfig { endpoint, protocol, headers: self.headers.clone(), timeout, gzip: self.gzip, encoding: OtlpEncoding::Sdk }
+        OtlpConfig {
+            endpoint,
+            protocol,
+            headers: self.headers.clone(),
+            timeout,
+            gzip: self.gzip,
+            encoding: OtlpEncoding::Sdk,
+        }
     }
 
     /// The configuration that the environment gives, with the specification's default endpoints.

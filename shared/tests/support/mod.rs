@@ -90,7 +90,14 @@ pub fn otlp(protocol: OtlpProtocol, base: &str) -> OtlpConfig {
         OtlpProtocol::Grpc => base.to_owned(),
         OtlpProtocol::HttpProtobuf => format!("{base}/v1/traces"),
     };
-    OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout: Dur::from_secs(10), gzip: false, encoding: OtlpEncoding::Sdk }
+    OtlpConfig {
+        endpoint,
+        protocol,
+        headers: Vec::new(),
+        timeout: Dur::from_secs(10),
+        gzip: false,
+        encoding: OtlpEncoding::Sdk,
+    }
 }
 
 /// Runs `n` requests of three spans each (two steps).
