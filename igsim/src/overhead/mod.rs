@@ -1,6 +1,17 @@
 //! The overhead lab: what tracing costs, measured so that a sceptic believes it.
 
+pub mod allocations;
 pub mod analysis;
+pub mod bench;
+pub mod block;
+pub mod cpu;
 pub mod distribution;
+pub mod fleet;
+pub mod lab;
+pub mod load;
 pub mod model;
+pub mod node;
+pub mod place;
+pub mod plan;
+pub mod receiver;
 pub mod stats;
