@@ -123,7 +123,7 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// What the server takes the tracer of each request from; it may be exchanged while the server runs.
+    /// The tracer, which may be exchanged while the server runs: each request keeps the one it began with.
     pub fn tracer_cell(&self) -> Arc<TracerCell> {
         Arc::clone(&self.app.tracer)
     }

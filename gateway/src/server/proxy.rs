@@ -55,6 +55,7 @@ struct Exchange {
     id: RequestId,
     /// The id as it came, or a new one: what engine and caller see.
     id_header: HeaderValue,
+    /// The tracer that the request began with.
     tracer: Arc<Tracer>,
     /// The place in the trace; `None` if telemetry is off.
     started: Option<Started>,

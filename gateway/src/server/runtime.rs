@@ -159,15 +159,15 @@ impl Server {
         self.local_addr
     }
 
+    /// The tracer, which may be exchanged while the server runs: each request keeps the one it began with.
+    pub fn tracer_cell(&self) -> Arc<TracerCell> {
+        Arc::clone(&self.shared.tracer)
+    }
+
     /// What happened so far; the handle stays valid while the server runs.
     pub fn stats(&self) -> impl Fn() -> Stats + Send + Sync + Clone + 'static {
         let shared = Arc::clone(&self.shared);
         move || shared.metrics.stats()
-    }
-
-    /// What the server takes the tracer of each request from; it may be exchanged while the server runs.
-    pub fn tracer_cell(&self) -> Arc<TracerCell> {
-        Arc::clone(&self.shared.tracer)
     }
 
     /// Forgets what earlier requests left behind: prefixes and sessions. The handle stays valid while the server runs.

@@ -36,7 +36,7 @@ pub struct Measured {
     /// Its figures; what the receiver decodes is not among them yet.
     pub block: Block,
     /// By which the receiver tells its spans.
-    pub mark: u64,
+    pub mark: u32,
     /// Latencies end to end, in microseconds.
     pub latencies: Vec<f64>,
 }

@@ -9,8 +9,9 @@ use shared::time::Dur;
 use super::cpu::{self, Reading, Ticks};
 use super::model::{Arm, Health};
 use super::node::child::{Node, NodeError};
-use super::node::message::{Answer, Counters, Decoded, Order, Role, Start, Taken, Tracing};
+use super::node::message::{Answer, Counters, Order, Role, Start, Tracing};
 use super::place::Placement;
+use super::receiver::{Decoded, Taken};
 use crate::scenario::Scenario;
 
 /// What a fleet is made of.
@@ -196,7 +197,7 @@ impl Fleet {
     ///
     /// # Errors
     /// If the process does not answer, or something cannot be decoded.
-    pub fn decode(&mut self) -> Result<Vec<Decoded>, NodeError> {
+    pub fn decode(&mut self) -> Result<Decoded, NodeError> {
         match self.receiver.ask(&Order::Decode)? {
             Answer::Decoded(all) => Ok(all),
             other => Err(self.receiver.unexpected(&other)),

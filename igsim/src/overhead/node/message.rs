@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::overhead::model::{Health, Path};
+use crate::overhead::receiver::{Decoded, Taken};
 use crate::scenario::Scenario;
 
 /// What a process of the lab is.
@@ -97,7 +98,7 @@ pub enum Answer {
     /// What arrived.
     Taken(Taken),
     /// Everything that arrived.
-    Decoded(Vec<Decoded>),
+    Decoded(Decoded),
     /// It could not do what it was told.
     Failed(String),
 }
@@ -138,30 +139,4 @@ impl Counters {
             allocations: self.allocations.zip(before.allocations).map(|(now, then)| now - then),
         }
     }
-}
-
-/// What the receiver got since it was last asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taken {
-    /// The number of this answer; what was decoded is told by it.
-    pub mark: u64,
-    /// Export requests.
-    pub requests: u64,
-    /// Bytes of their bodies.
-    pub bytes: u64,
-}
-
-/// What the receiver got up to one mark, decoded.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Decoded {
-    /// The mark.
-    pub mark: u64,
-    /// Spans.
-    pub spans: u64,
-    /// Traces.
-    pub traces: u64,
-    /// Traces without exactly one root, or with a span whose parent is missing.
-    pub incomplete: u64,
-    /// How many traces have how many spans.
-    pub spans_per_trace: Vec<(u64, u64)>,
 }
