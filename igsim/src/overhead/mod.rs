@@ -4,6 +4,7 @@ pub mod allocations;
 pub mod analysis;
 pub mod bench;
 pub mod block;
+pub mod calibrate;
 pub mod cpu;
 pub mod distribution;
 pub mod fleet;

@@ -40,6 +40,24 @@ fn overheads_come_out_as_they_were_put_in() {
     assert!(floor.arms[0].estimates.is_empty() && floor.arms[0].arm == Arm::Off);
 }
 
+/// The whole way from blocks to interval, where arms of one round share references and the box drifts.
+#[test]
+fn intervals_hold_the_true_overhead_as_often_as_they_say() {
+    let (mut held, mut boot, mut all) = (0, 0, 0);
+    for seed in 0..40 {
+        let run = run(Regime::Saturation, 20, &all_arms(), &Noise { sd: 0.03, drift: 0.3 }, seed, |_| 1.0);
+        let analysis = Analysis::of(&run, TARGET);
+        for arm in analysis.regimes[0].arms.iter().skip(1) {
+            let found = arm.estimate(Statistic::GatewayRequestCpu).unwrap().overhead.unwrap();
+            held += usize::from(found.interval.contains(0.0));
+            boot += usize::from(found.bootstrap.unwrap().contains(0.0));
+            all += 1;
+        }
+    }
+    let share = |n: usize| n as f64 / f64::from(all);
+    assert!((0.92..=0.98).contains(&share(held)) && (0.92..=0.98).contains(&share(boot)), "{held} {boot} of {all}");
+}
+
 #[test]
 fn only_targeted_arms_decide() {
     let verdicts = |analysis: &Analysis| -> Vec<String> {
