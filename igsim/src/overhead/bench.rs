@@ -154,12 +154,7 @@ pub fn warm_up(regime: Regime) -> Pattern {
 }
 
 /// Mean latency in microseconds and answers per second with so many requests in flight.
-async fn closed(
-    fleet: &Fleet,
-    scenario: &Scenario,
-    clock: RunClock,
-    in_flight: u32,
-) -> Result<(f64, f64), BenchError> {
+async fn closed(fleet: &Fleet, scenario: &Scenario, clock: RunClock, in_flight: u32) -> Result<(f64, f64), BenchError> {
     let pattern = Pattern::Closed { in_flight, requests: TUNING, lengths: SMALL };
     let loader = loader(fleet, scenario, clock, pattern)?;
     let mut seen = (0.0, 0.0);

@@ -116,7 +116,8 @@ fn recover(fleet: &mut Fleet) -> Result<Moment, BlockError> {
 fn summarise(place: &Place, samples: &[Sample], own: &HashMap<String, Dur>) -> Block {
     let good = || samples.iter().filter(|s| s.ok());
     let us = Dur::as_micros_f64;
-    let e2e = |wanted: &dyn Fn(&Sample) -> bool| Summary::of(good().filter(|s| wanted(s)).map(|s| us(s.e2e())).collect());
+    let e2e =
+        |wanted: &dyn Fn(&Sample) -> bool| Summary::of(good().filter(|s| wanted(s)).map(|s| us(s.e2e())).collect());
     let added = good().filter_map(|s| Some(us(s.to_first_byte()?) - us(*own.get(&s.id)?)));
     let first = samples.iter().map(|s| s.intended).min().unwrap_or(Time::ZERO);
     let last = samples.iter().map(|s| s.last).max().unwrap_or(Time::ZERO);

@@ -187,7 +187,10 @@ mod tests {
         assert_eq!(on_cpu("1295378412 105908 3\n"), Some(1_295_378_412));
         assert_eq!(on_cpu(""), None);
         let status = "Name:\tigsim\nVmPeak:\t  803088 kB\nVmHWM:\t   21420 kB\nVmRSS:\t   20100 kB\n";
-        assert_eq!((kib(status, "VmHWM:"), kib(status, "VmRSS:"), kib(status, "VmPin:")), (Some(21_420), Some(20_100), None));
+        assert_eq!(
+            (kib(status, "VmHWM:"), kib(status, "VmRSS:"), kib(status, "VmPin:")),
+            (Some(21_420), Some(20_100), None)
+        );
         let before = Ticks::parse("cpu  962094 81543 132556 1203135 4989 0 4038 295 7 0\ncpu0 1 2 3\n").unwrap();
         let after = Ticks::parse("cpu  962144 81543 132556 1203175 4989 0 4038 305 9 0\ncpu0 1 2 3\n").unwrap();
         assert_eq!(after.steal_since(&before), 0.1);

@@ -91,8 +91,8 @@ impl From<LoadError> for LabError {
 pub trait Progress {
     /// A regime begins.
     fn regime(&mut self, setting: &Setting);
-    /// A block is done.
-    fn block(&mut self, block: &Block, rounds: u32);
+    /// A block is done, the last of its regime or not.
+    fn block(&mut self, block: &Block, rounds: u32, last: bool);
 }
 
 /// Runs everything that `spec` asks for, or as much as the user waits for.
@@ -182,15 +182,18 @@ impl<'a> Lab<'a> {
         }
         let loader = bench::loader(&self.fleet, &scenario, clock, pattern)?;
         let median = self.measure(&loader, self.warm_place())?.block.e2e.p50;
-        let order: Vec<_> = plan.order(Seed(spec.seed)).into_iter().map(|(r, arm)| (r, self.delayed(arm, median))).collect();
+        let order: Vec<_> =
+            plan.order(Seed(spec.seed)).into_iter().map(|(r, arm)| (r, self.delayed(arm, median))).collect();
         let mut done = Done { setting: self.setting.clone(), measured: Vec::new(), interrupted: false };
+        let blocks = order.len();
         for (place, (round, arm)) in order.into_iter().enumerate() {
+            let last = place + 1 == blocks;
             let place = Place { regime: plan.regime, round, place: place as u32, arm, number: 0 };
             let Some(measured) = self.undisturbed(&loader, &place, interrupt)? else {
                 done.interrupted = true;
                 break;
             };
-            progress.block(&measured.block, plan.rounds);
+            progress.block(&measured.block, plan.rounds, last);
             done.measured.push(measured);
         }
         done.keep_whole_rounds(plan);

@@ -15,4 +15,5 @@ pub mod node;
 pub mod place;
 pub mod plan;
 pub mod receiver;
+pub mod record;
 pub mod stats;

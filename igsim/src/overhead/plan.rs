@@ -68,9 +68,9 @@ impl RegimePlan {
 
     /// How long it takes, about.
     pub fn estimate(&self) -> Dur {
-        let blocks = (self.blocks_per_round() as u64 * u64::from(self.rounds) + 1).max(1);
-        let start = Dur::from_secs(4) + self.block.saturating_mul(3);
-        start + (self.block + around(self.regime)).saturating_mul(blocks)
+        let blocks = self.blocks_per_round() as f64 * f64::from(self.rounds) + 1.0;
+        let start = 4.0 + 3.0 * self.block.as_secs_f64();
+        Dur::from_secs_f64(start + (self.block + around(self.regime)).as_secs_f64() * blocks)
     }
 
     /// The arms in the order in which their blocks run, with their rounds.
@@ -106,7 +106,7 @@ fn one_round(arms: &[Arm], stream: &mut Stream) -> Vec<Arm> {
 /// the control, never the last arm of a regime, never rounds. False if it does not fit all the same.
 pub fn fit(plans: &mut [RegimePlan], budget: Dur) -> bool {
     loop {
-        let total = plans.iter().fold(Dur::ZERO, |sum, p| sum.saturating_add(p.estimate()));
+        let total = plans.iter().fold(Dur::ZERO, |sum, p| sum + p.estimate());
         if total <= budget {
             return true;
         }
@@ -189,7 +189,11 @@ mod tests {
             let order = plan.order(Seed(5));
             for round in 0..plan.rounds {
                 for arm in &plan.arms {
-                    assert_eq!(order.iter().filter(|block| **block == (round, arm.clone())).count(), 1, "{arm} {round}");
+                    assert_eq!(
+                        order.iter().filter(|block| **block == (round, arm.clone())).count(),
+                        1,
+                        "{arm} {round}"
+                    );
                 }
             }
             assert_eq!(order.len(), plan.blocks_per_round() * plan.rounds as usize + 1);

@@ -11,7 +11,6 @@ mod pipelines;
 mod receiver;
 
 use std::io::{self, BufRead, Write};
-use std::process::ExitCode;
 
 use message::{Answer, Order, Role, Start};
 use tokio::runtime::Runtime;
@@ -29,16 +28,15 @@ trait Node {
 }
 
 /// Runs a process of the lab until its standard input ends.
-pub fn main(role: Role) -> ExitCode {
+///
+/// # Errors
+/// If it cannot serve; the lab has been told the same.
+pub fn main(role: Role) -> Result<(), String> {
     let mut lines = io::stdin().lock().lines();
-    let Some(Ok(first)) = lines.next() else { return ExitCode::SUCCESS };
-    let (runtime, mut node) = match begin(role, &first) {
-        Ok(started) => started,
-        Err(problem) => {
-            say(&Answer::Failed(problem));
-            return ExitCode::from(3);
-        }
-    };
+    let Some(Ok(first)) = lines.next() else { return Ok(()) };
+    let (runtime, mut node) = begin(role, &first).inspect_err(|problem| {
+        say(&Answer::Failed(problem.clone()));
+    })?;
     say(&Answer::Serving(node.urls()));
     for line in lines.map_while(Result::ok) {
         let answer = serde_json::from_str::<Order>(&line)
@@ -50,7 +48,7 @@ pub fn main(role: Role) -> ExitCode {
     }
     node.stop(&runtime);
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 fn begin(role: Role, first: &str) -> Result<(Runtime, Box<dyn Node>), String> {
