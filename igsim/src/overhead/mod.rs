@@ -16,4 +16,5 @@ pub mod place;
 pub mod plan;
 pub mod receiver;
 pub mod record;
+pub mod soak;
 pub mod stats;

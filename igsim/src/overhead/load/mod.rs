@@ -22,7 +22,7 @@ use crate::workload::{Plan, Segment};
 use drive::{Connections, Drive, Pace};
 use request::Writer;
 
-/// The most requests of a block: they lie in memory, written out.
+/// The most requests of a block that is written out before it is sent.
 pub const MAX_REQUESTS: u64 = 1_000_000;
 /// The most requests in flight; what is due beyond that waits, and its wait counts.
 pub const MAX_IN_FLIGHT: u32 = 512;
@@ -234,8 +234,8 @@ impl Pattern {
     fn check(&self) -> Result<(), LoadError> {
         let out = |what, found: String, allowed: String| Err(LoadError::Range { what, found, allowed });
         let requests = self.requests();
-        if !(1..=MAX_REQUESTS).contains(&requests) {
-            return out("requests of a block", requests.to_string(), format!("1 to {MAX_REQUESTS} are allowed"));
+        if requests == 0 {
+            return out("requests of a block", requests.to_string(), "at least 1 is allowed".to_owned());
         }
         match self {
             Pattern::FixedRate { per_second, .. } | Pattern::Poisson { per_second, .. }
@@ -284,11 +284,16 @@ impl Loader {
     /// repeated needs a number of its own. Dropping the future ends the block: nothing more is sent, what is open is let go.
     ///
     /// # Errors
-    /// If the system has no thread to give.
+    /// If there are more than [`MAX_REQUESTS`], or the system has no thread to give.
     ///
     /// # Panics
     /// If the load thread did.
     pub async fn run(&self, block: u64) -> Result<Vec<Sample>, LoadError> {
+        let requests = self.inner.spec.pattern.requests();
+        if requests > MAX_REQUESTS {
+            let (what, found) = ("requests of a block", requests.to_string());
+            return Err(LoadError::Range { what, found, allowed: format!("at most {MAX_REQUESTS} are allowed") });
+        }
         let (done, samples) = tokio::sync::oneshot::channel();
         let stop = StopOnDrop::default();
         let (inner, flag) = (Arc::clone(&self.inner), Arc::clone(&stop.0));

@@ -239,8 +239,8 @@ fn loads_that_cannot_be_sent_are_refused() {
     check("/v1", closed(1, 1), "cannot send load to /v1: an http URL with a host is needed");
     check(here, closed(0, 1), "requests in flight: found 0, 1 to 512 are allowed");
     check(here, closed(513, 1), "requests in flight: found 513, 1 to 512 are allowed");
-    check(here, closed(1, 0), "requests of a block: found 0, 1 to 1000000 are allowed");
-    check(here, Pattern::Schedule(Arc::from([])), "requests of a block: found 0, 1 to 1000000 are allowed");
+    check(here, closed(1, 0), "requests of a block: found 0, at least 1 is allowed");
+    check(here, Pattern::Schedule(Arc::from([])), "requests of a block: found 0, at least 1 is allowed");
     check(here, fixed(0.0, 1), "requests per second: found 0, a number above 0 is allowed");
     check(here, fixed(f64::NAN, 1), "requests per second: found NaN, a number above 0 is allowed");
 }
