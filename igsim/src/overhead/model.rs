@@ -221,6 +221,11 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
+    /// Whether anything was recorded, sent or taken.
+    pub fn any(&self) -> bool {
+        *self != Telemetry::default()
+    }
+
     /// The sums of two blocks.
     pub fn plus(&self, other: &Telemetry) -> Telemetry {
         Telemetry {
