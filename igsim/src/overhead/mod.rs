@@ -8,6 +8,7 @@ pub mod calibrate;
 pub mod cpu;
 pub mod distribution;
 pub mod fleet;
+mod format;
 pub mod html;
 pub mod lab;
 pub mod load;
