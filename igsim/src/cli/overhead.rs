@@ -11,12 +11,13 @@ use shared::units::HumanDur;
 use super::{Failure, Format, Overrides};
 use crate::overhead::analysis::Analysis;
 use crate::overhead::calibrate::Calibration;
-use crate::overhead::distribution::Distributions;
 use crate::overhead::lab::{self, LabSpec, Outcome, Progress};
-use crate::overhead::model::{Arm, Block, Path as TracePath, Regime, Run, Setting};
+use crate::overhead::model::{Arm, Block, Path as TracePath, Regime, Setting};
 use crate::overhead::node::{self, message::Role};
 use crate::overhead::plan::{self, Extent, Extras, RegimePlan};
 use crate::overhead::record::{self, Recorded, Report};
+use crate::overhead::soak::{self, Glance, SoakSpec};
+use crate::overhead::{html, table};
 use crate::run::interrupt::Interrupt;
 use crate::run::output::print;
 use crate::scenario::Scenario;
@@ -64,6 +65,35 @@ enum OverheadCommand {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+    /// Send short requests for minutes: does anything fail, grow or get lost?
+    #[command(after_help = "Example: igsim overhead soak --rate 1000 --duration 10m --sampling 0.1")]
+    Soak(SoakArgs),
+}
+
+#[derive(Debug, Args)]
+struct SoakArgs {
+    /// Scenario file: the fleet, whose engines answer at once here. A small built-in one if not given.
+    scenario: Option<PathBuf>,
+    /// Requests per second, at random intervals.
+    #[arg(long, value_name = "N", default_value_t = 1_000.0, value_parser = rate)]
+    rate: f64,
+    /// How long.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    duration: HumanDur,
+    /// Share of traces to record, 0 to 1.
+    #[arg(long, value_name = "R", default_value_t = 0.1, value_parser = super::ratio)]
+    sampling: f64,
+    /// How spans are recorded and encoded.
+    #[arg(long, value_enum, default_value_t = TracePath::Deferred)]
+    path: TracePath,
+    /// Seed of arrivals and prompts.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
 }
 
 #[derive(Debug, Args)]
@@ -133,6 +163,7 @@ pub(super) fn overhead(args: OverheadArgs) -> Result<(), Failure> {
             conclude(&recorded, target, out.as_deref(), format)
         }
         Some(OverheadCommand::Calibrate { run, seed, format }) => calibrate(&run, seed, format),
+        Some(OverheadCommand::Soak(args)) => soak(&args),
     }
 }
 
@@ -147,10 +178,10 @@ fn calibrate(run: &Path, seed: u64, format: Format) -> Result<(), Failure> {
 }
 
 fn measure(args: &MeasureArgs) -> Result<(), Failure> {
-    let scenario = scenario(args)?;
+    let scenario = scenario(args.scenario.as_deref(), &args.overrides)?;
     let (plans, note) = plans(args);
     let spec = LabSpec {
-        binary: std::env::current_exe().map_err(|e| Failure::run(format!("cannot find igsim itself: {e}")))?,
+        binary: itself()?,
         scenario,
         plans,
         seed: args.seed,
@@ -176,9 +207,34 @@ fn measure(args: &MeasureArgs) -> Result<(), Failure> {
     concluded
 }
 
-fn scenario(args: &MeasureArgs) -> Result<Scenario, Failure> {
-    let set = &args.overrides.set;
-    let loaded = match &args.scenario {
+fn soak(args: &SoakArgs) -> Result<(), Failure> {
+    let spec = SoakSpec {
+        binary: itself()?,
+        scenario: scenario(args.scenario.as_deref(), &args.overrides)?,
+        rate: args.rate,
+        duration: args.duration.get(),
+        path: args.path,
+        ratio: args.sampling,
+        seed: args.seed,
+    };
+    let interrupt = Interrupt::listen();
+    let mut lines = Lines::new();
+    let report = soak::run(&spec, &interrupt, &mut |glance| lines.glance(&glance)).map_err(Failure::run)?;
+    match args.format {
+        Format::Text => print(&format!("{report}\n")),
+        Format::Json => print(&json(&report)?),
+    }
+    if report.problems().is_empty() { Ok(()) } else { Err(Failure::Expectation) }
+}
+
+/// The program whose hidden command the processes of the lab are.
+fn itself() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|e| Failure::run(format!("cannot find igsim itself: {e}")))
+}
+
+fn scenario(path: Option<&Path>, overrides: &Overrides) -> Result<Scenario, Failure> {
+    let set = &overrides.set;
+    let loaded = match path {
         Some(path) => crate::scenario::load(path, set)?,
         None => shared::config::load_str::<Scenario>("scenarios/overhead.yaml", SCENARIO, set)?,
     };
@@ -240,38 +296,14 @@ fn conclude(recorded: &Recorded, target: f64, out: Option<&Path>, format: Format
     let analysis = Analysis::of(run, target);
     let report = Report { run, analysis: &analysis };
     match format {
-        Format::Text => print(&text(run, &analysis)),
+        Format::Text => print(&table::text(run, &analysis)),
         Format::Json => print(&json(&report)?),
     }
     if let Some(dir) = out {
-        record::write_report(dir, &report, page(run, &analysis, distributions).as_deref()).map_err(Failure::run)?;
+        let page = html::page(run, &analysis, distributions);
+        record::write_report(dir, &report, &page).map_err(Failure::run)?;
     }
     if analysis.failed() { Err(Failure::Expectation) } else { Ok(()) }
-}
-
-fn text(_: &Run, analysis: &Analysis) -> String {
-    let mut out = String::new();
-    for regime in &analysis.regimes {
-        for arm in &regime.arms {
-            out.push_str(&format!("{} {}: {:?}\n", regime.regime.name(), arm.arm, arm.cpu));
-            for e in &arm.estimates {
-                if let Some(o) = &e.overhead {
-                    out.push_str(&format!(
-                        "    {:?} {:+.2} % {:?} {:?}\n",
-                        e.statistic,
-                        100.0 * o.value,
-                        o.interval,
-                        e.role
-                    ));
-                }
-            }
-        }
-    }
-    out
-}
-
-fn page(_: &Run, _: &Analysis, _: &Distributions) -> Option<String> {
-    None
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
@@ -294,6 +326,32 @@ impl Lines {
     }
 }
 
+impl Lines {
+    /// Whether a line is due, and what begins and ends it.
+    fn due(&mut self) -> Option<(&'static str, &'static str)> {
+        if self.terminal {
+            return Some(("\r\x1b[K", ""));
+        }
+        let now = self.clock.now();
+        let due = now.since(self.said) >= LINE_EVERY;
+        self.said = if due { now } else { self.said };
+        due.then_some(("", "\n"))
+    }
+
+    fn glance(&mut self, glance: &Glance) {
+        let Glance { elapsed, ended, failed, gateway_kib, engine_kib } = glance;
+        if let Some((start, end)) = self.due() {
+            let seconds = elapsed.as_secs_f64();
+            let memory = format!("gateway {:.1} MiB, engines {:.1} MiB", mib(*gateway_kib), mib(*engine_kib));
+            eprint!("{start}{seconds:.0} s: {ended} requests ended, {failed} failed; {memory}{end}");
+        }
+    }
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
 impl Progress for Lines {
     fn regime(&mut self, setting: &Setting) {
         let Setting { regime, requests, load, placement, schedule_delay_ms, .. } = setting;
@@ -305,17 +363,25 @@ impl Progress for Lines {
 
     fn block(&mut self, block: &Block, rounds: u32, last: bool) {
         let (name, arm, round) = (block.regime.name(), &block.arm, block.round + 1);
-        let (start, end) = if self.terminal { ("\r\x1b[K", if last { "\r\x1b[K" } else { "" }) } else { ("", "\n") };
+        let clear = if self.terminal { "\r\x1b[K" } else { "" };
         if block.failed > 0 {
-            eprintln!("{start}{name}: round {round}: {arm}: {} requests failed", block.failed);
+            eprintln!("{clear}{name}: round {round}: {arm}: {} requests failed", block.failed);
         }
-        if self.terminal || self.clock.now().since(self.said) >= LINE_EVERY {
+        if last {
+            eprint!("{clear}");
+        } else if let Some((start, end)) = self.due() {
             let (p50, cpu) = (block.e2e.p50, block.cpu.gateway());
             eprint!(
                 "{start}{name}: round {round} of {rounds}: {arm}: p50 {p50:.0} us, gateway CPU {cpu:.0} us a request{end}"
             );
-            self.said = self.clock.now();
         }
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 100_000.0 => Ok(rate),
+        Ok(_) | Err(_) => Err("expected requests per second, above 0 and at most 100000".to_owned()),
     }
 }
 

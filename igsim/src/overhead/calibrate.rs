@@ -280,7 +280,13 @@ mod tests {
     fn blocks_with_little_noise_and_drift_calibrate() {
         let noise = Noise { sd: 0.03, drift: 0.3 };
         let found = calibrated(4, &noise, 1);
-        insta::assert_snapshot!(found.text(), @"");
+        insta::assert_snapshot!(found.text(), @r"
+        calibration  1000 relabellings of the off blocks, verdicts against 5 %
+                                  rounds    0 in interval      FAIL at 0 %     FAIL at +2 %     PASS at +5 %    FAIL at +10 %
+        required                                  92-98 %        below 1 %        below 1 %      at most 4 %    at least 80 %
+        saturation gateway CPU        20        94.7 % ok         0.0 % ok         0.0 % ok         2.0 % ok        99.7 % ok
+        every bound holds
+        ");
         assert!(found.holds());
         assert_eq!(calibrated(4, &noise, 1), found);
     }
@@ -310,7 +316,13 @@ mod tests {
     fn too_few_rounds_calibrate_nothing() {
         let run = run(Regime::Saturation, 3, &[Arm::Control], &Noise { sd: 0.02, drift: 0.0 }, 3, |_| 1.0);
         let found = Calibration::of(&run, 1);
-        insta::assert_snapshot!(found.text(), @"");
+        insta::assert_snapshot!(found.text(), @r"
+        calibration  1000 relabellings of the off blocks, verdicts against 5 %
+                                  rounds    0 in interval      FAIL at 0 %     FAIL at +2 %     PASS at +5 %    FAIL at +10 %
+        required                                  92-98 %        below 1 %        below 1 %      at most 4 %    at least 80 %
+        left out  saturation: 0 rounds have three off blocks or more, 5 are needed at least
+        nothing to calibrate
+        ");
         assert!(!found.holds());
     }
 }

@@ -38,7 +38,7 @@ impl Regime {
 }
 
 /// How spans are recorded and encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Path {
     /// The OpenTelemetry SDK at once: Tracer, ParentBased, BatchSpanProcessor, opentelemetry-otlp.
@@ -221,6 +221,11 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
+    /// Whether anything was recorded, sent or taken.
+    pub fn any(&self) -> bool {
+        *self != Telemetry::default()
+    }
+
     /// The sums of two blocks.
     pub fn plus(&self, other: &Telemetry) -> Telemetry {
         Telemetry {

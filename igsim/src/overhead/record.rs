@@ -84,11 +84,11 @@ pub fn write_run(dir: &Path, recorded: &Recorded) -> Result<(), RecordError> {
 ///
 /// # Errors
 /// What the system says.
-pub fn write_report(dir: &Path, report: &Report<'_>, page: Option<&str>) -> Result<(), RecordError> {
+pub fn write_report(dir: &Path, report: &Report<'_>, page: &str) -> Result<(), RecordError> {
     let path = dir.join(REPORT_FILE);
     let text = serde_json::to_string_pretty(report).map_err(|e| RecordError::of(&path, e))?;
     write_whole(&path, text.as_bytes())?;
-    page.map_or(Ok(()), |page| write_whole(&dir.join(PAGE_FILE), page.as_bytes()))
+    write_whole(&dir.join(PAGE_FILE), page.as_bytes())
 }
 
 /// Under another name first, so that no reader sees half a file.

@@ -45,6 +45,8 @@ pub struct RegimeAnalysis {
     pub rounds: usize,
     /// Blocks repeated because of steal time.
     pub repeated: u64,
+    /// The gateway's peak resident memory by the end of the regime, in KiB.
+    pub peak_rss_kib: u64,
     /// Every arm, `off` and its control first.
     pub arms: Vec<ArmAnalysis>,
     /// Secondary comparisons among which p-values and intervals are adjusted.
@@ -223,6 +225,7 @@ impl RegimeAnalysis {
             regime,
             rounds: rounds.len(),
             repeated: blocks.iter().map(|b| u64::from(b.repeated)).sum(),
+            peak_rss_kib: blocks.iter().map(|b| b.peak_rss_kib).max().unwrap_or(0),
             arms: compared.into_iter().map(finish).collect(),
             family,
         })
