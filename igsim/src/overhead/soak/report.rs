@@ -260,7 +260,7 @@ mod tests {
           sent late   mean 30 us  p50 29  p95 60  p99 90  max 400
         spans     2400 made = 2400 exported + 0 dropped
         receiver  2400 spans, 100 whole traces of 100 sampled (100 of 24 spans)
-        memory    gateway  50100 KiB at the end, peak 60000 KiB, +9.8 KiB/min [+9.5, +10.2] after 120 s
+        memory    gateway  50100 KiB at the end, peak 60000 KiB, +9.8 KiB/min [+9.6, +10.1] after 120 s
         memory    engines  50000 KiB at the end, peak 70000 KiB, too short to tell its growth
         ");
     }
