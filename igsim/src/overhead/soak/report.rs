@@ -70,7 +70,6 @@ pub struct Spans {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Received {
     /// Spans and traces.
-    #[serde(flatten)]
     pub marked: Marked,
     /// Acknowledged requests that it had no room for.
     pub not_kept: u64,
