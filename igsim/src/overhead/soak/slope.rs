@@ -2,6 +2,8 @@
 //!
 //! Knows only numbers.
 
+use std::f64::consts::PI;
+
 use serde::{Deserialize, Serialize};
 
 use crate::overhead::stats::{Interval, LEVEL, student_quantile};
@@ -24,17 +26,13 @@ impl Slope {
     /// The least-squares line through `points` of (time, value), in order of time; `None` with fewer than 8 or without any
     /// extent in time.
     ///
-    /// The standard error is that of Newey and West (1987): residuals up to `L` points apart are taken as correlated, with
-    /// Bartlett's weights, `L = floor(4 (n/100)^(2/9))` (Newey and West 1994), times `n / (n-2)`; quantiles are Student's with
-    /// `n - 2` degrees of freedom. With some fifty points and a correlation of 0.5 between neighbours the interval covers
-    /// the slope in about 89 % of cases instead of 95 %, and one for independent residuals in about 76 % (both by the
-    /// simulation in the tests).
+    /// Neighbours in time resemble each other, which least squares alone would take for precision. The variance is the
+    /// equal-weighted cosine estimate of Lazarus, Lewis, Stock and Watson ("HAR Inference: Recommendations for Practice",
+    /// 2018): of the scores `(x - mean) e / (1 - leverage)`, the first `B = floor(0.4 n^(2/3))` cosine transforms, with Student's quantiles of
+    /// `B` degrees of freedom. With 48 points, 95 % intervals cover the slope in 91 % of cases where neighbours are
+    /// independent and in 91 % where they are correlated by 0.5; intervals for independent residuals would in 75 %
+    /// then (simulated in the tests).
     pub fn of(points: &[(f64, f64)]) -> Option<Slope> {
-        let lag = (4.0 * (points.len() as f64 / 100.0).powf(2.0 / 9.0)) as usize;
-        Slope::with_lag(points, lag)
-    }
-
-    fn with_lag(points: &[(f64, f64)], lag: usize) -> Option<Slope> {
         let n = points.len() as f64;
         let mean = |pick: fn(&(f64, f64)) -> f64| points.iter().map(pick).sum::<f64>() / n;
         let (x_mean, y_mean) = (mean(|p| p.0), mean(|p| p.1));
@@ -43,17 +41,26 @@ impl Slope {
             return None;
         }
         let value = points.iter().map(|(x, y)| (x - x_mean) * (y - y_mean)).sum::<f64>() / extent;
-        let score = |(x, y): &(f64, f64)| (x - x_mean) * (y - y_mean - value * (x - x_mean));
+        // Points far from the middle pull the line towards themselves: their residuals are that much too small (HC3).
+        let pull = |x: f64| 1.0 / n + (x - x_mean).powi(2) / extent;
+        let score = |(x, y): &(f64, f64)| (x - x_mean) * (y - y_mean - value * (x - x_mean)) / (1.0 - pull(*x));
         let scores: Vec<f64> = points.iter().map(score).collect();
-        let covariance = |l: usize| scores.iter().zip(&scores[l..]).map(|(a, b)| a * b).sum::<f64>();
-        let weight = |l: usize| 1.0 - l as f64 / (lag + 1) as f64;
-        let long_run = covariance(0) + 2.0 * (1..=lag).map(|l| weight(l) * covariance(l)).sum::<f64>();
-        // Bartlett's weights cannot make it negative; rounding can.
-        let error = (long_run.max(0.0) * n / (n - 2.0)).sqrt() / extent;
-        let reach = error * student_quantile(n - 2.0, 0.5 + LEVEL / 2.0);
+        let terms = (0.4 * n.powf(2.0 / 3.0)).floor();
+        let error = (n * long_run_variance(&scores, terms as u32)).sqrt() / extent;
+        let reach = error * student_quantile(terms, 0.5 + LEVEL / 2.0);
         let interval = Interval { low: value - reach, high: value + reach };
         Some(Slope { value, interval, points: points.len() })
     }
+}
+
+/// The mean square of the first `terms` cosine transforms.
+fn long_run_variance(scores: &[f64], terms: u32) -> f64 {
+    let n = scores.len() as f64;
+    let transform = |j: u32| {
+        let wave = |i: usize| (PI * f64::from(j) * (i as f64 + 0.5) / n).cos();
+        (2.0 / n).sqrt() * scores.iter().enumerate().map(|(i, score)| score * wave(i)).sum::<f64>()
+    };
+    (1..=terms).map(|j| transform(j).powi(2)).sum::<f64>() / f64::from(terms)
 }
 
 /// Medians of the values in each `width` of time, at its middle. Values of a part that is not over are left out.
@@ -94,55 +101,47 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_is_that_of_newey_and_west() {
-        // Values computed by hand from the definition, with exact fractions: residuals of an alternating sequence around its
-        // line, whose neighbours are opposed, so that every lag narrows the interval.
-        let y = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0];
-        let points: Vec<_> = y.iter().enumerate().map(|(i, y)| (i as f64, *y)).collect();
-        // x - mean = -4..4, extent 60, slope 0, residuals y - 1/9; scores (x - mean)(y - 1/9).
-        let residual = |i: usize| y[i] - 1.0 / 9.0;
-        let score = |i: usize| (i as f64 - 4.0) * residual(i);
-        let s0: f64 = (0..9).map(|i| score(i).powi(2)).sum();
-        let s1: f64 = (0..8).map(|i| score(i) * score(i + 1)).sum();
-        // t with 7 degrees of freedom, 97.5 %: 2.3646 (any table).
-        let half = |long_run: f64| 2.364_624 * (long_run * 9.0 / 7.0).sqrt() / 60.0;
-        for (lag, long_run) in [(0, s0), (1, s0 + s1)] {
-            let slope = Slope::with_lag(&points, lag).unwrap();
-            assert!(slope.value.abs() < 1e-12);
-            assert!((slope.interval.half() / half(long_run) - 1.0).abs() < 1e-5, "lag {lag}: {slope:?}");
+    fn the_variance_is_that_of_the_cosine_estimate() {
+        // Scores that are one cosine: its transform is sqrt(n/2) and all others are zero (orthogonality of the DCT-II).
+        let wave: Vec<f64> = (0..32).map(|i| (PI * 2.0 * (f64::from(i) + 0.5) / 32.0).cos()).collect();
+        for (terms, expect) in [(1, 0.0), (2, 8.0), (4, 4.0)] {
+            assert!((long_run_variance(&wave, terms) - expect).abs() < 1e-9, "{terms} terms");
         }
-        assert!(s1 < 0.0);
     }
 
-    /// Share of runs of `n` values with a correlation of `rho` between neighbours whose interval holds the true slope.
-    fn coverage(n: usize, rho: f64, lag: Option<usize>) -> f64 {
+    /// Of runs of 48 values with a correlation of `rho` between neighbours, the share whose interval holds the true slope; that
+    /// of this module, and the textbook's for independent residuals.
+    fn coverage(rho: f64) -> (f64, f64) {
+        const N: usize = 48;
         let mut stream = Seed(11).stream("soak/slope");
         let mut draw = || -> f64 { StandardNormal.sample(stream.rng()) };
-        let holds = |points: &[(f64, f64)]| {
-            let slope = lag.map_or_else(|| Slope::of(points), |lag| Slope::with_lag(points, lag)).unwrap();
-            slope.interval.contains(0.3)
-        };
-        let runs = 2_000;
-        let mut held = 0;
-        for _ in 0..runs {
+        let (mut own, mut textbook) = (0, 0);
+        for _ in 0..2_000 {
             let mut noise = draw() / (1.0 - rho * rho).sqrt();
-            let points: Vec<_> = (0..n)
+            let points: Vec<_> = (0..N)
                 .map(|i| {
                     noise = rho * noise + draw();
                     (i as f64, 0.3 * i as f64 + noise)
                 })
                 .collect();
-            held += usize::from(holds(&points));
+            let slope = Slope::of(&points).unwrap();
+            own += usize::from(slope.interval.contains(0.3));
+            let intercept = points.iter().map(|(x, y)| y - slope.value * x).sum::<f64>() / N as f64;
+            let squares: f64 = points.iter().map(|(x, y)| (y - intercept - slope.value * x).powi(2)).sum();
+            let extent = (N * (N * N - 1)) as f64 / 12.0;
+            let error = (squares / (N - 2) as f64 / extent).sqrt();
+            textbook += usize::from((slope.value - 0.3).abs() <= 2.0129 * error);
         }
-        held as f64 / runs as f64
+        (own as f64 / 2_000.0, textbook as f64 / 2_000.0)
     }
 
     #[test]
     fn the_interval_covers_what_its_documentation_says() {
-        let (white, correlated, naive) = (coverage(48, 0.0, None), coverage(48, 0.5, None), coverage(48, 0.5, Some(0)));
-        assert!((0.90..0.96).contains(&white), "{white}");
-        assert!((0.86..0.92).contains(&correlated), "{correlated}");
-        assert!((0.72..0.80).contains(&naive), "{naive}");
+        let shown = [0.0, 0.5].map(coverage).map(|(own, textbook)| format!("{own:.3} {textbook:.3}"));
+        insta::assert_snapshot!(shown.join("\n"), @r"
+        0.911 0.943
+        0.907 0.749
+        ");
     }
 
     #[test]
