@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use shared::ids::{InstanceId, RequestId, TraceId};
 use shared::trace::record::{Folded, Head, Sink};
+use shared::trace::{Span, Value};
 use shared::trace::registry::{Registry, Requirement};
 use shared::trace::span::Attr;
 use shared::trace::{Status, Trail};

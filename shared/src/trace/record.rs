@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::Time;
-use crate::trace::span::{Kind, Span, Status};
+use crate::trace::fold::{self, Fold, Form};
+use crate::trace::span::Span;
 
 /// The most facts a record holds; further ones are counted on the root span.
 pub const MAX_FACTS: usize = 256;
@@ -17,15 +18,25 @@ pub const MAX_BYTES: usize = 16 * 1024;
 /// Room kept for facts that say how a request ended.
 const RESERVED: usize = 16;
 
-/// Facts of one component. `fold` is the one place where that component's span names and attributes are set.
+/// Facts of one component. Its [`Fold`] is the one place where that component's span names and attributes are set.
 pub trait Fact: Sized + Send + 'static {
+    /// The fold of these facts, into any form.
+    type Fold<S: Form>: Fold<Self, S>;
+
     /// Whether the fact says how the request ended: such facts find room in a record that is otherwise full.
     fn is_final(&self) -> bool {
         false
     }
 
-    /// Turns the facts of one finished record into spans, the service's outermost span first.
-    fn fold(record: &Record<Self>, out: &mut Vec<Span>);
+    /// Whether later notes may amend the fact ([`Trail::amend`]): a recorder that folds at once holds it back meanwhile.
+    fn is_amendable(&self) -> bool {
+        false
+    }
+
+    /// Whether no note after this fact amends one from before it.
+    fn settles(&self) -> bool {
+        false
+    }
 }
 
 /// What a record knows from the start.
@@ -47,6 +58,13 @@ pub struct Head {
     pub detail: u8,
 }
 
+impl Head {
+    /// The id of the `n`-th inner span; `n` starts at 0.
+    pub fn inner_id(&self, n: usize) -> SpanId {
+        self.span_id.derive(n as u64)
+    }
+}
+
 /// The facts of one request, in the order in which they were noted.
 #[derive(Debug)]
 pub struct Record<F> {
@@ -63,44 +81,9 @@ pub struct Record<F> {
 }
 
 impl<F> Record<F> {
-    /// A span of this record: `span_id` under `parent`, to be completed by the caller.
-    pub fn span(
-        &self,
-        name: &'static str,
-        kind: Kind,
-        parent: Option<SpanId>,
-        span_id: SpanId,
-        start: Time,
-        end: Time,
-    ) -> Span {
-        Span {
-            trace_id: self.head.trace_id,
-            span_id,
-            parent,
-            parent_is_remote: false,
-            tracestate: self.head.tracestate.clone(),
-            instance: self.head.instance,
-            name: name.into(),
-            kind,
-            start,
-            end: end.max(start),
-            attrs: Vec::new(),
-            events: Vec::new(),
-            links: Vec::new(),
-            status: Status::Unset,
-        }
-    }
-
-    /// The service's outermost span, under the caller's span.
-    pub fn outermost(&self, name: &'static str, kind: Kind, end: Time) -> Span {
-        let mut span = self.span(name, kind, self.head.parent, self.head.span_id, self.head.opened, end);
-        span.parent_is_remote = self.head.parent.is_some();
-        span
-    }
-
-    /// The id of the `n`-th inner span; `n` starts at 0.
-    pub fn inner_id(&self, n: usize) -> SpanId {
-        self.head.span_id.derive(n as u64)
+    /// How it ended.
+    pub fn ending(&self) -> Ending {
+        Ending { closed: self.closed, abandoned: self.abandoned, cut: self.cut }
     }
 
     const CAPACITY: usize = {
@@ -135,10 +118,10 @@ impl<F: Fact> Closed for Record<F> {
         &self.head
     }
     fn ending(&self) -> Ending {
-        Ending { closed: self.closed, abandoned: self.abandoned, cut: self.cut }
+        Record::ending(self)
     }
     fn fold(&self, out: &mut Vec<Span>) {
-        F::fold(self, out);
+        fold::fold(self, out);
     }
 }
 
@@ -313,20 +296,37 @@ impl Sink for Folded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::fold::{Cx, Draft};
+    use crate::trace::span::Kind;
 
     struct Tick(u32);
     impl Tick {
         const FINAL: u32 = 999_999;
     }
     impl Fact for Tick {
+        type Fold<S: Form> = Ticks;
         fn is_final(&self) -> bool {
             self.0 == Tick::FINAL
         }
-        fn fold(record: &Record<Tick>, out: &mut Vec<Span>) {
-            let mut root = record.outermost("root", Kind::Server, record.closed);
-            root.set("facts", record.facts.len() as u64).set("cut", record.cut).set("abandoned", record.abandoned);
-            root.set_some("last", record.facts.last().map(|(_, f)| f.0));
-            out.push(root);
+    }
+    struct Ticks {
+        count: u32,
+        last: Option<u32>,
+    }
+    impl<S: Form> Fold<Tick, S> for Ticks {
+        fn begin(_: &mut Cx<'_, S>) -> Ticks {
+            Ticks { count: 0, last: None }
+        }
+        fn fact(&mut self, _: &mut Cx<'_, S>, _: Time, fact: &Tick) {
+            self.count += 1;
+            self.last = Some(fact.0);
+        }
+        fn end(self, cx: &mut Cx<'_, S>, ending: &Ending) {
+            let mut root = cx.outermost("root", Kind::Server);
+            root.set_end(ending.closed);
+            root.set("facts", self.count).set("cut", ending.cut).set("abandoned", ending.abandoned);
+            root.set_some("last", self.last);
+            cx.emit(root);
         }
     }
 
