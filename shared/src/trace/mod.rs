@@ -8,6 +8,7 @@ mod cell;
 pub mod check;
 pub mod config;
 pub mod context;
+mod eager;
 mod env;
 pub mod exporter;
 pub mod fold;
