@@ -3,11 +3,9 @@
 //! Names, keys and units are those of `registry/vllm.yaml`. Facts come in the order in which they were noted, which is not quite
 //! the order of their times: a step's execution is noted when its outputs are handled.
 
-use std::borrow::Cow;
-
 use shared::ids::SpanId;
 use shared::time::{Dur, Time};
-use shared::trace::{Fact, Kind, Record, Span, Value};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 
 use crate::core::facts::{
     AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FinishFact, QueueReason, StepFact, TokenTimes,
@@ -15,6 +13,8 @@ use crate::core::facts::{
 use crate::core::sequence::FinishReason;
 
 impl Fact for EngineFact {
+    type Fold<S: Form> = EngineFold<S::Draft>;
+
     fn is_final(&self) -> bool {
         match self {
             EngineFact::FirstWrite
@@ -37,29 +37,37 @@ impl Fact for EngineFact {
         }
     }
 
-    fn fold(record: &Record<EngineFact>, out: &mut Vec<Span>) {
-        let mut fold = Fold::new(record);
-        for (at, fact) in &record.facts {
-            fold.take(*at, fact);
-        }
-        fold.finish(out);
+    fn is_amendable(&self) -> bool {
+        matches!(self, EngineFact::Decoded(_) | EngineFact::DecodeTimes(_))
+    }
+
+    fn settles(&self) -> bool {
+        // A token that was on its way when its request was preempted still belongs to the run before.
+        matches!(self, EngineFact::Prefilled(_) | EngineFact::Finished(_))
     }
 }
 
 /// How a request ended for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+enum Ended {
     /// Not yet known, or simply at the end of the record.
     Open,
     Written(Time),
     Aborted(Time),
 }
 
-struct Fold<'a> {
-    record: &'a Record<EngineFact>,
-    root: Span,
-    inner: Vec<Span>,
-    ending: Ending,
+/// Spans under construction. `D` is a span in the form that the recorder asks for.
+pub struct EngineFold<D> {
+    opened: Time,
+    root: D,
+    inner: Vec<D>,
+    /// Whether the root has an `error.type`, and whether the engine said how it finished.
+    failed: bool,
+    finished: bool,
+    /// Inner spans so far, those of levels not wanted included, and the latest end of any.
+    drawn: usize,
+    last: Time,
+    ending: Ended,
     /// When the tokens were ready.
     inputs: Option<Time>,
     /// The wait under way.
@@ -73,13 +81,17 @@ struct Fold<'a> {
     first_write: Option<Time>,
 }
 
-impl<'a> Fold<'a> {
-    fn new(record: &'a Record<EngineFact>) -> Fold<'a> {
-        Fold {
-            record,
-            root: record.outermost("vllm.engine.request", Kind::Server, record.closed),
+impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
+    fn begin(cx: &mut Cx<'_, S>) -> Self {
+        EngineFold {
+            opened: cx.head.opened,
+            root: cx.outermost("vllm.engine.request", Kind::Server),
             inner: Vec::with_capacity(16),
-            ending: Ending::Open,
+            failed: false,
+            finished: false,
+            drawn: 0,
+            last: cx.head.opened,
+            ending: Ended::Open,
             inputs: None,
             queue: None,
             pass: None,
@@ -89,14 +101,14 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn take(&mut self, at: Time, fact: &EngineFact) {
+    fn fact(&mut self, cx: &mut Cx<'_, S>, at: Time, fact: &EngineFact) {
         match fact {
             EngineFact::Received { model, request, operation } => {
                 self.root
                     .set("gen_ai.operation.name", operation.as_str())
                     .set("gen_ai.provider.name", "vllm")
-                    .set("gen_ai.request.model", model.clone())
-                    .set("gen_ai.request.id", request.as_str().to_owned());
+                    .set("gen_ai.request.model", model)
+                    .set("gen_ai.request.id", Val::Text(request.as_str()));
             }
             EngineFact::Asked { max_tokens, temperature, top_p, n, priority } => {
                 // vLLM leaves out what is zero.
@@ -109,53 +121,113 @@ impl<'a> Fold<'a> {
                     .set_some("vllm.request.priority", *priority);
             }
             EngineFact::Adapter(name) => {
-                self.root.set("vllm.lora.name", name.clone());
+                self.root.set("vllm.lora.name", name);
             }
             EngineFact::InputsProcessed { started, prompt_tokens, truncated } => {
-                self.inputs_processed(at, *started, *prompt_tokens, *truncated);
+                self.inputs_processed(cx, at, *started, *prompt_tokens, *truncated);
             }
             EngineFact::FirstWrite => self.first_write = Some(at),
-            EngineFact::LastWrite => self.ending = Ending::Written(at),
-            EngineFact::Aborted => self.ending = Ending::Aborted(at),
+            EngineFact::LastWrite => self.ending = Ended::Written(at),
+            EngineFact::Aborted => self.ending = Ended::Aborted(at),
             EngineFact::Failed { error_type, http_status } => self.failed(error_type, *http_status),
-            EngineFact::Queued { reason, position, running } => self.queued(at, *reason, *position, *running),
-            EngineFact::Scheduled(step) => self.scheduled(at, step),
-            EngineFact::Admitted(admit) => self.admitted(at, admit),
-            EngineFact::Allocated(allocate) => self.allocated(at, allocate),
-            EngineFact::Prefilled(step) => self.prefilled(at, step),
-            EngineFact::Decoded(run) => self.decoded(at, run),
+            EngineFact::Queued { reason, position, running } => self.queued(cx, at, *reason, *position, *running),
+            EngineFact::Scheduled(step) => self.scheduled(cx, at, step),
+            EngineFact::Admitted(admit) => self.admitted(cx, at, admit),
+            EngineFact::Allocated(allocate) => self.allocated(cx, at, allocate),
+            EngineFact::Prefilled(step) => self.prefilled(cx, at, step),
+            EngineFact::Decoded(run) => self.decoded(cx, at, run),
             EngineFact::DecodeTimes(times) => self.decode_times(times),
             EngineFact::Preempted => {
-                self.root.event("vllm.preempted", at, Vec::new());
+                self.root.event("vllm.preempted", at, &[]);
             }
             EngineFact::Finished(end) => self.finished(at, end),
         }
     }
 
-    /// Starts a span under the request's; returns its place.
-    fn child(&mut self, name: &'static str, start: Time, end: Time) -> usize {
-        self.span(name, self.record.head.span_id, start, end)
+    fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
+        let end = match self.ending {
+            Ended::Open => ending.closed,
+            Ended::Written(at) | Ended::Aborted(at) => at,
+        };
+        // What was noted has happened, so the request spans it all; only an abort is the end whatever the engine still does.
+        let end = match self.ending {
+            Ended::Open | Ended::Written(_) => end.max(self.last),
+            Ended::Aborted(_) => end,
+        };
+        let end = end.max(self.opened);
+        self.leave_queue(cx, end);
+        self.root.set_end(end);
+        if matches!(self.ending, Ended::Aborted(_)) {
+            // The caller has left: its own span may have ended before the engine could handle that.
+            self.root.set("vllm.late", true);
+        }
+        self.latencies(end);
+        // A failure noted before is the better reason.
+        if ending.abandoned && !self.failed {
+            self.root.fail("abandoned", "the request was never finished");
+        }
+        self.root.set_some("vllm.record.facts_cut", (ending.cut > 0).then_some(ending.cut));
+        cx.emit(self.root);
+        for mut span in self.inner {
+            if span.end() > end {
+                span.set("vllm.late", true);
+            }
+            cx.emit(span);
+        }
+    }
+}
+
+impl<D: Draft> EngineFold<D> {
+    /// Starts a span under the request's; returns its place, unless its level is not wanted.
+    fn child<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        name: &'static str,
+        (start, end): (Time, Time),
+        fill: impl FnOnce(&mut D),
+    ) -> Option<usize> {
+        self.span(cx, name, self.root.id(), (start, end), fill)
     }
 
-    fn span(&mut self, name: &'static str, parent: SpanId, start: Time, end: Time) -> usize {
-        let id = self.record.inner_id(self.inner.len());
-        let start = start.max(self.record.head.opened);
-        self.inner.push(self.record.span(name, Kind::Internal, Some(parent), id, start, end));
-        self.inner.len() - 1
+    fn span<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        name: &'static str,
+        parent: SpanId,
+        (start, end): (Time, Time),
+        fill: impl FnOnce(&mut D),
+    ) -> Option<usize> {
+        let start = start.max(self.opened);
+        self.last = self.last.max(end).max(start);
+        self.drawn += 1;
+        if level(name) > cx.head.detail {
+            return None;
+        }
+        let id = cx.head.inner_id(self.drawn - 1);
+        let mut span = cx.inner(Inner { name, kind: Kind::Internal, parent, id, start, end });
+        fill(&mut span);
+        self.inner.push(span);
+        Some(self.inner.len() - 1)
     }
 
-    fn inputs_processed(&mut self, at: Time, started: Time, prompt_tokens: u32, truncated: bool) {
-        let span = self.child("vllm.processor.process_inputs", started, at);
-        self.inner[span]
-            .set("vllm.tokenization.prompt_tokens", prompt_tokens)
-            .set("vllm.tokenization.truncated", truncated);
+    fn inputs_processed<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        started: Time,
+        prompt_tokens: u32,
+        truncated: bool,
+    ) {
+        self.child(cx, "vllm.processor.process_inputs", (started, at), |span| {
+            span.set("vllm.tokenization.prompt_tokens", prompt_tokens).set("vllm.tokenization.truncated", truncated);
+        });
         self.root.set("gen_ai.usage.prompt_tokens", prompt_tokens).set("gen_ai.usage.input_tokens", prompt_tokens);
         self.inputs = Some(at);
     }
 
     /// Core and server may both note a refusal: the first one stands.
     fn failed(&mut self, error_type: &'static str, http_status: u16) {
-        if self.root.get("error.type").is_some() {
+        if std::mem::replace(&mut self.failed, true) {
             return;
         }
         if http_status >= 500 {
@@ -166,120 +238,144 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn queued(&mut self, at: Time, reason: QueueReason, position: u32, running: u32) {
+    fn queued<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        reason: QueueReason,
+        position: u32,
+        running: u32,
+    ) {
         if let Some(ready) = self.inputs.take() {
-            let span = self.child("vllm.engine.add_to_core", ready, at);
-            self.inner[span].set("vllm.core.queue_size", position).set("vllm.core.requests_running", running);
+            self.child(cx, "vllm.engine.add_to_core", (ready, at), |span| {
+                span.set("vllm.core.queue_size", position).set("vllm.core.requests_running", running);
+            });
         }
-        self.root.event("vllm.queued", at, vec![attr("vllm.queue.reason", reason.as_str())]);
+        self.root.event("vllm.queued", at, &[("vllm.queue.reason", Val::Static(reason.as_str()))]);
         self.queue = Some((at, reason, position));
     }
 
-    fn leave_queue(&mut self, at: Time) {
+    fn leave_queue<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time) {
         if let Some((since, reason, position)) = self.queue.take() {
-            let span = self.child("vllm.engine.queue", since, at);
-            self.inner[span].set("vllm.queue.reason", reason.as_str()).set("vllm.queue.position", position);
+            self.child(cx, "vllm.engine.queue", (since, at), |span| {
+                span.set("vllm.queue.reason", reason.as_str()).set("vllm.queue.position", position);
+            });
         }
     }
 
-    fn scheduled(&mut self, at: Time, step: &StepFact) {
+    fn scheduled<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, step: &StepFact) {
         if self.queue.is_some() {
-            self.leave_queue(at);
-            self.root.event(if step.resumed { "vllm.resumed" } else { "vllm.scheduled" }, at, Vec::new());
+            self.leave_queue(cx, at);
+            self.root.event(if step.resumed { "vllm.resumed" } else { "vllm.scheduled" }, at, &[]);
         }
-        let span = self.child("vllm.scheduler.schedule", at, at + nanos(step.length_ns));
         let phase = if step.decode_seqs > 0 { "mixed" } else { "prefill" };
-        self.inner[span]
-            .set("vllm.scheduler.iteration", step.iteration)
-            .set("vllm.batch.phase", phase)
-            .set("vllm.batch.prefill_requests", step.prefill_seqs)
-            .set("vllm.batch.decode_requests", step.decode_seqs)
-            .set("vllm.batch.total_tokens", step.prefill_tokens + step.decode_seqs)
-            .set("vllm.batch.max_seq_len", step.max_seq_len)
-            .set("vllm.scheduler.scheduled_tokens", step.tokens);
-        self.pass = Some((span, *step));
+        let end = at + nanos(step.length_ns);
+        let span = self.child(cx, "vllm.scheduler.schedule", (at, end), |span| {
+            span.set("vllm.scheduler.iteration", step.iteration)
+                .set("vllm.batch.phase", phase)
+                .set("vllm.batch.prefill_requests", step.prefill_seqs)
+                .set("vllm.batch.decode_requests", step.decode_seqs)
+                .set("vllm.batch.total_tokens", step.prefill_tokens + step.decode_seqs)
+                .set("vllm.batch.max_seq_len", step.max_seq_len)
+                .set("vllm.scheduler.scheduled_tokens", step.tokens);
+        });
+        self.pass = span.map(|span| (span, *step));
     }
 
-    fn admitted(&mut self, at: Time, admit: &AdmitFact) {
+    fn admitted<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, admit: &AdmitFact) {
         let Some((pass, _)) = self.pass else { return };
-        let parent = self.inner[pass].span_id;
-        let span = self.span("vllm.scheduler.admit_requests", parent, at, at + nanos(admit.end_ns));
-        self.inner[span]
-            .set("vllm.requests.waiting", admit.waiting)
-            .set("vllm.requests.admitted", admit.admitted)
-            .set("vllm.requests.preempted", admit.preempted)
-            .set("vllm.blocks.needed", admit.needed)
-            .set("vllm.blocks.available", admit.available);
+        let parent = self.inner[pass].id();
+        self.span(cx, "vllm.scheduler.admit_requests", parent, (at, at + nanos(admit.end_ns)), |span| {
+            span.set("vllm.requests.waiting", admit.waiting)
+                .set("vllm.requests.admitted", admit.admitted)
+                .set("vllm.requests.preempted", admit.preempted)
+                .set("vllm.blocks.needed", admit.needed)
+                .set("vllm.blocks.available", admit.available);
+        });
     }
 
-    fn allocated(&mut self, at: Time, blocks: &AllocateFact) {
+    fn allocated<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, blocks: &AllocateFact) {
         let Some((pass, step)) = self.pass else { return };
         self.inner[pass]
             .set("vllm.kv_cache.blocks_available", blocks.available)
             .set("vllm.kv_cache.blocks_allocated", blocks.allocated)
             .set("vllm.kv_cache.blocks_freed", blocks.freed);
-        let (parent, end) = (self.inner[pass].span_id, self.inner[pass].end);
+        let (parent, end) = (self.inner[pass].id(), self.inner[pass].end());
         let done = at + nanos(blocks.end_ns);
-        let span = self.span("vllm.scheduler.allocate_blocks", parent, at + nanos(blocks.start_ns), done);
-        self.inner[span]
-            .set("vllm.allocation.blocks_allocated", blocks.allocated)
-            .set("vllm.allocation.blocks_freed", blocks.freed)
-            .set("vllm.allocation.blocks_evicted", blocks.evicted)
-            .set("vllm.prefix_cache.hit", blocks.hit > 0)
-            .set("vllm.prefix_cache.blocks_reused", blocks.hit);
-        let span = self.span("vllm.scheduler.create_batch", parent, done, end);
-        self.inner[span]
-            .set("vllm.batch.size", step.prefill_seqs + step.decode_seqs)
-            .set("vllm.batch.total_tokens", step.prefill_tokens + step.decode_seqs)
-            .set("vllm.batch.prefill_tokens", step.prefill_tokens)
-            .set("vllm.batch.decode_tokens", step.decode_seqs);
+        self.span(cx, "vllm.scheduler.allocate_blocks", parent, (at + nanos(blocks.start_ns), done), |span| {
+            span.set("vllm.allocation.blocks_allocated", blocks.allocated)
+                .set("vllm.allocation.blocks_freed", blocks.freed)
+                .set("vllm.allocation.blocks_evicted", blocks.evicted)
+                .set("vllm.prefix_cache.hit", blocks.hit > 0)
+                .set("vllm.prefix_cache.blocks_reused", blocks.hit);
+        });
+        self.span(cx, "vllm.scheduler.create_batch", parent, (done, end), |span| {
+            span.set("vllm.batch.size", step.prefill_seqs + step.decode_seqs)
+                .set("vllm.batch.total_tokens", step.prefill_tokens + step.decode_seqs)
+                .set("vllm.batch.prefill_tokens", step.prefill_tokens)
+                .set("vllm.batch.decode_tokens", step.decode_seqs);
+        });
     }
 
-    fn prefilled(&mut self, at: Time, step: &ExecuteFact) {
-        self.execute("prefill", at, step.ready, 1, f64::from(step.batch), step.batch, step.forward_ns);
+    fn prefilled<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, step: &ExecuteFact) {
+        let run = Executed {
+            iterations: 1,
+            mean: f64::from(step.batch),
+            max: step.batch,
+            forward: Dur::from_nanos(step.forward_ns),
+        };
+        self.execute(cx, "prefill", (at, step.ready), &run);
         if step.new_tokens > 0 {
             let handed = step.ready + nanos(step.hand_over_ns);
-            self.process("prefill", step.ready, handed, step.processed, step.finished, step.new_tokens);
+            self.process(cx, "prefill", (step.ready, handed), [step.processed, step.finished, step.new_tokens]);
             self.token_at(handed);
         }
     }
 
-    fn decoded(&mut self, at: Time, run: &DecodeRun) {
-        let mean = run.batch_sum as f64 / f64::from(run.count.max(1));
-        let span = self.execute("decode", at, run.ready, run.count, mean, u32::from(run.batch_max), run.forward_ns);
-        self.run = Some(span);
+    fn decoded<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, run: &DecodeRun) {
+        let executed = Executed {
+            iterations: run.count,
+            mean: run.batch_sum as f64 / f64::from(run.count.max(1)),
+            max: u32::from(run.batch_max),
+            forward: Dur::from_nanos(run.forward_ns),
+        };
+        self.run = self.execute(cx, "decode", (at, run.ready), &executed);
         let handed = run.ready + nanos(run.hand_over_ns);
-        self.process("decode", run.ready, handed, u32::from(run.processed), u32::from(run.finished), run.count);
+        let counts = [u32::from(run.processed), u32::from(run.finished), run.count];
+        self.process(cx, "decode", (run.ready, handed), counts);
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one attribute each; a struct would only repeat their names")]
-    fn execute(
+    /// From the launch of the first step to the outputs of the last.
+    fn execute<S: Form<Draft = D>>(
         &mut self,
+        cx: &mut Cx<'_, S>,
         phase: &'static str,
-        launch: Time,
-        ready: Time,
-        iterations: u32,
-        mean: f64,
-        max: u32,
-        forward_ns: u64,
-    ) -> usize {
-        let span = self.child("vllm.executor.execute_model", launch, ready);
-        self.inner[span]
-            .set("vllm.executor.phase", phase)
-            .set("vllm.executor.iterations", iterations)
-            .set("vllm.batch.size_mean", mean)
-            .set("vllm.batch.size_max", max)
-            .set("vllm.model.forward_duration_ms", Dur::from_nanos(forward_ns).as_millis_f64());
-        span
+        when: (Time, Time),
+        run: &Executed,
+    ) -> Option<usize> {
+        self.child(cx, "vllm.executor.execute_model", when, |span| {
+            span.set("vllm.executor.phase", phase)
+                .set("vllm.executor.iterations", run.iterations)
+                .set("vllm.batch.size_mean", run.mean)
+                .set("vllm.batch.size_max", run.max)
+                .set("vllm.model.forward_duration_ms", run.forward.as_millis_f64());
+        })
     }
 
-    fn process(&mut self, phase: &'static str, ready: Time, handed: Time, processed: u32, finished: u32, new: u32) {
-        let span = self.child("vllm.output.process_batch", ready, handed);
-        self.inner[span]
-            .set("vllm.output.phase", phase)
-            .set("vllm.outputs.processed", processed)
-            .set("vllm.outputs.finished", finished)
-            .set("vllm.tokens.new", new);
+    /// From the outputs to their hand-over.
+    fn process<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        phase: &'static str,
+        when: (Time, Time),
+        [processed, finished, new]: [u32; 3],
+    ) {
+        self.child(cx, "vllm.output.process_batch", when, |span| {
+            span.set("vllm.output.phase", phase)
+                .set("vllm.outputs.processed", processed)
+                .set("vllm.outputs.finished", finished)
+                .set("vllm.tokens.new", new);
+        });
     }
 
     fn decode_times(&mut self, times: &TokenTimes) {
@@ -293,17 +389,19 @@ impl<'a> Fold<'a> {
     fn token_at(&mut self, handed: Time) {
         if self.first_token.is_none() {
             self.first_token = Some(handed);
-            self.root.event("vllm.first_token", handed, Vec::new());
+            self.root.event("vllm.first_token", handed, &[]);
         }
     }
 
     fn finished(&mut self, at: Time, end: &FinishFact) {
-        let reasons = || Value::StrList(vec![Cow::Borrowed(end.reason.as_str())]);
-        self.root.event("vllm.finished", at, vec![(Cow::Borrowed("gen_ai.response.finish_reasons"), reasons())]);
+        self.finished = true;
+        let reason = [end.reason.as_str()];
+        let reasons = Val::Statics(&reason);
+        self.root.event("vllm.finished", at, &[("gen_ai.response.finish_reasons", reasons)]);
         self.root
             .set("gen_ai.usage.completion_tokens", end.output_tokens)
             .set("gen_ai.usage.output_tokens", end.output_tokens)
-            .set("gen_ai.response.finish_reasons", reasons())
+            .set("gen_ai.response.finish_reasons", reasons)
             .set("vllm.kv_cache.cached_tokens", end.cached_tokens)
             .set("vllm.request.preemptions", end.preemptions)
             .set_some("gen_ai.latency.time_in_queue", end.admitted.then(|| end.queue.as_secs_f64()));
@@ -319,51 +417,24 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn finish(mut self, out: &mut Vec<Span>) {
-        let record = self.record;
-        let end = match self.ending {
-            Ending::Open => record.closed,
-            Ending::Written(at) | Ending::Aborted(at) => at,
-        };
-        // What was noted has happened, so the request spans it all; only an abort is the end whatever the engine still does.
-        let last = self.inner.iter().map(|s| s.end).max().unwrap_or(end);
-        let end = match self.ending {
-            Ending::Open | Ending::Written(_) => end.max(last),
-            Ending::Aborted(_) => end,
-        };
-        let end = end.max(record.head.opened);
-        self.leave_queue(end);
-        self.root.end = end;
-        if matches!(self.ending, Ending::Aborted(_)) {
-            // The caller has left: its own span may have ended before the engine could handle that.
-            self.root.set("vllm.late", true);
-        }
-        for span in self.inner.iter_mut().filter(|s| s.end > end) {
-            span.set("vllm.late", true);
-        }
-        self.latencies(end);
-        if record.abandoned {
-            // A failure noted before is the better reason.
-            if self.root.get("error.type").is_none() {
-                self.root.fail("abandoned", "the request was never finished");
-            }
-        }
-        if record.cut > 0 {
-            self.root.set("vllm.record.facts_cut", record.cut);
-        }
-        self.root.events.sort_by_key(|e| e.at);
-        out.push(self.root);
-        out.extend(self.inner.into_iter().filter(|s| level(&s.name) <= record.head.detail));
-    }
-
     fn latencies(&mut self, end: Time) {
-        let opened = self.record.head.opened;
         let first = self.first_write.or(self.first_token);
-        self.root.set_some("gen_ai.latency.time_to_first_token", first.map(|at| (at - opened).as_secs_f64()));
-        if self.root.get("gen_ai.response.finish_reasons").is_some() {
-            self.root.set("gen_ai.latency.e2e", (end - opened).as_secs_f64());
+        self.root.set_some("gen_ai.latency.time_to_first_token", first.map(|at| (at - self.opened).as_secs_f64()));
+        if self.finished {
+            self.root.set("gen_ai.latency.e2e", (end - self.opened).as_secs_f64());
         }
     }
+}
+
+/// Steps that were executed.
+struct Executed {
+    iterations: u32,
+    /// Requests in a batch, on average.
+    mean: f64,
+    /// The largest batch.
+    max: u32,
+    /// Forward passes alone.
+    forward: Dur,
 }
 
 /// The detail level from which a span is emitted, as the registry has it.
@@ -372,10 +443,6 @@ fn level(name: &str) -> u8 {
         "vllm.engine.request" | "vllm.engine.queue" | "vllm.scheduler.schedule" | "vllm.executor.execute_model" => 1,
         _ => 2,
     }
-}
-
-fn attr(key: &'static str, value: impl Into<Value>) -> (Cow<'static, str>, Value) {
-    (Cow::Borrowed(key), value.into())
 }
 
 fn nanos(ns: u32) -> Dur {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
 use shared::time::{Dur, Time};
-use shared::trace::span::Text;
-use shared::trace::{Fact, Kind, Record, Span, Status, Value};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 
 use crate::core::request::Rejection;
 use crate::core::scheduler::Choice;
@@ -264,45 +263,40 @@ pub enum GatewayFact {
 }
 
 impl Fact for GatewayFact {
-    fn fold(record: &Record<GatewayFact>, out: &mut Vec<Span>) {
-        let mut fold = Fold::new(record);
-        for (at, fact) in &record.facts {
-            fold.fact(*at, fact);
-        }
-        fold.finish(out);
-    }
+    type Fold<S: Form> = GatewayFold<S::Draft>;
 }
 
-/// Spans under construction.
-struct Fold<'a> {
-    record: &'a Record<GatewayFact>,
-    root: Span,
-    done: Vec<Span>,
-    director: Option<Span>,
-    schedule: Option<Span>,
-    proxy: Option<Span>,
-    response: Option<Span>,
+/// Spans under construction. `D` is a span in the form that the recorder asks for.
+pub struct GatewayFold<D> {
+    root: D,
+    director: Option<D>,
+    schedule: Option<D>,
+    proxy: Option<D>,
+    response: Option<D>,
     /// When the stage of the schedule that ends next began.
     stage: Time,
-    top: Vec<(Arc<str>, f64)>,
+    /// The latest time of any fact: a driver may stamp its last fact after another thread stamped the end of the record.
+    latest: Time,
+    top_names: Vec<Arc<str>>,
+    top_scores: Vec<f64>,
     drawn: usize,
     method: &'static str,
     path: Option<Arc<str>>,
     streaming: bool,
 }
 
-impl<'a> Fold<'a> {
-    fn new(record: &'a Record<GatewayFact>) -> Fold<'a> {
-        Fold {
-            record,
-            root: record.outermost("gateway.request", Kind::Server, record.closed),
-            done: Vec::with_capacity(16),
+impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
+    fn begin(cx: &mut Cx<'_, S>) -> Self {
+        GatewayFold {
+            root: cx.outermost("gateway.request", Kind::Server),
             director: None,
             schedule: None,
             proxy: None,
             response: None,
-            stage: record.head.opened,
-            top: Vec::new(),
+            stage: cx.head.opened,
+            latest: cx.head.opened,
+            top_names: Vec::new(),
+            top_scores: Vec::new(),
             drawn: 0,
             method: "POST",
             path: None,
@@ -310,29 +304,30 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn fact(&mut self, at: Time, fact: &GatewayFact) {
+    fn fact(&mut self, cx: &mut Cx<'_, S>, at: Time, fact: &GatewayFact) {
+        self.latest = self.latest.max(at);
         match fact {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;
-                self.root.set("gateway.request.id", id.as_str().to_owned()).set("gateway.target_model", model.clone());
-                self.root.set("gen_ai.request.model", model.clone()).set("gateway.request.size_bytes", *size_bytes);
+                self.root.set("gateway.request.id", Val::Text(id.as_str())).set("gateway.target_model", model);
+                self.root.set("gen_ai.request.model", model).set("gateway.request.size_bytes", *size_bytes);
                 self.root.set("gateway.request.priority", *priority).set("gateway.request.streaming", *streaming);
                 // Langfuse takes a span with model and usage for a generation; the engine's span is the generation.
                 self.root.set("langfuse.observation.type", "span");
             }
             GatewayFact::Labels { objective, fairness_id } => {
-                self.root.set_some("gateway.objective", objective.clone());
-                self.root.set_some("gateway.fairness_id", fairness_id.clone());
+                self.root.set_some("gateway.objective", objective.as_ref());
+                self.root.set_some("gateway.fairness_id", fairness_id.as_ref());
             }
             GatewayFact::Identity { user, session } => {
-                self.root.set_some("user.id", user.clone()).set_some("session.id", session.clone());
+                self.root.set_some("user.id", user.as_ref()).set_some("session.id", session.as_ref());
             }
             GatewayFact::Pool { name, namespace } => {
-                self.root.set("gateway.pool.name", name.clone()).set("gateway.pool.namespace", namespace.clone());
+                self.root.set("gateway.pool.name", name).set("gateway.pool.namespace", namespace);
             }
             GatewayFact::Directing => {
-                self.director = Some(self.inner("gateway.director.handle_request", self.record.head.span_id, at));
+                self.director = Some(self.inner(cx, "gateway.director.handle_request", self.root.id(), at));
                 self.stage = at;
             }
             GatewayFact::Admission { saturation, candidates } => {
@@ -340,19 +335,21 @@ impl<'a> Fold<'a> {
                     director.set("gateway.saturation", *saturation).set("gateway.candidate_endpoints", *candidates);
                 }
             }
-            GatewayFact::Scheduling { profile, candidates } => self.scheduling(at, profile, *candidates),
-            GatewayFact::Filtered { plugin, before, after } => self.filtered(at, plugin, *before, *after),
+            GatewayFact::Scheduling { profile, candidates } => self.scheduling(cx, at, profile, *candidates),
+            GatewayFact::Filtered { plugin, before, after } => self.filtered(cx, at, plugin, *before, *after),
             GatewayFact::Scored { plugin, weight, min, max, avg } => {
-                let span = self.staged("gateway.scheduler.score", at);
-                self.detail(span, |s| {
-                    s.set("gateway.scheduler.scorer.name", plugin.name.clone());
+                self.staged(cx, "gateway.scheduler.score", at, |s| {
+                    s.set("gateway.scheduler.scorer.name", &plugin.name);
                     s.set("gateway.scheduler.scorer.type", plugin.kind).set("gateway.scheduler.scorer.weight", *weight);
                     s.set("gateway.scheduler.score.min", *min).set("gateway.scheduler.score.max", *max);
                     s.set("gateway.scheduler.score.avg", *avg);
                 });
             }
-            GatewayFact::Top { endpoint, score } => self.top.push((endpoint.clone(), *score)),
-            GatewayFact::Picked { plugin, index, ties } => self.picked(at, plugin, *index, *ties),
+            GatewayFact::Top { endpoint, score } => {
+                self.top_names.push(Arc::clone(endpoint));
+                self.top_scores.push(*score);
+            }
+            GatewayFact::Picked { plugin, index, ties } => self.picked(cx, at, plugin, *index, *ties),
             GatewayFact::Scheduled { choice, metrics_age, candidates } => {
                 if let Some(s) = &mut self.schedule {
                     s.set("gateway.scheduler.candidates.after_filter", *candidates);
@@ -361,28 +358,24 @@ impl<'a> Fold<'a> {
                     let runner_up = choice.and_then(|c| c.runner_up.map(|r| (r, c.score - r)));
                     s.set_some("gateway.scheduler.runner_up.score", runner_up.map(|(r, _)| r));
                     s.set_some("gateway.scheduler.margin", runner_up.map(|(_, margin)| margin));
-                    s.end = at;
+                    s.set_end(at);
                 }
             }
-            GatewayFact::Directed { endpoint, address } => self.directed(at, endpoint, address),
-            GatewayFact::Refused(rejection) => self.refused(at, *rejection),
+            GatewayFact::Directed { endpoint, address } => self.directed(cx, at, endpoint, address),
+            GatewayFact::Refused(rejection) => self.refused(cx, at, *rejection),
             GatewayFact::Retry { attempt, failed } => {
-                let endpoint = ("gateway.backend.endpoint.name".into(), failed.clone().into());
-                self.root.event(
-                    "gateway.retry",
-                    at,
-                    vec![("gateway.retry.attempt".into(), (*attempt).into()), endpoint],
-                );
+                let endpoint = ("gateway.backend.endpoint.name", failed.into());
+                self.root.event("gateway.retry", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
             }
             GatewayFact::AttemptStarted { attempt, endpoint, address, port } => {
-                self.attempt(at, *attempt, endpoint, address, *port);
+                self.attempt(cx, at, *attempt, endpoint, address, *port);
             }
-            GatewayFact::ResponseHead { status } => self.response_head(at, *status),
-            GatewayFact::AttemptEnded { attempt, failure } => self.attempt_ended(at, *attempt, *failure),
+            GatewayFact::ResponseHead { status } => self.response_head(cx, at, *status),
+            GatewayFact::AttemptEnded { attempt, failure } => self.attempt_ended(cx, at, *attempt, *failure),
             GatewayFact::FirstToken => {
-                let ms = at.since(self.record.head.opened).as_millis_f64();
+                let ms = at.since(cx.head.opened).as_millis_f64();
                 self.root.set("gateway.response.time_to_first_token_ms", ms);
-                self.root.event("gateway.first_token", at, Vec::new());
+                self.root.event("gateway.first_token", at, &[]);
             }
             GatewayFact::Streamed { chunks, bytes, complete } => {
                 if let Some(r) = &mut self.response {
@@ -394,183 +387,210 @@ impl<'a> Fold<'a> {
                 self.root.set("gen_ai.usage.input_tokens", *input).set("gen_ai.usage.output_tokens", *output);
             }
             GatewayFact::FinishReason(reason) => {
-                let reasons = Value::StrList(vec![Text::Borrowed(reason)]);
-                self.root.set("gen_ai.response.finish_reasons", reasons);
+                self.root.set("gen_ai.response.finish_reasons", Val::Statics(&[reason]));
             }
             GatewayFact::ResponseModel(model) => {
-                self.root.set("gen_ai.response.model", model.clone());
+                self.root.set("gen_ai.response.model", model);
             }
             GatewayFact::ClientDisconnected => {
-                self.root.event("gateway.client_disconnected", at, Vec::new());
+                self.root.event("gateway.client_disconnected", at, &[]);
             }
-            GatewayFact::Ended { status, failure } => self.ended(at, *status, *failure),
+            GatewayFact::Ended { status, failure } => self.ended(cx, at, *status, *failure),
         }
     }
 
+    fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
+        let end = self.latest.max(ending.closed);
+        let still_open = [self.director.take(), self.schedule.take(), self.proxy.take(), self.response.take()];
+        for mut span in still_open.into_iter().flatten() {
+            abandon(&mut span, ending.abandoned);
+            close(cx, span, end);
+        }
+        abandon(&mut self.root, ending.abandoned);
+        self.root.set_some("gateway.record.facts_cut", (ending.cut > 0).then_some(ending.cut));
+        close(cx, self.root, end);
+    }
+}
+
+impl<D: Draft> GatewayFold<D> {
     fn received(&mut self, method: &'static str, path: &Arc<str>, route: Option<&'static str>) {
-        (self.method, self.path) = (method, Some(path.clone()));
-        self.root.set("http.request.method", method).set("url.path", path.clone());
+        (self.method, self.path) = (method, Some(Arc::clone(path)));
+        self.root.set("http.request.method", method).set("url.path", path);
         self.root.set_some("http.route", route).set_some("gen_ai.operation.name", route.and_then(operation));
     }
 
-    fn scheduling(&mut self, at: Time, profile: &Arc<str>, candidates: u32) {
-        let parent = self.director.as_ref().map_or(self.record.head.span_id, |d| d.span_id);
-        let mut span = self.inner("gateway.scheduler.schedule", parent, at);
-        span.set("gateway.scheduler.profile", profile.clone()).set("gateway.scheduler.policy", "filter-score-pick");
+    fn scheduling<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, profile: &Arc<str>, candidates: u32) {
+        let parent = self.director.as_ref().map_or(self.root.id(), D::id);
+        let mut span = self.inner(cx, "gateway.scheduler.schedule", parent, at);
+        span.set("gateway.scheduler.profile", profile).set("gateway.scheduler.policy", "filter-score-pick");
         span.set("gateway.scheduler.candidates.initial", candidates);
         self.schedule = Some(span);
         self.stage = at;
-        self.top.clear();
+        self.top_names.clear();
+        self.top_scores.clear();
     }
 
-    fn filtered(&mut self, at: Time, plugin: &PluginName, before: u32, after: u32) {
-        let span = self.staged("gateway.scheduler.filter", at);
-        self.detail(span, |s| {
-            s.set("gateway.scheduler.filter.name", plugin.name.clone())
-                .set("gateway.scheduler.filter.type", plugin.kind);
+    fn filtered<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        plugin: &PluginName,
+        before: u32,
+        after: u32,
+    ) {
+        self.staged(cx, "gateway.scheduler.filter", at, |s| {
+            s.set("gateway.scheduler.filter.name", &plugin.name).set("gateway.scheduler.filter.type", plugin.kind);
             s.set("gateway.scheduler.filter.candidates_in", before);
             s.set("gateway.scheduler.filter.candidates_out", after);
             s.set("gateway.scheduler.filter.rejected_count", before - after);
         });
     }
 
-    fn picked(&mut self, at: Time, plugin: &PluginName, index: u32, ties: u32) {
-        let span = self.staged("gateway.scheduler.pick", at);
-        let top = std::mem::take(&mut self.top);
-        self.detail(span, |s| {
+    fn picked<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, plugin: &PluginName, index: u32, ties: u32) {
+        let (names, scores) = (std::mem::take(&mut self.top_names), std::mem::take(&mut self.top_scores));
+        self.staged(cx, "gateway.scheduler.pick", at, |s| {
             s.set("gateway.scheduler.picker.type", plugin.kind).set("gateway.scheduler.selected_index", index);
             s.set("gateway.scheduler.picker.ties", ties);
-            let names = top.iter().map(|(name, _)| Text::Owned(name.to_string())).collect();
-            s.set("gateway.scheduler.picker.top_endpoints", Value::StrList(names));
-            s.set("gateway.scheduler.picker.top_scores", Value::F64List(top.iter().map(|(_, score)| *score).collect()));
+            s.set("gateway.scheduler.picker.top_endpoints", Val::Names(&names));
+            s.set("gateway.scheduler.picker.top_scores", Val::F64s(&scores));
         });
     }
 
-    fn directed(&mut self, at: Time, endpoint: &Arc<str>, address: &Arc<str>) {
+    fn directed<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, endpoint: &Arc<str>, address: &Arc<str>) {
         if let Some(mut s) = self.schedule.take() {
-            s.set("gateway.scheduler.selected.endpoint", endpoint.clone());
-            self.done.push(s);
+            s.set("gateway.scheduler.selected.endpoint", endpoint);
+            cx.emit(s);
         }
         if let Some(mut d) = self.director.take() {
             d.set("gateway.admission.result", "admitted").set("gateway.flow_control.enabled", false);
-            d.set("gateway.target_endpoint.name", endpoint.clone());
-            d.set("gateway.target_endpoint.address", address.clone());
-            self.close(d, at);
+            d.set("gateway.target_endpoint.name", endpoint);
+            d.set("gateway.target_endpoint.address", address);
+            close(cx, d, at);
         }
     }
 
-    fn refused(&mut self, at: Time, rejection: Rejection) {
-        self.done.extend(self.schedule.take());
+    fn refused<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, rejection: Rejection) {
+        if let Some(schedule) = self.schedule.take() {
+            cx.emit(schedule);
+        }
         if let Some(mut d) = self.director.take() {
             d.set("gateway.admission.result", "rejected").set("gateway.admission.reason", rejection.reason());
             d.set("gateway.flow_control.enabled", false);
             if rejection.status() >= 500 {
                 d.fail(rejection.reason(), "no endpoint to send the request to");
             }
-            self.close(d, at);
+            close(cx, d, at);
         }
     }
 
-    fn attempt(&mut self, at: Time, attempt: u32, endpoint: &Arc<str>, address: &Arc<str>, port: u16) {
-        let own = self.record.head.span_id;
-        let id = proxy_span_id(own, attempt);
-        let mut span = self.record.span("gateway.backend.proxy", Kind::Client, Some(own), id, at, at);
-        span.set("http.request.method", self.method).set_some("url.path", self.path.clone());
-        span.set("server.address", address.clone()).set("server.port", port);
-        span.set("gateway.backend.endpoint.name", endpoint.clone());
+    fn attempt<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        attempt: u32,
+        endpoint: &Arc<str>,
+        address: &Arc<str>,
+        port: u16,
+    ) {
+        let parent = self.root.id();
+        let (id, kind) = (proxy_span_id(parent, attempt), Kind::Client);
+        let mut span = cx.inner(Inner { name: "gateway.backend.proxy", kind, parent, id, start: at, end: at });
+        span.set("http.request.method", self.method).set_some("url.path", self.path.as_ref());
+        span.set("server.address", address).set("server.port", port);
+        span.set("gateway.backend.endpoint.name", endpoint);
         span.set_some("http.request.resend_count", (attempt > 0).then_some(attempt));
-        self.done.extend(self.proxy.replace(span));
+        if let Some(before) = self.proxy.replace(span) {
+            cx.emit(before);
+        }
     }
 
-    fn response_head(&mut self, at: Time, status: u16) {
+    fn response_head<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, status: u16) {
         if let Some(proxy) = &mut self.proxy {
             proxy.set("http.response.status_code", status);
             mark(proxy, None, (status >= 400).then_some(status));
         }
-        let mut span = self.inner("gateway.response.process", self.record.head.span_id, at);
+        let mut span = self.inner(cx, "gateway.response.process", self.root.id(), at);
         span.set("gateway.response.status_code", status).set("gateway.response.streaming", self.streaming);
         self.response = Some(span);
     }
 
-    fn attempt_ended(&mut self, at: Time, attempt: u32, failure: Option<Failure>) {
-        let id = proxy_span_id(self.record.head.span_id, attempt);
-        if let Some(mut proxy) = self.proxy.take_if(|p| p.span_id == id) {
+    fn attempt_ended<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        attempt: u32,
+        failure: Option<Failure>,
+    ) {
+        let id = proxy_span_id(self.root.id(), attempt);
+        if let Some(mut proxy) = self.proxy.take_if(|p| p.id() == id) {
             mark(&mut proxy, failure.and_then(Failure::error), None);
-            self.close(proxy, at);
+            close(cx, proxy, at);
         }
     }
 
-    fn ended(&mut self, at: Time, status: Option<u16>, failure: Option<Failure>) {
+    fn ended<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        status: Option<u16>,
+        failure: Option<Failure>,
+    ) {
         self.root.set_some("http.response.status_code", status);
         mark(&mut self.root, failure.and_then(Failure::error), status.filter(|s| *s >= 500));
         if let Some(mut response) = self.response.take() {
             mark(&mut response, failure.and_then(Failure::error), None);
-            self.close(response, at);
+            close(cx, response, at);
         }
-    }
-
-    fn finish(mut self, out: &mut Vec<Span>) {
-        let end = self.record.closed;
-        let still_open = [self.director.take(), self.schedule.take(), self.proxy.take(), self.response.take()];
-        for mut span in still_open.into_iter().flatten() {
-            span.end = end;
-            abandon(&mut span, self.record.abandoned);
-            self.done.push(span);
-        }
-        abandon(&mut self.root, self.record.abandoned);
-        self.root.set_some("gateway.record.facts_cut", (self.record.cut > 0).then_some(self.record.cut));
-        self.root.events.iter_mut().for_each(|e| e.at = e.at.min(end));
-        out.push(self.root);
-        out.extend(self.done.into_iter().map(|mut s| {
-            // A driver may stamp its last fact after another thread closed the record.
-            (s.start, s.end) = (s.start.min(end), s.end.min(end));
-            s
-        }));
     }
 
     /// An internal span that starts at `at`.
-    fn inner(&mut self, name: &'static str, parent: SpanId, at: Time) -> Span {
+    fn inner<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, name: &'static str, parent: SpanId, at: Time) -> D {
         self.drawn += 1;
-        self.record.span(name, Kind::Internal, Some(parent), self.record.inner_id(self.drawn - 1), at, at)
+        let id = cx.head.inner_id(self.drawn - 1);
+        cx.inner(Inner { name, kind: Kind::Internal, parent, id, start: at, end: at })
     }
 
-    /// A stage of the schedule, from the end of the stage before it until `at`.
-    fn staged(&mut self, name: &'static str, at: Time) -> Span {
-        let parent = self.schedule.as_ref().map_or(self.record.head.span_id, |s| s.span_id);
-        let mut span = self.inner(name, parent, self.stage);
-        self.stage = at.max(span.start);
-        span.end = self.stage;
-        span
-    }
-
-    /// Keeps a finished span of level 2, if such spans are wanted.
-    fn detail(&mut self, mut span: Span, fill: impl FnOnce(&mut Span)) {
-        if self.record.head.detail >= 2 {
-            fill(&mut span);
-            self.done.push(span);
+    /// A stage of the schedule, from the end of the stage before it until `at`; of level 2.
+    fn staged<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        name: &'static str,
+        at: Time,
+        fill: impl FnOnce(&mut D),
+    ) {
+        let start = self.stage;
+        self.stage = at.max(start);
+        self.drawn += 1;
+        if cx.head.detail < 2 {
+            return;
         }
-    }
-
-    fn close(&mut self, mut span: Span, at: Time) {
-        span.end = at.max(span.start);
-        self.done.push(span);
+        let parent = self.schedule.as_ref().map_or(self.root.id(), D::id);
+        let id = cx.head.inner_id(self.drawn - 1);
+        let mut span = cx.inner(Inner { name, kind: Kind::Internal, parent, id, start, end: self.stage });
+        fill(&mut span);
+        cx.emit(span);
     }
 }
 
+fn close<S: Form>(cx: &mut Cx<'_, S>, mut span: S::Draft, at: Time) {
+    span.set_end(at);
+    cx.emit(span);
+}
+
 /// Sets the status of a span that failed, by what went wrong or else by the HTTP status; the first mark stays.
-fn mark(span: &mut Span, error: Option<(&'static str, &'static str)>, status: Option<u16>) {
-    if span.status != Status::Unset {
+fn mark<D: Draft>(span: &mut D, error: Option<(&'static str, &'static str)>, status: Option<u16>) {
+    if span.failed() {
         return;
     }
     if let Some((kind, description)) = error {
         span.fail(kind, description);
     } else if let Some(status) = status {
-        span.fail(status.to_string(), "the response has an error status");
+        span.fail(Val::Text(&status.to_string()), "the response has an error status");
     }
 }
 
-fn abandon(span: &mut Span, abandoned: bool) {
-    if abandoned && span.status == Status::Unset {
+fn abandon<D: Draft>(span: &mut D, abandoned: bool) {
+    if abandoned && !span.failed() {
         span.fail("abandoned", "nobody finished the request");
     }
 }

@@ -141,7 +141,7 @@ fn credentials_are_in_no_debug_output() {
     assert_eq!(
         format!("{otlp:?}"),
         "OtlpConfig { address: \"http://h:4318/v1/traces\", protocol: HttpProtobuf, headers: [\"authorization\"], \
-         timeout: 10.0 s, gzip: false }"
+         timeout: 10.0 s, gzip: false, encoding: Sdk }"
     );
 }
 

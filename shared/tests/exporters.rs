@@ -87,7 +87,7 @@ fn the_same_spans_over_grpc_http_gzip_and_file() {
     let server = server.expect("the gateway's server span");
     assert_eq!((server.kind, server.flags, server.trace_state.as_str()), (2, 0x301, "ot=th:8,vendor=x"));
     assert_eq!(server.parent_span_id, caller().span_id.get().to_be_bytes());
-    assert_eq!((server.attributes.len(), server.events.len()), (9, 2));
+    assert_eq!((server.attributes.len(), server.events.len()), (10, 2));
     let client = expect.values().flatten().find(|s| s.name == "test.client").expect("a client span");
     assert_eq!((client.links.len(), client.status.as_ref().map(|s| s.code)), (1, Some(2)));
 }

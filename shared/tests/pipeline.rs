@@ -14,7 +14,9 @@ use shared::trace::config::ExporterConfig;
 use shared::trace::exporter::console::ConsoleTarget;
 use shared::trace::exporter::memory::MemorySpans;
 use shared::trace::sampler::{Ratio, Root};
-use shared::trace::{Fact, Record, Resource, Sampler, Span, Status, Telemetry, TelemetryConfig, Tracer, Trail, Value};
+use shared::trace::{
+    Cx, Ending, Fact, Fold, Form, Resource, Sampler, Status, Telemetry, TelemetryConfig, Tracer, Trail, Value,
+};
 use support::{Step, assert_conserved, caller, config, requests, wait_until};
 
 fn memory() -> (MemorySpans, Vec<ExporterConfig>) {
@@ -131,8 +133,17 @@ fn the_panic_hook_folds_what_is_open() {
 
 struct Broken;
 impl Fact for Broken {
-    fn fold(record: &Record<Broken>, out: &mut Vec<Span>) {
-        out.push(record.outermost("half", shared::trace::Kind::Server, record.closed));
+    type Fold<S: Form> = Breaks;
+}
+struct Breaks;
+impl<S: Form> Fold<Broken, S> for Breaks {
+    fn begin(_: &mut Cx<'_, S>) -> Breaks {
+        Breaks
+    }
+    fn fact(&mut self, _: &mut Cx<'_, S>, _: Time, _: &Broken) {}
+    fn end(self, cx: &mut Cx<'_, S>, _: &Ending) {
+        let half = cx.outermost("half", shared::trace::Kind::Server);
+        cx.emit(half);
         panic!("a bug in a fold");
     }
 }

@@ -8,6 +8,7 @@ use shared::ids::{InstanceId, RequestId, TraceId};
 use shared::trace::record::{Folded, Head, Sink};
 use shared::trace::registry::{Registry, Requirement};
 use shared::trace::span::Attr;
+use shared::trace::{Span, Value};
 use shared::trace::{Status, Trail};
 
 use super::*;

@@ -119,10 +119,10 @@ impl Director {
             return Err(Rejection::UnknownModel);
         }
         let sheddable = info.priority < 0;
-        if sheddable || info.trail.is_on() {
+        if sheddable || info.trail.is_recording() {
             let saturation = saturation(&self.saturation, self.pool.endpoints(), now);
             let candidates = self.pool.endpoints().len() as u32;
-            info.trail.note(now, || GatewayFact::Admission { saturation, candidates });
+            info.trail.annotate(now, || GatewayFact::Admission { saturation, candidates });
             if sheddable && saturation >= 1.0 {
                 return Err(Rejection::Saturated);
             }

@@ -157,7 +157,7 @@ impl Gateway {
 
     /// Records what the request asks for.
     fn describe(&self, now: Time, info: &RequestInfo) {
-        info.trail.note(now, || GatewayFact::Parsed {
+        info.trail.annotate(now, || GatewayFact::Parsed {
             id: info.id.clone(),
             model: bounded_name(&info.model),
             size_bytes: info.size_bytes,
@@ -166,11 +166,13 @@ impl Gateway {
         });
         if info.objective.is_some() || info.fairness_id.is_some() {
             let (objective, fairness_id) = (&info.objective, &info.fairness_id);
-            info.trail
-                .note(now, || GatewayFact::Labels { objective: objective.clone(), fairness_id: fairness_id.clone() });
+            info.trail.annotate(now, || GatewayFact::Labels {
+                objective: objective.clone(),
+                fairness_id: fairness_id.clone(),
+            });
         }
         let (name, namespace) = &self.pool_name;
-        info.trail.note(now, || GatewayFact::Pool { name: Arc::clone(name), namespace: Arc::clone(namespace) });
+        info.trail.annotate(now, || GatewayFact::Pool { name: Arc::clone(name), namespace: Arc::clone(namespace) });
     }
 
     fn attempt_failed(
@@ -196,7 +198,7 @@ impl Gateway {
         open.endpoint = next;
         let attempt = open.attempt;
         let failed = &self.director.pool.get(endpoint).config.name;
-        open.info.trail.note(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
+        open.info.trail.annotate(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
         self.open.insert(key, open);
         out.push(Output::Dispatch { key, endpoint: next, attempt });
     }

@@ -19,7 +19,7 @@ use shared::config::ConfigErrors;
 
 use crate::run::output::print;
 use crate::run::telemetry::TracingOptions;
-use crate::scenario::{Mode, Scenario};
+use crate::scenario::{Mode, Recorder, Scenario};
 
 /// Inference-gateway simulator: sends requests through an llm-d style gateway to emulated vLLM engines and records the complete
 /// OpenTelemetry trace of every sampled request.
@@ -94,6 +94,9 @@ pub(crate) struct TracingArgs {
     /// Detail of the spans: 1 lifecycle, 2 decisions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
     detail: Option<u8>,
+    /// How facts become spans: in the background, or at once by the OpenTelemetry SDK (live mode only).
+    #[arg(long, value_enum)]
+    recorder: Option<Recorder>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -275,6 +278,15 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
 }
 
 impl TracingArgs {
+    /// What is an override of the scenario with a shorter name.
+    fn overrides(&self) -> Option<(String, String)> {
+        let recorder = match self.recorder? {
+            Recorder::Deferred => "deferred",
+            Recorder::Eager => "eager",
+        };
+        Some(("tracing.recorder".to_owned(), recorder.to_owned()))
+    }
+
     fn options(&self) -> TracingOptions {
         TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail }
     }

@@ -98,6 +98,8 @@ pub async fn tune(
             let words = format!("Poisson, {per_second:.1} requests a second, {share:.0} % of {capacity:.1}");
             let mut arrivals = scenario.clone();
             arrivals.workload.arrivals = Some(Arrivals::Poisson { rate: per_second });
+            // How many and for how long is the lab's to say.
+            (arrivals.requests, arrivals.duration) = (None, None);
             (Pattern::of_scenario(&arrivals, Seed(scenario.seed), many(per_second))?, words)
         }
     };

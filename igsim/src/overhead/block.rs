@@ -1,4 +1,7 @@
 //! One block: from a reset state, through a fixed number of requests, to the acknowledgement of the last span.
+//!
+//! CPU and bytes count up to the acknowledgement, latency up to the last answer. From a receiver that slows, refuses or is absent no
+//! acknowledgement is to be had in time: there CPU counts up to the last answer.
 
 use std::collections::HashMap;
 
@@ -10,10 +13,8 @@ use super::load::{LoadError, Loader, Sample};
 use super::model::{Arm, Block, Cpu, Health, Regime, Summary, Telemetry};
 use super::node::child::NodeError;
 
-/// The longest wait for acknowledgements.
+/// The longest wait for acknowledgements: longer than an export with its retries may take.
 const FLUSH: Dur = Dur::from_secs(15);
-/// The same with a receiver that gives none: what is measured is the wait of nobody.
-const HOPELESS_FLUSH: Dur = Dur::from_secs(2);
 
 /// Where in the run a block stands.
 #[derive(Clone, Debug)]
@@ -77,15 +78,13 @@ pub async fn measure(fleet: &mut Fleet, loader: &Loader, place: Place) -> Result
     fleet.take()?;
     let before = fleet.moment()?;
     let samples = loader.run(place.number).await?;
-    let healthy = !matches!(&place.arm, Arm::Traced { receiver, .. } if *receiver != Health::Healthy);
-    let timeout = if healthy { FLUSH } else { HOPELESS_FLUSH };
-    let settled = fleet.flush(timeout)?;
-    let after = fleet.moment()?;
-    if healthy && !settled {
-        return Err(BlockError::NotSettled { arm: place.arm.to_string(), seconds: timeout.as_secs_f64() });
+    let faulty = matches!(&place.arm, Arm::Traced { receiver, .. } if *receiver != Health::Healthy);
+    if !faulty {
+        settle(fleet, &place.arm)?;
     }
+    let after = fleet.moment()?;
     let own = fleet.served()?;
-    let counted = if healthy { after.clone() } else { recover(fleet)? };
+    let counted = if faulty { recover(fleet, &place.arm)? } else { after.clone() };
     let taken = fleet.take()?;
     let mut telemetry = telemetry(&before, &counted);
     telemetry.receiver_requests = taken.requests;
@@ -102,13 +101,20 @@ pub async fn measure(fleet: &mut Fleet, loader: &Loader, place: Place) -> Result
     Ok(Measured { block, mark: taken.mark, latencies })
 }
 
-/// After a receiver that did not do its part: lets the pipelines get rid of what they hold, so that the next block pays for
-/// nothing of this one, and counts where it went.
-fn recover(fleet: &mut Fleet) -> Result<Moment, BlockError> {
-    fleet.heal()?;
-    if !fleet.flush(FLUSH)? {
-        return Err(BlockError::NotSettled { arm: "a faulty receiver".to_owned(), seconds: FLUSH.as_secs_f64() });
+/// Waits for the acknowledgement of every span.
+fn settle(fleet: &mut Fleet, arm: &Arm) -> Result<(), BlockError> {
+    if fleet.flush(FLUSH)? {
+        Ok(())
+    } else {
+        Err(BlockError::NotSettled { arm: arm.to_string(), seconds: FLUSH.as_secs_f64() })
     }
+}
+
+/// After a receiver that did not do its part, whose acknowledgements are waited for by nobody: what it left over is got rid of,
+/// so that the next block pays for nothing of this one, and counted.
+fn recover(fleet: &mut Fleet, arm: &Arm) -> Result<Moment, BlockError> {
+    fleet.heal()?;
+    settle(fleet, arm)?;
     Ok(fleet.moment()?)
 }
 

@@ -16,6 +16,7 @@ pub mod model;
 pub mod node;
 pub mod place;
 pub mod plan;
+pub mod predict;
 pub mod receiver;
 pub mod record;
 pub mod soak;

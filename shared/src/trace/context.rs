@@ -51,8 +51,8 @@ impl TraceContext {
 
     fn traceparent_bytes(&self) -> [u8; 55] {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        put_hex(&mut text[3..35], self.trace_id.get());
-        put_hex(&mut text[36..52], u128::from(self.span_id.get()));
+        put_hex(&mut text[3..35], &self.trace_id.get().to_be_bytes());
+        put_hex(&mut text[36..52], &self.span_id.get().to_be_bytes());
         text[54] = b'0' + (u8::from(self.random) << 1 | u8::from(self.sampled));
         text
     }
@@ -132,25 +132,40 @@ fn parse_traceparent(value: &[u8]) -> Option<TraceContext> {
     if version == 0xff || !tail_allowed {
         return None;
     }
-    let trace_id = TraceId::new(get_hex(&head[3..35])?)?;
-    let span_id = SpanId::new(get_hex(&head[36..52])? as u64)?;
+    let (high, low) = (get_hex(&head[3..19])?, get_hex(&head[19..35])?);
+    let trace_id = TraceId::new(u128::from(high) << 64 | u128::from(low))?;
+    let span_id = SpanId::new(get_hex(&head[36..52])?)?;
     let flags = get_hex(&head[53..55])?;
     Some(TraceContext { trace_id, span_id, sampled: flags & 1 != 0, random: flags & 2 != 0, tracestate: None })
 }
 
-/// The number written in lower-case hex digits; W3C forbids upper case.
-fn get_hex(digits: &[u8]) -> Option<u128> {
-    digits.iter().try_fold(0u128, |n, d| match d {
-        b'0'..=b'9' => Some(n << 4 | u128::from(d - b'0')),
-        b'a'..=b'f' => Some(n << 4 | u128::from(d - b'a' + 10)),
-        _ => None,
-    })
+/// The number written in at most 16 lower-case hex digits; W3C forbids upper case.
+fn get_hex(digits: &[u8]) -> Option<u64> {
+    /// Values of digits; 0xff for everything else.
+    const VALUES: [u8; 256] = {
+        let mut values = [0xff; 256];
+        let mut i = 0;
+        while i < 16 {
+            values[DIGITS[i] as usize] = i as u8;
+            i += 1;
+        }
+        values
+    };
+    let (mut number, mut seen) = (0, 0);
+    for digit in digits {
+        let value = VALUES[*digit as usize];
+        seen |= value;
+        number = number << 4 | u64::from(value & 15);
+    }
+    (seen <= 15).then_some(number)
 }
 
-fn put_hex(out: &mut [u8], mut value: u128) {
-    for slot in out.iter_mut().rev() {
-        *slot = b"0123456789abcdef"[(value & 15) as usize];
-        value >>= 4;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+fn put_hex(out: &mut [u8], bytes: &[u8]) {
+    for (slot, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        slot[0] = DIGITS[usize::from(byte >> 4)];
+        slot[1] = DIGITS[usize::from(byte & 15)];
     }
 }
 

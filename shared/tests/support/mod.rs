@@ -6,32 +6,49 @@ pub mod collector;
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use shared::clock::RunClock;
 use shared::ids::{SpanId, TraceId};
-use shared::time::Dur;
+use shared::time::{Dur, Time};
 use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpEncoding, OtlpProtocol};
 use shared::trace::sampler::Root;
 use shared::trace::{
-    Fact, Kind, Link, Record, Sampler, Span, Stats, Telemetry, TelemetryConfig, TraceContext, Tracer, Value,
+    Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Sampler, Stats, Telemetry, TelemetryConfig, TraceContext,
+    Tracer, Val,
 };
 
 /// A fact that becomes one inner span.
 pub struct Step(pub u32);
 
 impl Fact for Step {
-    fn fold(record: &Record<Step>, out: &mut Vec<Span>) {
-        let mut root = record.outermost("test.request", Kind::Server, record.closed);
-        if record.abandoned {
-            root.fail("abandoned", "nobody finished it");
+    type Fold<S: Form> = Steps<S::Draft>;
+}
+
+/// One inner span for every step.
+pub struct Steps<D> {
+    root: D,
+    inner: Vec<D>,
+}
+
+impl<S: Form> Fold<Step, S> for Steps<S::Draft> {
+    fn begin(cx: &mut Cx<'_, S>) -> Self {
+        Steps { root: cx.outermost("test.request", Kind::Server), inner: Vec::new() }
+    }
+    fn fact(&mut self, cx: &mut Cx<'_, S>, at: Time, step: &Step) {
+        let id = cx.head.inner_id(self.inner.len());
+        let (kind, parent) = (Kind::Internal, self.root.id());
+        let mut span = cx.inner(Inner { name: "test.step", kind, parent, id, start: at, end: at });
+        span.set("test.step.number", step.0);
+        self.inner.push(span);
+    }
+    fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
+        self.root.set_end(ending.closed);
+        if ending.abandoned {
+            self.root.fail("abandoned", "nobody finished it");
         }
-        let root_id = root.span_id;
-        root.set("test.cut", record.cut);
-        out.push(root);
-        for (n, (at, step)) in record.facts.iter().enumerate() {
-            let mut span = record.span("test.step", Kind::Internal, Some(root_id), record.inner_id(n), *at, *at);
-            span.set("test.step.number", step.0);
-            out.push(span);
-        }
+        self.root.set("test.cut", ending.cut);
+        cx.emit(self.root);
+        self.inner.into_iter().for_each(|span| cx.emit(span));
     }
 }
 
@@ -39,39 +56,41 @@ impl Fact for Step {
 pub struct Everything;
 
 impl Fact for Everything {
-    fn fold(record: &Record<Everything>, out: &mut Vec<Span>) {
-        let mut server = record.outermost("test.server", Kind::Server, record.closed);
-        let shared: Arc<str> = "shared text".into();
-        server.set("test.str", "static").set("test.owned", "owned \"quoted\" \u{1F680}".to_owned());
-        server.set("test.shared", shared).set("test.int", -7i64).set("test.max", i64::MAX);
+    type Fold<S: Form> = All<S::Draft>;
+}
+
+/// Makes every kind of span, all but the outermost one at the end.
+pub struct All<D> {
+    server: D,
+}
+
+impl<S: Form> Fold<Everything, S> for All<S::Draft> {
+    fn begin(cx: &mut Cx<'_, S>) -> Self {
+        All { server: cx.outermost("test.server", Kind::Server) }
+    }
+    fn fact(&mut self, _: &mut Cx<'_, S>, _: Time, _: &Everything) {}
+    fn end(self, cx: &mut Cx<'_, S>, ending: &Ending) {
+        let (start, end) = (cx.head.opened, ending.closed);
+        let mut server = self.server;
+        let (shared, owned): (Arc<str>, String) = ("shared text".into(), "owned \"quoted\" \u{1F680}".to_owned());
+        server.set_end(end);
+        server.set("test.str", "static").set("test.owned", Val::Text(&owned));
+        server.set("test.shared", &shared).set("test.int", -7i64).set("test.max", i64::MAX);
         server.set("test.double", 0.1).set("test.bool", true);
-        server.set("test.texts", Value::StrList(vec!["a".into(), "b".into()]));
-        server.set("test.doubles", Value::F64List(vec![1.5, 2.0]));
-        server.event("test.first", record.head.opened, vec![("test.index".into(), Value::Int(1))]);
-        server.event("test.last", record.closed, Vec::new());
-        let mut client = record.span(
-            "test.client",
-            Kind::Client,
-            Some(server.span_id),
-            record.inner_id(0),
-            server.start,
-            server.end,
-        );
-        client.links.push(Link {
-            trace_id: TraceId::new(0xabc).expect("not zero"),
-            span_id: SpanId::new(0xdef).expect("not zero"),
-            attrs: vec![("test.link".into(), Value::from("why"))],
-        });
+        server.set("test.texts", Val::Statics(&["a", "b"])).set("test.names", Val::Names(&[shared.clone()]));
+        server.set("test.doubles", Val::F64s(&[1.5, 2.0]));
+        server.event("test.first", start, &[("test.index", Val::Int(1))]).event("test.last", end, &[]);
+        let inner = |name, kind, parent, n, end| Inner { name, kind, parent, id: cx.head.inner_id(n), start, end };
+        let client = inner("test.client", Kind::Client, server.id(), 0, end);
+        let internal = inner("test.inner", Kind::Internal, client.id, 1, start);
+        let mut client = cx.inner(client);
+        let ids = (TraceId::new(0xabc).expect("not zero"), SpanId::new(0xdef).expect("not zero"));
+        client.link(&LinkTo { trace_id: ids.0, span_id: ids.1 }, &[("test.link", Val::Static("why"))]);
         client.fail("timeout", "the backend did not answer");
-        let inner = record.span(
-            "test.inner",
-            Kind::Internal,
-            Some(client.span_id),
-            record.inner_id(1),
-            server.start,
-            server.start,
-        );
-        out.extend([server, client, inner]);
+        let internal = cx.inner(internal);
+        cx.emit(server);
+        cx.emit(client);
+        cx.emit(internal);
     }
 }
 
@@ -103,8 +122,7 @@ pub fn otlp(protocol: OtlpProtocol, base: &str) -> OtlpConfig {
 /// Runs `n` requests of three spans each (two steps).
 pub fn requests(tracer: &Tracer, clock: RunClock, n: u32) {
     for i in 0..n {
-        let started = tracer.begin(None);
-        let trail = tracer.open::<Step>(&started, clock.now());
+        let (_, trail) = tracer.start::<Step>(&HeaderMap::new(), clock.now());
         trail.note(clock.now(), || Step(i));
         trail.note(clock.now(), || Step(i + 1));
         trail.finish(clock.now());

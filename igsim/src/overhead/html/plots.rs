@@ -1,7 +1,7 @@
 //! The plots of the page: overheads by ratio, latency distributions, CPU, and blocks over time.
 
 use super::svg::{Anchor, Plot, Scale};
-use crate::overhead::analysis::{ArmAnalysis, RegimeAnalysis, Role, Statistic};
+use crate::overhead::analysis::{ArmAnalysis, Estimate, Judgement, RegimeAnalysis, Role, Statistic};
 use crate::overhead::distribution::Distribution;
 use crate::overhead::format;
 use crate::overhead::model::{Arm, Block, Health, Path, Regime, Run};
@@ -27,24 +27,51 @@ struct Point<'a> {
 }
 
 /// The overhead of one statistic against the ratio; a second panel near the target where the first is too coarse to read it.
-pub(super) fn overheads(regime: &RegimeAnalysis, statistic: Statistic, target: f64) -> String {
+pub(super) fn overheads(regime: &RegimeAnalysis, statistic: Statistic, general: f64) -> String {
     let mut columns: Vec<String> = Vec::new();
     let points: Vec<Point<'_>> = regime.arms.iter().filter_map(|a| point(a, statistic, &mut columns)).collect();
     if points.is_empty() {
         return String::new();
     }
-    let floor = regime.arms.iter().filter_map(|a| a.estimate(statistic)).find_map(|e| e.noise_floor);
+    let estimates = || regime.arms.iter().filter_map(|a| a.estimate(statistic));
+    let floor = estimates().find_map(|e| e.noise_floor);
+    let mut targets = vec![general];
+    for below in estimates().filter_map(judged).map(|j| j.target.below) {
+        if !targets.contains(&below) {
+            targets.push(below);
+        }
+    }
+    let marks = Marks { targets, floor };
     let lows = points.iter().map(|p| p.interval.low).chain(floor.map(|f| -f));
     let low = lows.fold(0.0, f64::min);
-    let high = points.iter().map(|p| p.interval.high).fold(target, f64::max);
+    let high = points.iter().map(|p| p.interval.high).fold(general, f64::max);
     let pad = 0.06 * (high - low);
     let name = format!("{}: {}", regime.regime.name(), statistic.name());
-    let mut out = panel(&name, &points, &columns, Scale::linear(low - pad, high + pad), target, floor);
-    if high > 3.0 * target {
-        let near = Scale::linear(low.max(-target), 1.6 * target);
-        out.push_str(&panel(&format!("{name}, near the target"), &points, &columns, near, target, floor));
+    let mut out = panel(&name, &points, &columns, Scale::linear(low - pad, high + pad), &marks);
+    if high > 3.0 * general {
+        let near = Scale::linear(low.max(-general), 1.6 * general);
+        out.push_str(&panel(
+            &format!("{name}, near the target; arms beyond left out"),
+            &points,
+            &columns,
+            near,
+            &marks,
+        ));
     }
     out
+}
+
+/// What a panel shows beside the arms, as shares.
+struct Marks {
+    targets: Vec<f64>,
+    floor: Option<f64>,
+}
+
+fn judged(estimate: &Estimate) -> Option<Judgement> {
+    match estimate.role {
+        Role::Primary(judgement) => Some(judgement),
+        Role::Control | Role::Secondary(_) => None,
+    }
 }
 
 fn point<'a>(arm: &'a ArmAnalysis, statistic: Statistic, columns: &mut Vec<String>) -> Option<Point<'a>> {
@@ -62,28 +89,28 @@ fn point<'a>(arm: &'a ArmAnalysis, statistic: Statistic, columns: &mut Vec<Strin
         columns.push(name);
         columns.len() - 1
     });
-    let verdict = match estimate.role {
-        Role::Primary(judgement) => format!(" {}", judgement.verdict.name()),
-        Role::Control | Role::Secondary(_) => String::new(),
-    };
+    let verdict = judged(estimate).map_or_else(String::new, |j| format!(" {}", j.verdict.name()));
     let tip = format!("{}: {}{verdict}", arm.arm, format::percent_in_words(overhead.value, interval));
     Some(Point { arm: &arm.arm, column, value: overhead.value, interval, tip })
 }
 
-fn panel(name: &str, points: &[Point<'_>], columns: &[String], y: Scale, target: f64, floor: Option<f64>) -> String {
+fn panel(name: &str, points: &[Point<'_>], columns: &[String], y: Scale, marks: &Marks) -> String {
     let x = Scale::linear(-0.5, columns.len() as f64 - 0.5);
     let width = (90.0 + 62.0 * columns.len() as f64).max(380.0);
     let mut plot = Plot::new((width, 300.0), x, y, 0.0, 22.0);
     let [left, right, _, bottom] = plot.edges();
-    if let Some(floor) = floor {
+    if let Some(floor) = marks.floor {
         let band = [left, plot.y.at(floor), right, plot.y.at(-floor)];
         plot.rect("band", band, &format!("noise floor {}", format::share(floor)));
     }
     plot.y_axis("% over off", |v| format::signed(100.0 * v, if v.abs() < 0.1 { 1 } else { 0 }));
-    let (zero, at) = (plot.y.at(0.0), plot.y.at(target));
+    let zero = plot.y.at(0.0);
     plot.line("zero", [left, zero, right, zero]);
-    plot.line("target", [left, at, right, at]);
-    plot.text("faint", Anchor::End, [right, at - 5.0], &format!("target {}", format::share(target)));
+    for target in marks.targets.iter().filter(|t| y.shows(**t)) {
+        let at = plot.y.at(*target);
+        plot.line("target", [left, at, right, at]);
+        plot.text("faint", Anchor::End, [right, at - 5.0], &format!("target {}", format::share(*target)));
+    }
     for (i, column) in columns.iter().enumerate() {
         let x = plot.x.at(i as f64);
         plot.text("", Anchor::Middle, [x, bottom + 16.0], column);
@@ -194,7 +221,7 @@ pub(super) fn cpu(regime: &RegimeAnalysis) -> String {
         return String::new();
     }
     let x = Scale::linear(0.0, longest * 1.08);
-    let mut plot = Plot::new((760.0, 100.0 + 24.0 * n), x, Scale::linear(0.0, n), 100.0, 22.0);
+    let mut plot = Plot::new((760.0, 120.0 + 24.0 * n), x, Scale::linear(0.0, n), 100.0, 22.0);
     plot.x_axis("us of CPU per request", digits);
     let [left, _, top, _] = plot.edges();
     for (i, arm) in regime.arms.iter().enumerate() {

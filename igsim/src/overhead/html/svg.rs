@@ -106,7 +106,7 @@ pub(super) struct Plot {
 
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 14.0;
-const TOP: f64 = 26.0;
+const TOP: f64 = 46.0;
 const BOTTOM: f64 = 44.0;
 
 impl Plot {
@@ -130,7 +130,7 @@ impl Plot {
             self.line("grid", [left, y, right, y]);
             self.text("faint", Anchor::End, [left - 6.0, y + 4.0], &name(tick));
         }
-        self.text("faint", Anchor::Start, [2.0, top - 10.0], label);
+        self.text("faint", Anchor::Start, [8.0, top - 12.0], label);
     }
 
     /// A line of marks along the horizontal axis.
@@ -199,9 +199,8 @@ impl Plot {
         let (name, description) = (escape(name), escape(description));
         let (w, h) = (self.width, self.height);
         format!(
-            r#"<figure><svg role="img" width="{w}" height="{h}" viewBox="0 0 {w} {h}" xmlns="http://www.w3.org/2000/svg"><title>{name}</title><desc>{description}</desc><text x="{x:.0}" y="14" font-weight="600">{name}</text>{body}</svg></figure>
+            r#"<figure><svg role="img" width="{w}" height="{h}" viewBox="0 0 {w} {h}" xmlns="http://www.w3.org/2000/svg"><title>{name}</title><desc>{description}</desc><text class="name" x="8" y="16">{name}</text>{body}</svg></figure>
 "#,
-            x = self.x.start,
             body = self.body
         )
     }

@@ -1,15 +1,13 @@
-//! The telemetry of one process of the lab: a pipeline for every path and ratio that was asked for, switched while requests are
-//! served.
+//! The telemetry of one process of the lab: a pipeline for every path that was asked for, switched while requests are served.
 //!
-//! A pipeline is made on first use and kept: its connection stays warm, and its counts go on.
+//! A pipeline is made on first use and kept: its connection stays warm, and its counts go on. Of an arm's ratio it gets a sampler.
 
 use std::sync::Arc;
 
 use shared::clock::RunClock;
 use shared::time::{Dur, Time};
 use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpEncoding, OtlpProtocol, RecorderKind};
-use shared::trace::sampler::SamplerKind;
-use shared::trace::{Ratio, Resource, Telemetry, TelemetryConfig, Tracer, TracerCell};
+use shared::trace::{Ratio, Resource, Sampler, Telemetry, TelemetryConfig, Tracer, TracerCell};
 
 use super::message::{Counters, Tracing};
 use crate::overhead::model::Path;
@@ -25,7 +23,7 @@ pub(super) struct Pipelines {
 }
 
 struct Pipeline {
-    tracing: Tracing,
+    path: Path,
     telemetry: Telemetry,
     tracers: Vec<Tracer>,
     /// Whether there may be something to flush.
@@ -48,7 +46,9 @@ impl Pipelines {
         let tracers = match tracing {
             None => vec![Tracer::off(); self.servers.len()],
             Some(tracing) => {
-                let pipeline = self.pipeline(tracing)?;
+                let sampler = sampler(tracing.ratio)?;
+                let pipeline = self.pipeline(tracing.path)?;
+                pipeline.telemetry.set_sampler(sampler);
                 pipeline.used = true;
                 pipeline.tracers.clone()
             }
@@ -95,26 +95,20 @@ impl Pipelines {
         }
     }
 
-    fn pipeline(&mut self, tracing: Tracing) -> Result<&mut Pipeline, String> {
-        let at = match self.made.iter().position(|p| p.tracing == tracing) {
+    fn pipeline(&mut self, path: Path) -> Result<&mut Pipeline, String> {
+        let at = match self.made.iter().position(|p| p.path == path) {
             Some(at) => at,
             None => {
-                let made = self.make(tracing)?;
-                self.made.push(made);
+                let telemetry = Telemetry::live(self.config(path), self.clock).map_err(|e| e.to_string())?;
+                let tracers = self.servers.iter().map(|(resource, _)| telemetry.tracer(resource.clone())).collect();
+                self.made.push(Pipeline { path, telemetry, tracers, used: false });
                 self.made.len() - 1
             }
         };
         Ok(&mut self.made[at])
     }
 
-    fn make(&self, tracing: Tracing) -> Result<Pipeline, String> {
-        let config = self.config(tracing)?;
-        let telemetry = Telemetry::live(config, self.clock).map_err(|e| e.to_string())?;
-        let tracers = self.servers.iter().map(|(resource, _)| telemetry.tracer(resource.clone())).collect();
-        Ok(Pipeline { tracing, telemetry, tracers, used: false })
-    }
-
-    fn config(&self, Tracing { path, ratio }: Tracing) -> Result<TelemetryConfig, String> {
+    fn config(&self, path: Path) -> TelemetryConfig {
         let (recorder, encoding) = match path {
             Path::Eager => (RecorderKind::Eager, OtlpEncoding::Sdk),
             Path::Deferred => (RecorderKind::Deferred, OtlpEncoding::Sdk),
@@ -129,13 +123,13 @@ impl Pipelines {
             gzip: false,
             encoding,
         };
-        let ratio = Ratio::new(ratio).ok_or_else(|| format!("{ratio} is no share of traces"))?;
-        Ok(TelemetryConfig {
-            sampler: SamplerKind::ParentBasedTraceIdRatio.with(ratio),
-            recorder,
-            exporters: vec![ExporterConfig::Otlp(otlp)],
-            schedule_delay: self.schedule_delay,
-            ..defaults
-        })
+        let exporters = vec![ExporterConfig::Otlp(otlp)];
+        TelemetryConfig { recorder, exporters, schedule_delay: self.schedule_delay, ..defaults }
     }
+}
+
+/// What a gateway that starts its traces itself is configured with.
+fn sampler(ratio: f64) -> Result<Sampler, String> {
+    let ratio = Ratio::new(ratio).ok_or_else(|| format!("{ratio} is no share of traces"))?;
+    Ok(Sampler::parent_based_ratio(ratio))
 }

@@ -4,8 +4,8 @@ pub mod console;
 pub(crate) mod file;
 pub mod memory;
 pub mod otlp;
-mod sdk;
-mod transport;
+pub(crate) mod sdk;
+pub(crate) mod transport;
 
 use std::sync::Arc;
 
@@ -47,7 +47,8 @@ pub(crate) fn build(config: &TelemetryConfig, threads: bool) -> Result<Vec<Box<d
     config.exporters.iter().map(|e| build_one(e, config, threads)).collect()
 }
 
-fn build_one(
+/// Makes one exporter.
+pub(crate) fn build_one(
     exporter: &ExporterConfig,
     config: &TelemetryConfig,
     threads: bool,
