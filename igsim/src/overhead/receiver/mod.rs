@@ -1,6 +1,6 @@
 //! The lab's receiver of spans: OTLP/HTTP protobuf on loopback, acknowledged and counted without being decoded.
 //!
-//! Decoding costs more than receiving, so it waits until the run is over: bodies are kept as they came ([`spool`]) and read back
+//! Decoding costs more than receiving, so it waits until the run is over: bodies are kept as they came (`spool`) and read back
 //! by [`Receiver::decode`]. How the receiver behaves is switched while it runs. It knows nothing of arms and blocks: whoever
 //! asks for counts draws a line, and gets a number for it.
 

@@ -32,8 +32,10 @@ pub use report::{Memory, Received, Requests, SoakReport, Spans};
 pub use slope::Slope;
 use tally::Tally;
 
-/// Prompt and answer of a request: short, because what is tested is the number of requests and traces.
-const LENGTHS: Lengths = Lengths { prompt: 64, output: 8 };
+/// Prompt and answer of a request: short, because what is tested is the number of requests and traces. Prompts are long enough
+/// that a thousand a second fill the gateway's index of prefixes (31,250 blocks of 64 tokens an engine) in the warm-up: four
+/// blocks a request fill those of four engines in half a minute.
+const LENGTHS: Lengths = Lengths { prompt: 256, output: 8 };
 /// The longest wait for an answer.
 const TIMEOUT: Dur = Dur::from_secs(30);
 /// The longest wait for the acknowledgement of the last spans.
