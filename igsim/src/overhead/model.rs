@@ -38,7 +38,7 @@ impl Regime {
 }
 
 /// How spans are recorded and encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Path {
     /// The OpenTelemetry SDK at once: Tracer, ParentBased, BatchSpanProcessor, opentelemetry-otlp.
