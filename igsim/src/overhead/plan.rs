@@ -239,7 +239,8 @@ mod tests {
         };
         assert_eq!(check(600, true), 0);
         assert!(check(30, true) > 0);
-        assert!(check(15, false) >= check(30, true));
+        assert!(check(15, true) > check(30, true));
+        check(5, false);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::analysis::Analysis;
 use super::distribution::Distributions;
 use super::model::Run;
+use super::predict::Fit;
 
 /// Raw blocks, compressed.
 pub const RUN_FILE: &str = "run.json.gz";
@@ -98,14 +99,23 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     written.and_then(|()| fs::rename(&partial, path)).map_err(|e| RecordError::of(path, e))
 }
 
-/// Reads a run: its folder, or the file of its raw blocks, compressed or not.
+/// Reads a run: its folder, the file of its raw blocks, compressed or not, or its report.
 ///
 /// # Errors
 /// If there is none, or it is not one.
 pub fn read(path: &Path) -> Result<Recorded, RecordError> {
     let file = if path.is_dir() { path.join(RUN_FILE) } else { path.to_path_buf() };
+    let bad = |e: serde_json::Error| RecordError::of(&file, format!("this is no run of the lab: {e}"));
     let bytes = plain(&file).map_err(|e| RecordError::of(&file, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| RecordError::of(&file, format!("this is no run of the lab: {e}")))
+    let mut value: serde_json::Value = serde_json::from_slice(&bytes).map_err(bad)?;
+    // A report has the run inside.
+    let inner = value.get_mut("run").map(serde_json::Value::take);
+    serde_json::from_value(inner.unwrap_or(value)).map_err(bad)
+}
+
+/// Reads a fit, if the file is one.
+pub fn read_fit(path: &Path) -> Option<Fit> {
+    serde_json::from_slice(&plain(path).ok()?).ok()
 }
 
 fn plain(path: &Path) -> io::Result<Vec<u8>> {

@@ -1,29 +1,33 @@
 //! `igsim overhead`: what tracing costs.
 
-use std::io::IsTerminal;
+mod lines;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use shared::clock::RunClock;
-use shared::time::{Dur, Time};
+use shared::time::Dur;
 use shared::units::HumanDur;
+
+use lines::Lines;
 
 use super::{Failure, Format, Overrides};
 use crate::overhead::analysis::Analysis;
 use crate::overhead::calibrate::Calibration;
-use crate::overhead::lab::{self, LabSpec, Outcome, Progress};
-use crate::overhead::model::{Arm, Block, Path as TracePath, Regime, Setting};
+use crate::overhead::lab::{self, LabSpec, Outcome};
+use crate::overhead::model::{Arm, Path as TracePath, Regime};
 use crate::overhead::node::{self, message::Role};
 use crate::overhead::plan::{self, Extent, Extras, RegimePlan};
+use crate::overhead::predict::{Attributes, Fit, Load};
 use crate::overhead::record::{self, Recorded, Report};
-use crate::overhead::soak::{self, Glance, SoakSpec};
+use crate::overhead::soak::{self, SoakSpec};
 use crate::overhead::{html, table};
 use crate::run::interrupt::Interrupt;
 use crate::run::output::print;
 use crate::scenario::Scenario;
 
 /// The fleet that is measured unless another is named.
-const SCENARIO: &str = include_str!("../../../scenarios/overhead.yaml");
+const SCENARIO: &str = include_str!("../../../../scenarios/overhead.yaml");
 /// How long a full run takes unless a budget is given.
 const FULL: Dur = Dur::from_secs(30 * 60);
 
@@ -65,9 +69,55 @@ enum OverheadCommand {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+    /// Fit what tracing costs to a finished run, for predictions
+    #[command(after_help = "Example: igsim overhead fit runs/overhead-20261120-1842 > fit.json")]
+    Fit {
+        /// Folder of the run, or its run.json.gz or report.json.
+        run: PathBuf,
+        /// Attributes of a span in the run, on average.
+        #[arg(long, value_name = "N", requires_all = ["attribute_ns", "attribute_bytes"])]
+        attributes_per_span: Option<f64>,
+        /// Measured CPU of one attribute, from record to bytes, in nanoseconds.
+        #[arg(long, value_name = "NS", requires = "attributes_per_span")]
+        attribute_ns: Option<f64>,
+        /// Measured bytes of one attribute.
+        #[arg(long, value_name = "N", requires = "attributes_per_span")]
+        attribute_bytes: Option<f64>,
+    },
+    /// Say what tracing would cost under another load
+    #[command(after_help = "Example: igsim overhead predict --from fit.json --spans 24 --ratio 0.1 --rps 1000")]
+    Predict(PredictArgs),
     /// Send short requests for minutes: does anything fail, grow or get lost?
     #[command(after_help = "Example: igsim overhead soak --rate 1000 --duration 10m --sampling 0.1")]
     Soak(SoakArgs),
+}
+
+#[derive(Debug, Args)]
+struct PredictArgs {
+    /// A fit, or a finished run to fit.
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+    /// Spans of a sampled request, all services together.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    spans: f64,
+    /// Attributes of a span; as in the run of the fit if not given.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    attributes: Option<f64>,
+    /// Share of traces kept, 0 to 1.
+    #[arg(long, value_name = "R", value_parser = super::ratio)]
+    ratio: f64,
+    /// Requests per second.
+    #[arg(long, value_name = "Q", value_parser = positive)]
+    rps: f64,
+    /// How spans are recorded and encoded.
+    #[arg(long, value_enum, default_value_t = TracePath::Deferred)]
+    path: TracePath,
+    /// By how much stored spans are smaller than on the wire.
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive)]
+    compression: f64,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
 }
 
 #[derive(Debug, Args)]
@@ -163,6 +213,17 @@ pub(super) fn overhead(args: OverheadArgs) -> Result<(), Failure> {
             conclude(&recorded, target, out.as_deref(), format)
         }
         Some(OverheadCommand::Calibrate { run, seed, format }) => calibrate(&run, seed, format),
+        Some(OverheadCommand::Fit { run, attributes_per_span, attribute_ns, attribute_bytes }) => {
+            let all = (attributes_per_span, attribute_ns, attribute_bytes);
+            let attributes = match all {
+                (Some(per_span), Some(ns), Some(bytes)) => Some(Attributes { per_span, ns, bytes }),
+                (_, _, _) => None,
+            };
+            let recorded = record::read(&run).map_err(Failure::input)?;
+            print(&json(&Fit::of(&recorded.run, attributes).map_err(Failure::input)?)?);
+            Ok(())
+        }
+        Some(OverheadCommand::Predict(args)) => predict(&args),
         Some(OverheadCommand::Soak(args)) => soak(&args),
     }
 }
@@ -205,6 +266,21 @@ fn measure(args: &MeasureArgs) -> Result<(), Failure> {
     }
     eprintln!("results in {}", out.display());
     concluded
+}
+
+fn predict(args: &PredictArgs) -> Result<(), Failure> {
+    let PredictArgs { from, spans, attributes, ratio, rps, path, compression, format } = args;
+    let fit = match record::read_fit(from) {
+        Some(fit) => fit,
+        None => Fit::of(&record::read(from).map_err(Failure::input)?.run, None).map_err(Failure::input)?,
+    };
+    let load = Load { spans: *spans, attributes: *attributes, ratio: *ratio, rps: *rps, compression: *compression };
+    let prediction = fit.predict(*path, load).map_err(Failure::input)?;
+    match format {
+        Format::Text => print(&prediction.text(&fit)),
+        Format::Json => print(&json(&prediction)?),
+    }
+    Ok(())
 }
 
 fn soak(args: &SoakArgs) -> Result<(), Failure> {
@@ -310,71 +386,10 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(Failure::run)
 }
 
-/// Progress on standard error: one line that is written over on a terminal, a line now and then otherwise.
-struct Lines {
-    terminal: bool,
-    clock: RunClock,
-    said: Time,
-}
-
-/// Between lines where nothing is written over.
-const LINE_EVERY: Dur = Dur::from_secs(20);
-
-impl Lines {
-    fn new() -> Lines {
-        Lines { terminal: std::io::stderr().is_terminal(), clock: RunClock::start(), said: Time::ZERO }
-    }
-}
-
-impl Lines {
-    /// Whether a line is due, and what begins and ends it.
-    fn due(&mut self) -> Option<(&'static str, &'static str)> {
-        if self.terminal {
-            return Some(("\r\x1b[K", ""));
-        }
-        let now = self.clock.now();
-        let due = now.since(self.said) >= LINE_EVERY;
-        self.said = if due { now } else { self.said };
-        due.then_some(("", "\n"))
-    }
-
-    fn glance(&mut self, glance: &Glance) {
-        let Glance { elapsed, ended, failed, gateway_kib, engine_kib } = glance;
-        if let Some((start, end)) = self.due() {
-            let seconds = elapsed.as_secs_f64();
-            let memory = format!("gateway {:.1} MiB, engines {:.1} MiB", mib(*gateway_kib), mib(*engine_kib));
-            eprint!("{start}{seconds:.0} s: {ended} requests ended, {failed} failed; {memory}{end}");
-        }
-    }
-}
-
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
-}
-
-impl Progress for Lines {
-    fn regime(&mut self, setting: &Setting) {
-        let Setting { regime, requests, load, placement, schedule_delay_ms, .. } = setting;
-        let name = regime.name();
-        eprintln!(
-            "{name}: {load}; {requests} requests a block; {placement}; spans wait at most {schedule_delay_ms} ms"
-        );
-    }
-
-    fn block(&mut self, block: &Block, rounds: u32, last: bool) {
-        let (name, arm, round) = (block.regime.name(), &block.arm, block.round + 1);
-        let clear = if self.terminal { "\r\x1b[K" } else { "" };
-        if block.failed > 0 {
-            eprintln!("{clear}{name}: round {round}: {arm}: {} requests failed", block.failed);
-        }
-        if last {
-            eprint!("{clear}");
-        } else if let Some((start, end)) = self.due() {
-            let (p50, cpu) = (block.e2e.p50, block.cpu.gateway());
-            eprint!(
-                "{start}{name}: round {round} of {rounds}: {arm}: p50 {p50:.0} us, gateway CPU {cpu:.0} us a request{end}"
-            );
-        }
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n > 0.0 && n.is_finite() => Ok(n),
+        Ok(_) | Err(_) => Err("expected a number above 0".to_owned()),
     }
 }
 
