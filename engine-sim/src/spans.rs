@@ -42,7 +42,8 @@ impl Fact for EngineFact {
     }
 
     fn settles(&self) -> bool {
-        matches!(self, EngineFact::Preempted | EngineFact::Prefilled(_) | EngineFact::Finished(_))
+        // A token that was on its way when its request was preempted still belongs to the run before.
+        matches!(self, EngineFact::Prefilled(_) | EngineFact::Finished(_))
     }
 }
 

@@ -131,14 +131,9 @@ async fn models(State(app): State<Arc<App>>) -> Response {
 async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
     let received = app.clock.now();
     let (parts, body) = request.into_parts();
-    let trail = if app.tracer.disabled() {
-        Trail::off()
-    } else {
-        let started = app.tracer.begin(app.tracer.extract(&parts.headers));
-        app.tracer.open::<EngineFact>(&started, received)
-    };
+    let (_, trail) = app.tracer.load().start::<EngineFact>(&parts.headers, received);
     let id = request_id(&app, api, &parts.headers);
-    trail.note(received, || EngineFact::Received {
+    trail.annotate(received, || EngineFact::Received {
         model: Arc::clone(&app.model),
         request: id.clone(),
         operation: api.operation(),
@@ -178,7 +173,7 @@ async fn admit(
     let accepted = parse(app, api, headers, &body, &mut tokens)?;
     drop(body);
     let key = app.next_key();
-    trail.note(body_read, || accepted.fact());
+    trail.annotate(body_read, || accepted.fact());
     let new = engine_request(app, key, &accepted, &tokens, trail, body_read);
     let arrived = app.clock.now();
     trail.note(arrived, || EngineFact::InputsProcessed {

@@ -17,7 +17,7 @@ use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::rng::mix64;
 use shared::time::{Dur, Time};
-use shared::trace::pipeline::Tracer;
+use shared::trace::{Tracer, TracerCell};
 use tokio::net::TcpListener;
 
 use crate::core::config::EngineConfig;
@@ -68,7 +68,7 @@ pub struct Server {
 struct App {
     engine: EngineHandle,
     engine_config: EngineConfig,
-    tracer: Tracer,
+    tracer: Arc<TracerCell>,
     clock: RunClock,
     model: Arc<str>,
     max_model_len: u32,
@@ -99,7 +99,7 @@ impl Server {
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             engine,
-            tracer,
+            tracer: TracerCell::new(tracer),
             clock,
             model: config.model,
             engine_config: config.engine,
@@ -121,6 +121,11 @@ impl Server {
     /// If the socket is gone.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The tracer, which may be exchanged while the server runs: each request keeps the one it began with.
+    pub fn tracer_cell(&self) -> Arc<TracerCell> {
+        Arc::clone(&self.app.tracer)
     }
 
     /// Serves until `shutdown` completes and every open answer is written, for at most [`DRAIN`]; what is open then is aborted.

@@ -89,6 +89,14 @@ impl Director {
         *in_flight = in_flight.checked_sub(1).expect("a request leaves an endpoint once");
     }
 
+    /// Forgets what requests left behind.
+    pub(crate) fn forget(&mut self) {
+        for i in 0..self.pool.endpoints().len() {
+            self.prefixes.clear(EndpointId(i as u32));
+        }
+        self.sessions.clear();
+    }
+
     pub(crate) fn change(&mut self, change: EndpointChange) {
         match change {
             EndpointChange::Added(config) => {
@@ -111,10 +119,10 @@ impl Director {
             return Err(Rejection::UnknownModel);
         }
         let sheddable = info.priority < 0;
-        if sheddable || info.trail.is_on() {
+        if sheddable || info.trail.is_recording() {
             let saturation = saturation(&self.saturation, self.pool.endpoints(), now);
             let candidates = self.pool.endpoints().len() as u32;
-            info.trail.note(now, || GatewayFact::Admission { saturation, candidates });
+            info.trail.annotate(now, || GatewayFact::Admission { saturation, candidates });
             if sheddable && saturation >= 1.0 {
                 return Err(Rejection::Saturated);
             }

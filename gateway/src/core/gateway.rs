@@ -126,6 +126,11 @@ impl Gateway {
     /// Does what is due at `now`: nothing, see [`Gateway::next_wakeup`].
     pub fn advance(&mut self, _now: Time, _out: &mut Vec<Output>) {}
 
+    /// Forgets the prefixes and sessions of earlier requests; what is known of endpoints and open requests stays.
+    pub fn forget(&mut self) {
+        self.director.forget();
+    }
+
     /// All endpoints, by id.
     pub fn endpoints(&self) -> &[Endpoint] {
         self.director.pool.endpoints()
@@ -152,7 +157,7 @@ impl Gateway {
 
     /// Records what the request asks for.
     fn describe(&self, now: Time, info: &RequestInfo) {
-        info.trail.note(now, || GatewayFact::Parsed {
+        info.trail.annotate(now, || GatewayFact::Parsed {
             id: info.id.clone(),
             model: bounded_name(&info.model),
             size_bytes: info.size_bytes,
@@ -161,11 +166,13 @@ impl Gateway {
         });
         if info.objective.is_some() || info.fairness_id.is_some() {
             let (objective, fairness_id) = (&info.objective, &info.fairness_id);
-            info.trail
-                .note(now, || GatewayFact::Labels { objective: objective.clone(), fairness_id: fairness_id.clone() });
+            info.trail.annotate(now, || GatewayFact::Labels {
+                objective: objective.clone(),
+                fairness_id: fairness_id.clone(),
+            });
         }
         let (name, namespace) = &self.pool_name;
-        info.trail.note(now, || GatewayFact::Pool { name: Arc::clone(name), namespace: Arc::clone(namespace) });
+        info.trail.annotate(now, || GatewayFact::Pool { name: Arc::clone(name), namespace: Arc::clone(namespace) });
     }
 
     fn attempt_failed(
@@ -191,7 +198,7 @@ impl Gateway {
         open.endpoint = next;
         let attempt = open.attempt;
         let failed = &self.director.pool.get(endpoint).config.name;
-        open.info.trail.note(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
+        open.info.trail.annotate(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
         self.open.insert(key, open);
         out.push(Output::Dispatch { key, endpoint: next, attempt });
     }

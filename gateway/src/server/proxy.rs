@@ -17,7 +17,7 @@ use http_body_util::Full;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use shared::ids::RequestId;
 use shared::time::Time;
-use shared::trace::{Started, Trail};
+use shared::trace::{Started, Tracer, Trail};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -55,6 +55,8 @@ struct Exchange {
     id: RequestId,
     /// The id as it came, or a new one: what engine and caller see.
     id_header: HeaderValue,
+    /// The tracer that the request began with.
+    tracer: Arc<Tracer>,
     /// The place in the trace; `None` if telemetry is off.
     started: Option<Started>,
     trail: Trail<GatewayFact>,
@@ -73,9 +75,9 @@ impl Exchange {
     /// A request whose head was read.
     fn begin(shared: Arc<Shared>, route: Route, parts: &http::request::Parts) -> Exchange {
         let received = shared.clock.now();
-        let started = (!shared.tracer.disabled()).then(|| shared.tracer.begin(shared.tracer.extract(&parts.headers)));
-        let trail = started.as_ref().map_or(Trail::off(), |s| shared.tracer.open(s, received));
-        trail.note(received, || GatewayFact::Received {
+        let tracer = shared.tracer.load();
+        let (started, trail) = tracer.start(&parts.headers, received);
+        trail.annotate(received, || GatewayFact::Received {
             method: method_name(&parts.method),
             path: bounded_path(parts.uri.path(), route.template()),
             route: Some(route.template()),
@@ -96,6 +98,7 @@ impl Exchange {
             key: RequestKey(key),
             id,
             id_header,
+            tracer,
             started,
             trail,
             at: None,
@@ -134,7 +137,7 @@ impl Exchange {
     fn info(&self, parsed: Parsed, caller: Caller, model: &Arc<str>, size: usize) -> Box<RequestInfo> {
         if self.shared.config.identity_in_spans && caller.session_id.is_some() {
             let session = caller.session_id.clone();
-            self.trail.note(self.received, || GatewayFact::Identity { user: None, session });
+            self.trail.annotate(self.received, || GatewayFact::Identity { user: None, session });
         }
         Box::new(RequestInfo {
             key: self.key,
@@ -182,7 +185,7 @@ impl Exchange {
 
     /// Where the request goes next; `last` is what went wrong before.
     fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<(EndpointId, u32), Refusal> {
-        let output = self.shared.ask(self.shared.clock.now(), input, self.trail.is_on());
+        let output = self.shared.ask(self.shared.clock.now(), input, self.trail.is_recording());
         match output {
             Output::Dispatch { endpoint, attempt, .. } => {
                 self.at = Some(endpoint);
@@ -225,7 +228,7 @@ impl Exchange {
     ) -> Result<http::Request<Full<Bytes>>, Refusal> {
         if let Some(started) = &self.started {
             let span = proxy_span_id(started.context.span_id, attempt);
-            self.shared.tracer.inject(&started.context.child(span), &mut headers);
+            self.tracer.inject(&started.context.child(span), &mut headers);
         }
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);
@@ -266,7 +269,7 @@ impl Exchange {
         }
         let mut headers = end_to_end(&parts.headers);
         self.decorate(&mut headers);
-        let observer = Observer::of(&headers, self.trail.is_on());
+        let observer = Observer::of(&headers, self.trail.is_recording());
         let deadline = self.deadline();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = parts.status;
@@ -288,7 +291,7 @@ impl Exchange {
     fn decorate(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.id_header.clone());
         if let Some(started) = &self.started
-            && self.shared.tracer.propagates()
+            && self.tracer.propagates()
         {
             headers.insert(TRACERESPONSE, started.context.traceparent());
         }
@@ -319,16 +322,16 @@ impl Exchange {
             return;
         }
         let (chunks, bytes, complete) = (self.learnt.chunks, self.bytes, failure.is_none());
-        self.trail.note(now, || GatewayFact::Streamed { chunks, bytes, complete });
+        self.trail.annotate(now, || GatewayFact::Streamed { chunks, bytes, complete });
         if let Some(usage) = self.learnt.usage {
             let (input, output) = (usage.prompt_tokens, usage.completion_tokens);
-            self.trail.note(now, || GatewayFact::Usage { input, output });
+            self.trail.annotate(now, || GatewayFact::Usage { input, output });
         }
         if let Some(reason) = self.learnt.finish_reason {
-            self.trail.note(now, || GatewayFact::FinishReason(reason));
+            self.trail.annotate(now, || GatewayFact::FinishReason(reason));
         }
         if let Some(model) = self.learnt.model.take() {
-            self.trail.note(now, || GatewayFact::ResponseModel(bounded_name(&model.into())));
+            self.trail.annotate(now, || GatewayFact::ResponseModel(bounded_name(&model.into())));
         }
         let status = self.status;
         self.trail.note(now, || GatewayFact::Ended { status, failure });
@@ -344,7 +347,7 @@ impl Drop for Exchange {
             self.end(Some(Failure::Abandoned));
         } else {
             self.shared.metrics.disconnected.fetch_add(1, Ordering::Relaxed);
-            self.trail.note(self.shared.clock.now(), || GatewayFact::ClientDisconnected);
+            self.trail.annotate(self.shared.clock.now(), || GatewayFact::ClientDisconnected);
             self.end(Some(Failure::Cancelled));
         }
     }
@@ -455,7 +458,7 @@ impl Passage {
         self.observer.data(data, &mut exchange.learnt);
         if !before && exchange.learnt.first_token {
             let now = exchange.shared.clock.now();
-            exchange.trail.note(now, || GatewayFact::FirstToken);
+            exchange.trail.annotate(now, || GatewayFact::FirstToken);
             exchange.shared.metrics.first_token(now.since(exchange.received));
         }
     }

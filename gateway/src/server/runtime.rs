@@ -17,7 +17,7 @@ use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::rng::{Seed, Stream, mix64};
 use shared::time::{Dur, Stopped, Stopwatch, Time};
-use shared::trace::Tracer;
+use shared::trace::{Tracer, TracerCell};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -100,7 +100,7 @@ pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
     pub(crate) backends: Vec<Backend>,
     pub(crate) client: Upstream,
-    pub(crate) tracer: Tracer,
+    pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
     pub(crate) metrics: Metrics,
     cards: Mutex<Vec<Vec<serde_json::Value>>>,
@@ -143,7 +143,7 @@ impl Server {
             cards: Mutex::new(vec![Vec::new(); endpoints.len()]),
             backends: endpoints,
             client,
-            tracer,
+            tracer: TracerCell::new(tracer),
             clock,
             metrics: Metrics::new(),
             next_key: AtomicU64::new(0),
@@ -159,10 +159,21 @@ impl Server {
         self.local_addr
     }
 
+    /// The tracer, which may be exchanged while the server runs: each request keeps the one it began with.
+    pub fn tracer_cell(&self) -> Arc<TracerCell> {
+        Arc::clone(&self.shared.tracer)
+    }
+
     /// What happened so far; the handle stays valid while the server runs.
     pub fn stats(&self) -> impl Fn() -> Stats + Send + Sync + Clone + 'static {
         let shared = Arc::clone(&self.shared);
         move || shared.metrics.stats()
+    }
+
+    /// Forgets what earlier requests left behind: prefixes and sessions. The handle stays valid while the server runs.
+    pub fn reset(&self) -> impl Fn() + Send + Sync + Clone + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.core().forget()
     }
 
     /// Serves until `shutdown` is ready, then stops accepting and lets requests finish, for at most the drain timeout.

@@ -4,6 +4,7 @@
 //! one JSON document and nothing else.
 
 mod inspect;
+mod overhead;
 mod run;
 mod send;
 mod up;
@@ -18,7 +19,7 @@ use shared::config::ConfigErrors;
 
 use crate::run::output::print;
 use crate::run::telemetry::TracingOptions;
-use crate::scenario::{Mode, Scenario};
+use crate::scenario::{Mode, Recorder, Scenario};
 
 /// Inference-gateway simulator: sends requests through an llm-d style gateway to emulated vLLM engines and records the complete
 /// OpenTelemetry trace of every sampled request.
@@ -60,6 +61,14 @@ enum Command {
     /// Send the traces of a finished run to an OTLP endpoint
     #[command(after_help = "Example: igsim send runs/quickstart-20261120-1842 --otlp http://127.0.0.1:4318 --end-now")]
     Send(SendArgs),
+    /// Measure what tracing costs: latency, CPU and bytes with and without it
+    #[command(
+        after_help = "Examples:\n  igsim overhead\n  igsim overhead --full --out overhead\n  igsim overhead --regime saturation --arms \"off',eager:0.1,deferred:0.1\""
+    )]
+    Overhead(overhead::OverheadArgs),
+    /// A process of the overhead lab, which tells it what to do on standard input
+    #[command(hide = true)]
+    OverheadNode(overhead::NodeArgs),
     /// Print the JSON Schema of scenario files
     #[command(after_help = "Example: igsim schema > scenario.schema.json")]
     Schema,
@@ -85,6 +94,9 @@ pub(crate) struct TracingArgs {
     /// Detail of the spans: 1 lifecycle, 2 decisions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
     detail: Option<u8>,
+    /// How facts become spans: in the background, or at once by the OpenTelemetry SDK (live mode only).
+    #[arg(long, value_enum)]
+    recorder: Option<Recorder>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -245,6 +257,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Up(args) => up::up(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Send(args) => send::send(&args),
+        Command::Overhead(args) => overhead::overhead(args),
+        Command::OverheadNode(args) => overhead::node(&args),
         Command::Schema => {
             print(&format!("{:#}\n", crate::scenario::json_schema()));
             Ok(())
@@ -264,6 +278,15 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
 }
 
 impl TracingArgs {
+    /// What is an override of the scenario with a shorter name.
+    fn overrides(&self) -> Option<(String, String)> {
+        let recorder = match self.recorder? {
+            Recorder::Deferred => "deferred",
+            Recorder::Eager => "eager",
+        };
+        Some(("tracing.recorder".to_owned(), recorder.to_owned()))
+    }
+
     fn options(&self) -> TracingOptions {
         TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail }
     }

@@ -71,6 +71,7 @@ fn load(args: &RunArgs) -> Result<Scenario, Failure> {
     if let Some(seed) = args.seed {
         set.push(("seed".to_owned(), seed.to_string()));
     }
+    set.extend(args.tracing.overrides());
     Ok(scenario::load(&args.scenario, &set)?.config)
 }
 

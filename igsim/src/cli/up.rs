@@ -15,6 +15,7 @@ use crate::scenario::{self, Mode, Scenario};
 pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     let mut set = args.overrides.set.clone();
     set.push(("mode".to_owned(), "live".to_owned()));
+    set.extend(args.tracing.overrides());
     let scenario = scenario::load(&args.scenario, &set)?.config;
     debug_assert_eq!(scenario.mode, Mode::Live);
     let env = |key: &str| std::env::var(key).ok();

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use shared::trace::config::{ConfigError, ExporterChoice, ExporterConfig, Layer, OtlpEncoding, OtlpProtocol};
+use shared::trace::config::{
+    ConfigError, ExporterChoice, ExporterConfig, Layer, OtlpEncoding, OtlpProtocol, RecorderKind,
+};
 use shared::trace::exporter::console::ConsoleTarget;
 use shared::trace::{SamplerKind, TelemetryConfig};
 
@@ -72,6 +74,10 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
     Layer {
         sampler: tracing.sampler.map(kind),
         ratio: tracing.ratio,
+        recorder: tracing.recorder.map(|r| match r {
+            scenario::Recorder::Deferred => RecorderKind::Deferred,
+            scenario::Recorder::Eager => RecorderKind::Eager,
+        }),
         detail: tracing.detail,
         exporters,
         max_open: tracing.max_open.map(|d| d.0),

@@ -6,8 +6,8 @@ use engine_sim::core::latency::LatencyProfile;
 use shared::config::{Problems, Validate, did_you_mean, one_of};
 
 use super::{
-    Arrivals, Builtin, EngineGroup, Exporter, Length, Mode, Prefixes, Scenario, Sessions, Shape, Trace, Tracing,
-    Workload,
+    Arrivals, Builtin, EngineGroup, Exporter, Length, Mode, Prefixes, Recorder, Scenario, Sessions, Shape, Trace,
+    Tracing, Workload,
 };
 use crate::report::figure_exists;
 
@@ -29,7 +29,7 @@ impl Validate for Scenario {
         if let Some(trace) = &self.trace {
             problems.at("trace", |p| check_trace(trace, p));
         }
-        problems.at("tracing", |p| check_tracing(&self.tracing, p));
+        problems.at("tracing", |p| check_tracing(&self.tracing, self.mode, p));
         problems.at("expectations", |p| self.check_expectations(p));
     }
 }
@@ -295,7 +295,9 @@ fn check_trace(trace: &Trace, p: &mut Problems) {
     }
 }
 
-fn check_tracing(tracing: &Tracing, p: &mut Problems) {
+fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
+    let eager = tracing.recorder == Some(Recorder::Eager);
+    p.check(!eager || mode == Mode::Live, "recorder", "eager in virtual mode", "deferred, or eager in live mode");
     for (i, exporter) in tracing.exporters.iter().flatten().enumerate() {
         if let Exporter::Otlp(otlp) = exporter {
             let ok =

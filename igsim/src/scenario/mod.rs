@@ -100,12 +100,25 @@ pub struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub detail: Option<u8>,
+    /// How facts become spans; deferred when nothing says otherwise. Both make the same spans.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorder: Option<Recorder>,
     /// Where spans go, for example `[file]` or `[{otlp: {url: "http://localhost:4317"}}]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exporters: Option<Vec<Exporter>>,
     /// How long a record may stay open before it is closed as abandoned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_open: Option<HumanDur>,
+}
+
+/// How facts become spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Recorder {
+    /// Kept until the request ends, folded in the background.
+    Deferred,
+    /// At once, by the OpenTelemetry SDK and its batch processor, as most instrumented programs do it; live mode only.
+    Eager,
 }
 
 /// The samplers of OpenTelemetry, by the names of `OTEL_TRACES_SAMPLER`.

@@ -74,7 +74,7 @@ impl Default for TelemetryConfig {
     }
 }
 
-/// How facts become spans.
+/// How facts become spans: the same spans, at different cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RecorderKind {
     /// Kept in a record, folded in the background when the request ends.
@@ -169,6 +169,8 @@ pub struct Layer {
     pub sampler: Option<SamplerKind>,
     /// The ratio of a ratio sampler; alone it means `parentbased_traceidratio`.
     pub ratio: Option<f64>,
+    /// How facts become spans.
+    pub recorder: Option<RecorderKind>,
     /// The detail level, 1 to 3.
     pub detail: Option<u8>,
     /// Where spans go; replaces all exporters of the layers below.
@@ -236,7 +238,7 @@ impl TelemetryConfig {
             disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
             sampler: sampler(&layers, &env)?,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
-            recorder: defaults.recorder,
+            recorder: layers.iter().find_map(|l| l.recorder).unwrap_or(defaults.recorder),
             exporters,
             schedule_delay: first(|l| l.schedule_delay).or(env.schedule_delay).unwrap_or(defaults.schedule_delay),
             max_batch: env.max_batch.unwrap_or(defaults.max_batch).min(max_queue),

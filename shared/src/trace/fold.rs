@@ -49,7 +49,7 @@ pub trait Draft: Sized {
     fn set_end(&mut self, end: Time);
     /// Adds an attribute; a fold sets no key twice.
     fn put(&mut self, key: &'static str, value: Val<'_>);
-    /// Adds an event; the form puts events in order and within the span when the span is emitted.
+    /// Adds an event; a form that can puts events in order and within the span when the span is emitted.
     fn event(&mut self, name: &'static str, at: Time, attrs: &[Pair<'_>]) -> &mut Self;
     /// Adds a link to a span.
     fn link(&mut self, to: &LinkTo, attrs: &[Pair<'_>]) -> &mut Self;
@@ -89,9 +89,10 @@ pub struct LinkTo {
 /// A form that spans may take.
 pub trait Form {
     /// A span under construction in this form.
-    type Draft: Draft;
+    type Draft: Draft + Send + 'static;
 
-    /// Starts the service's outermost span, under the caller's span, when the record was opened.
+    /// Starts the service's outermost span, under the caller's span, when the record was opened. A fold does that when it
+    /// begins: a form may decide here whether the request is recorded.
     fn outermost(&mut self, head: &Head, name: &'static str, kind: Kind) -> Self::Draft;
     /// Starts a span below another one of the record.
     fn inner(&mut self, head: &Head, new: Inner) -> Self::Draft;

@@ -6,23 +6,26 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use arc_swap::ArcSwap;
+use crossbeam_channel::Sender;
 use http::HeaderMap;
 
 use crate::clock::RunClock;
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::rng::Seed;
 use crate::time::{Anchor, Dur, Time};
-use crate::trace::config::TelemetryConfig;
+use crate::trace::config::{ExporterConfig, OtlpEncoding, RecorderKind, TelemetryConfig};
 use crate::trace::context::{self, Propagation, TraceContext};
+use crate::trace::eager::{self, Eager, Opening, Service};
 use crate::trace::exporter;
 use crate::trace::id_source::IdSource;
-use crate::trace::record::{Closed, Fact, Head, Open, Sink, Trail};
+use crate::trace::record::{Fact, Head, Open, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
+use crate::trace::sinks::{InlineSink, LiveSink, LiveThread, Order};
 use crate::trace::stats::{Counters, ExporterCounters, Stats};
 use crate::trace::worker::{NewlyOpened, Resources, Worker};
 
@@ -43,6 +46,12 @@ pub enum TelemetryError {
     /// Virtual runs write files; sending them is a step of its own, which shifts their time to the present.
     #[error("a virtual run cannot export to {0} while it runs: write a trace file and send it afterwards")]
     VirtualNetwork(String),
+    /// The SDK's batch processors have threads and a clock of their own.
+    #[error("the eager recorder works in real time only: use the deferred one for virtual runs")]
+    VirtualEager,
+    /// The SDK's exporter encodes its own spans.
+    #[error("the direct OTLP encoding is made from records, which the eager recorder does not keep")]
+    EagerDirect,
     /// The operating system gives no thread.
     #[error("cannot start the telemetry thread: {0}")]
     Thread(std::io::Error),
@@ -54,6 +63,7 @@ pub struct Telemetry {
     driver: Driver,
     exporters: Vec<Arc<ExporterCounters>>,
     flush_timeout: Dur,
+    eager: Option<Arc<Eager>>,
 }
 
 /// Makes records for one service instance. Cheap to clone.
@@ -61,6 +71,8 @@ pub struct Telemetry {
 pub struct Tracer {
     shared: Option<Arc<Shared>>,
     instance: InstanceId,
+    /// The SDK's tracer, for the eager recorder.
+    service: Option<Arc<Service>>,
 }
 
 /// A request that began: its place in a trace, drawn before any span exists.
@@ -81,9 +93,16 @@ impl Telemetry {
         if config.disabled {
             return Ok(Telemetry::off());
         }
-        let exporters = exporter::build(&config, true)?;
-        let counts = exporters.iter().map(|e| Arc::clone(e.counters())).collect();
         let state = State::default();
+        let (exporters, eager) = match config.recorder {
+            RecorderKind::Deferred => (exporter::build(&config, true)?, None),
+            // The worker only looks after requests that nobody finishes.
+            RecorderKind::Eager => (Vec::new(), Some(state.eager(&config, clock.anchor())?)),
+        };
+        let counts = match &eager {
+            Some(eager) => eager.exporters(),
+            None => exporters.iter().map(|e| Arc::clone(e.counters())).collect(),
+        };
         let worker = state.worker(&config, clock.anchor(), exporters);
         let (records, waiting) = crossbeam_channel::bounded(config.channel_capacity.max(1));
         let (control, orders) = crossbeam_channel::unbounded();
@@ -99,16 +118,19 @@ impl Telemetry {
         let thread = Some(spawned.map_err(TelemetryError::Thread)?);
         let shared = Arc::new(state.share(&config, IdSource::live(), sink.clone()));
         let driver = Driver::Live { control, thread, clock, sink };
-        Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout })
+        Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout, eager })
     }
 
     /// Telemetry of a virtual run: ids from `seed`, everything on the calling thread, in order.
     ///
     /// # Errors
-    /// If an exporter cannot be built, or needs the network.
+    /// If an exporter cannot be built or needs the network, or the recorder is the eager one.
     pub fn inline(config: TelemetryConfig, anchor: Anchor, seed: Seed) -> Result<Telemetry, TelemetryError> {
         if config.disabled {
             return Ok(Telemetry::off());
+        }
+        if config.recorder == RecorderKind::Eager {
+            return Err(TelemetryError::VirtualEager);
         }
         let exporters = exporter::build(&config, false)?;
         let counts = exporters.iter().map(|e| Arc::clone(e.counters())).collect();
@@ -122,12 +144,14 @@ impl Telemetry {
         let ids = IdSource::seeded(seed);
         let shared = Arc::new(state.share(&config, ids, sink.clone()));
         let driver = Driver::Inline(sink);
-        Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout })
+        let flush_timeout = config.flush_timeout;
+        Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout, eager: None })
     }
 
     /// No telemetry at all: what `OTEL_SDK_DISABLED` means.
     pub fn off() -> Telemetry {
-        Telemetry { shared: None, driver: Driver::Off, exporters: Vec::new(), flush_timeout: Dur::ZERO }
+        let exporters = Vec::new();
+        Telemetry { shared: None, driver: Driver::Off, exporters, flush_timeout: Dur::ZERO, eager: None }
     }
 
     /// A tracer for a service instance.
@@ -137,9 +161,20 @@ impl Telemetry {
     pub fn tracer(&self, mut resource: Resource) -> Tracer {
         let Some(shared) = &self.shared else { return Tracer::off() };
         resource.add_missing(&shared.resource_attributes);
-        let index = shared.resources.add(resource);
+        let index = shared.resources.add(resource.clone());
         let instance = u16::try_from(index).map(InstanceId).expect("a process has at most 65,536 service instances");
-        Tracer { shared: Some(Arc::clone(shared)), instance }
+        let service = self.eager.as_ref().map(|eager| eager.service(&resource, instance));
+        Tracer { shared: Some(Arc::clone(shared)), instance, service }
+    }
+
+    /// Exchanges the sampler: requests that begin from now on are decided by it.
+    pub fn set_sampler(&self, sampler: Sampler) {
+        if let Some(eager) = &self.eager {
+            eager.set_sampler(&sampler);
+        }
+        if let Some(shared) = &self.shared {
+            shared.sampler.store(Arc::new(sampler));
+        }
     }
 
     /// The counts so far.
@@ -159,6 +194,9 @@ impl Telemetry {
 
     /// Waits until everything closed so far is exported or dropped; false if `timeout` ends first.
     pub fn flush(&self, timeout: Dur) -> bool {
+        if let Some(eager) = &self.eager {
+            return eager.flush(timeout);
+        }
         let (settled, wait) = crossbeam_channel::bounded(0);
         match &self.driver {
             Driver::Off => return true,
@@ -184,14 +222,17 @@ impl Telemetry {
             Driver::Live { control, clock, .. } => Some((control.clone(), *clock)),
             Driver::Off | Driver::Inline(_) => None,
         };
-        let timeout = self.flush_timeout.to_std();
+        let (timeout, eager) = (self.flush_timeout, self.eager.clone());
         move || {
             // The worker cannot wait for itself.
             let is_worker = std::thread::current().name() == Some("telemetry");
             if let (Some((control, clock)), false) = (&control, is_worker) {
                 let (settled, wait) = crossbeam_channel::bounded(0);
                 if control.send(Order::Abandon(clock.now(), settled)).is_ok() {
-                    let _ = wait.recv_timeout(timeout);
+                    let _ = wait.recv_timeout(timeout.to_std());
+                }
+                if let Some(eager) = &eager {
+                    eager.flush(timeout);
                 }
             }
         }
@@ -223,6 +264,9 @@ impl Telemetry {
                 if finished {
                     let _ = thread.join();
                 }
+                if let Some(eager) = &self.eager {
+                    eager.stop(timeout);
+                }
             }
         }
     }
@@ -237,7 +281,7 @@ impl Drop for Telemetry {
 impl Tracer {
     /// A tracer that records nothing and forwards inbound headers untouched.
     pub const fn off() -> Tracer {
-        Tracer { shared: None, instance: InstanceId(0) }
+        Tracer { shared: None, instance: InstanceId(0), service: None }
     }
 
     /// Whether telemetry is off: then nothing is read from or written to headers.
@@ -251,10 +295,27 @@ impl Tracer {
         self.instance
     }
 
+    /// Begins a request whose head was read at `now`: reads the caller's context, decides whether the request is recorded, and
+    /// opens what follows it. No place in a trace if telemetry is off.
+    pub fn start<F: Fact>(&self, headers: &HeaderMap, now: Time) -> (Option<Started>, Trail<F>) {
+        let Some(shared) = &self.shared else { return (None, Trail::off()) };
+        match &self.service {
+            Some(service) => {
+                let (started, trail) = shared.start(service, headers, now);
+                (Some(started), trail)
+            }
+            None => {
+                let started = self.begin(self.extract(headers));
+                let trail = self.open(&started, now);
+                (Some(started), trail)
+            }
+        }
+    }
+
     /// Begins a request: draws its ids and decides whether it is recorded.
     pub fn begin(&self, caller: Option<TraceContext>) -> Started {
         match &self.shared {
-            Some(shared) => shared.begin(caller, &shared.sampler),
+            Some(shared) => shared.begin(caller, &shared.sampler.load()),
             None => without_telemetry(caller),
         }
     }
@@ -280,12 +341,19 @@ impl Tracer {
     /// Writes `context` into `headers`, unless telemetry or the propagator is off.
     pub fn inject(&self, context: &TraceContext, headers: &mut HeaderMap) {
         if self.propagates() {
-            context::inject(context, headers);
+            match self.service {
+                Some(_) => eager::inject(context, headers),
+                None => context::inject(context, headers),
+            }
         }
     }
 
     /// Opens the record of a sampled request at `now`; [`Trail::off`] for an unsampled one.
+    ///
+    /// # Panics
+    /// With the eager recorder, whose requests begin and open in one: [`Tracer::start`].
     pub fn open<F: Fact>(&self, started: &Started, now: Time) -> Trail<F> {
+        assert!(self.service.is_none(), "a request of the eager recorder begins with `start`");
         match &self.shared {
             Some(shared) if started.context.sampled => {
                 let context = &started.context;
@@ -319,7 +387,7 @@ impl std::fmt::Debug for Telemetry {
 
 /// What all tracers of a process share.
 struct Shared {
-    sampler: Sampler,
+    sampler: ArcSwap<Sampler>,
     detail: u8,
     propagation: Propagation,
     ids: IdSource,
@@ -330,12 +398,32 @@ struct Shared {
 }
 
 impl Shared {
+    /// Begins a request of the eager recorder.
+    fn start<F: Fact>(&self, service: &Arc<Service>, headers: &HeaderMap, now: Time) -> (Started, Trail<F>) {
+        let caller = if self.propagation.trace_context { eager::extract(headers) } else { Default::default() };
+        let ids = (self.ids.trace_id(), self.ids.span_id());
+        let (started, slot) = eager::open::<F>(service, Opening { caller, ids, now, detail: self.detail });
+        if started.parent.is_none() {
+            self.count_trace(started.context.sampled);
+        }
+        // Nothing is lost with a request that is not recorded.
+        if started.context.sampled {
+            let open: Arc<dyn Open> = slot.clone();
+            self.sink.opened(Arc::downgrade(&open));
+        }
+        (started, Trail::eager(slot))
+    }
+
+    fn count_trace(&self, sampled: bool) {
+        self.counters.traces_started.add(1);
+        self.counters.traces_sampled.add(usize::from(sampled));
+    }
+
     fn begin(&self, caller: Option<TraceContext>, sampler: &Sampler) -> Started {
         let trace_id = caller.as_ref().map_or_else(|| self.ids.trace_id(), |c| c.trace_id);
         let decision = sampler.sample(caller.as_ref(), trace_id);
         if caller.is_none() {
-            self.counters.traces_started.add(1);
-            self.counters.traces_sampled.add(usize::from(decision.sampled));
+            self.count_trace(decision.sampled);
         }
         let context = TraceContext {
             trace_id,
@@ -369,6 +457,14 @@ struct State {
 }
 
 impl State {
+    fn eager(&self, config: &TelemetryConfig, anchor: Anchor) -> Result<Arc<Eager>, TelemetryError> {
+        let direct = |e: &ExporterConfig| matches!(e, ExporterConfig::Otlp(o) if o.encoding == OtlpEncoding::Direct);
+        if config.exporters.iter().any(direct) {
+            return Err(TelemetryError::EagerDirect);
+        }
+        Ok(Arc::new(Eager::new(config, anchor, Arc::clone(&self.counters), &self.resources)?))
+    }
+
     fn worker(&self, config: &TelemetryConfig, anchor: Anchor, exporters: Vec<Box<dyn exporter::Exporter>>) -> Worker {
         let (counters, resources) = (Arc::clone(&self.counters), Arc::clone(&self.resources));
         Worker::new(config, anchor, exporters, counters, resources, Arc::clone(&self.newly_opened))
@@ -376,7 +472,7 @@ impl State {
 
     fn share(self, config: &TelemetryConfig, ids: IdSource, sink: Arc<dyn Sink>) -> Shared {
         Shared {
-            sampler: config.sampler.clone(),
+            sampler: ArcSwap::from_pointee(config.sampler.clone()),
             detail: config.detail,
             propagation: Propagation::new(config.trace_context),
             ids,
@@ -394,149 +490,6 @@ enum Driver {
     Live { control: Sender<Order>, thread: Option<JoinHandle<()>>, clock: RunClock, sink: Arc<LiveSink> },
 }
 
-/// What the telemetry thread is told. Dropping the sender in an order reports that it is carried out.
-enum Order {
-    Flush(Sender<()>),
-    Abandon(Time, Sender<()>),
-    Stop { now: Time, timeout: Dur, done: Sender<()> },
-}
-
 fn ended(error: crossbeam_channel::RecvTimeoutError) -> bool {
     matches!(error, crossbeam_channel::RecvTimeoutError::Disconnected)
-}
-
-/// Folds on the calling thread.
-struct InlineSink {
-    /// Gone after shutdown.
-    worker: Mutex<Option<Worker>>,
-    counters: Arc<Counters>,
-    newly_opened: Arc<NewlyOpened>,
-}
-
-impl InlineSink {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Worker>> {
-        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sink for InlineSink {
-    fn accept(&self, record: Box<dyn Closed>) {
-        self.counters.closed.add(1);
-        match self.lock().as_mut() {
-            Some(worker) => {
-                worker.take(&*record);
-                worker.advance(record.ending().closed);
-            }
-            None => self.counters.dropped.add(1),
-        }
-    }
-    fn opened(&self, record: Weak<dyn Open>) {
-        self.counters.opened.add(1);
-        self.newly_opened.push(record);
-    }
-}
-
-/// Hands records to the telemetry thread, or drops and counts them.
-struct LiveSink {
-    records: Sender<Box<dyn Closed>>,
-    waiting: Receiver<Box<dyn Closed>>,
-    stopped: AtomicBool,
-    counters: Arc<Counters>,
-    newly_opened: Arc<NewlyOpened>,
-}
-
-impl Sink for LiveSink {
-    fn accept(&self, record: Box<dyn Closed>) {
-        self.counters.closed.add(1);
-        if self.stopped.load(Ordering::SeqCst) {
-            self.counters.dropped.add(1);
-            return;
-        }
-        match self.records.try_send(record) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.counters.dropped.add(1),
-        }
-    }
-    fn opened(&self, record: Weak<dyn Open>) {
-        self.counters.opened.add(1);
-        self.newly_opened.push(record);
-    }
-}
-
-/// How long the telemetry thread lets records gather once they come. To wake a thread takes several times as long as to record a
-/// request, so a request should not have to do it.
-const GATHER: Dur = Dur::from_millis(5);
-
-/// The telemetry thread: moves records and orders into the worker, waits, repeats. The first record after a pause wakes it; as
-/// long as more come it looks for them by itself.
-struct LiveThread {
-    worker: Worker,
-    waiting: Receiver<Box<dyn Closed>>,
-    orders: Receiver<Order>,
-    clock: RunClock,
-    sink: Arc<LiveSink>,
-}
-
-impl LiveThread {
-    fn run(mut self) {
-        let nothing = crossbeam_channel::never();
-        // How long to let records gather; `None` waits for the next one.
-        let mut pause = None;
-        loop {
-            let due = self.worker.next_wakeup().since(self.clock.now());
-            let (records, wait) = pause.map_or((&self.waiting, due), |pause| (&nothing, due.min(pause)));
-            crossbeam_channel::select! {
-                recv(records) -> record => if let Ok(record) = record {
-                    self.worker.take(&*record);
-                    pause = Some(GATHER);
-                },
-                recv(self.orders) -> order => match order {
-                    Ok(Order::Flush(settled)) => {
-                        self.drain();
-                        self.worker.flush(&settled);
-                    }
-                    Ok(Order::Abandon(now, settled)) => {
-                        self.drain();
-                        self.worker.abandon_all(now);
-                        self.worker.flush(&settled);
-                    }
-                    Ok(Order::Stop { now, timeout, done }) => return self.stop(now, timeout, &done),
-                    // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
-                    Err(_) => return,
-                },
-                default(wait.to_std()) => pause = pause.and_then(|_| self.gathered()),
-            }
-            self.worker.advance(self.clock.now());
-        }
-    }
-
-    /// Takes what gathered, and says how long to let more gather.
-    fn gathered(&mut self) -> Option<Dur> {
-        let many = self.waiting.capacity().unwrap_or(1) / 8;
-        match self.drain() {
-            0 => None,
-            // The channel must not fill up during a pause.
-            taken if taken > many => Some(Dur::ZERO),
-            _ => Some(GATHER),
-        }
-    }
-
-    /// Takes the records that wait and returns their number.
-    fn drain(&mut self) -> usize {
-        let mut taken = 0;
-        // Bounded, so that busy request threads cannot keep an order waiting for ever.
-        while taken < self.waiting.capacity().unwrap_or(1)
-            && let Ok(record) = self.waiting.try_recv()
-        {
-            self.worker.take(&*record);
-            taken += 1;
-        }
-        taken
-    }
-
-    fn stop(mut self, now: Time, timeout: Dur, _done: &Sender<()>) {
-        self.sink.stopped.store(true, Ordering::SeqCst);
-        self.drain();
-        self.worker.stop(Some(now), timeout);
-    }
 }

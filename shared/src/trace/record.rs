@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::Time;
+use crate::trace::eager::EagerSlot;
 use crate::trace::fold::{self, Fold, Form};
 use crate::trace::otlp_bytes::Encoder;
 use crate::trace::span::Span;
@@ -22,7 +23,7 @@ const RESERVED: usize = 16;
 /// Facts of one component. Its [`Fold`] is the one place where that component's span names and attributes are set.
 pub trait Fact: Sized + Send + 'static {
     /// The fold of these facts, into any form.
-    type Fold<S: Form>: Fold<Self, S>;
+    type Fold<S: Form>: Fold<Self, S> + Send + 'static;
 
     /// Whether the fact says how the request ended: such facts find room in a record that is otherwise full.
     fn is_final(&self) -> bool {
@@ -37,6 +38,12 @@ pub trait Fact: Sized + Send + 'static {
     /// Whether no note after this fact amends one from before it.
     fn settles(&self) -> bool {
         false
+    }
+
+    /// How many facts a record may have already for this one to find room.
+    fn room(&self) -> usize {
+        let reserved = if self.is_final() { 0 } else { RESERVED };
+        Record::<Self>::CAPACITY - reserved
     }
 }
 
@@ -185,13 +192,20 @@ impl<F: Fact> Drop for Slot<F> {
     }
 }
 
-/// A handle on a request's record, or nothing at all for an unsampled request. Clones share the record.
-pub struct Trail<F: Fact>(Option<Arc<Slot<F>>>);
+/// A handle on a request's record, or nothing at all for a request whose facts nobody wants. Clones share the record.
+pub struct Trail<F: Fact>(Recorder<F>);
+
+/// How a request's facts are recorded.
+enum Recorder<F: Fact> {
+    Off,
+    Deferred(Arc<Slot<F>>),
+    Eager(Arc<EagerSlot<F>>),
+}
 
 impl<F: Fact> Trail<F> {
     /// The trail of a request that is not recorded.
     pub const fn off() -> Trail<F> {
-        Trail(None)
+        Trail(Recorder::Off)
     }
 
     /// Opens a record that will be closed into `sink`.
@@ -200,26 +214,55 @@ impl<F: Fact> Trail<F> {
         let slot = Arc::new(Slot { record: Mutex::new(Some(record)), sink: Arc::clone(sink) });
         let open: Arc<dyn Open> = slot.clone();
         sink.opened(Arc::downgrade(&open));
-        Trail(Some(slot))
+        Trail(Recorder::Deferred(slot))
     }
 
-    /// Whether facts are recorded.
+    /// The trail of a request that the SDK's spans follow.
+    pub(crate) fn eager(slot: Arc<EagerSlot<F>>) -> Trail<F> {
+        Trail(Recorder::Eager(slot))
+    }
+
+    /// Whether notes have an effect. True for every request of the eager recorder, whose spans exist without being recorded.
     #[inline]
     pub const fn is_on(&self) -> bool {
-        self.0.is_some()
+        !matches!(self.0, Recorder::Off)
     }
 
-    /// Records a fact; the closure runs only for a recorded request.
+    /// Whether what is noted will be seen: whether it is worth working for.
+    #[inline]
+    pub fn is_recording(&self) -> bool {
+        match &self.0 {
+            Recorder::Off => false,
+            Recorder::Deferred(_) => true,
+            Recorder::Eager(slot) => slot.is_recording(),
+        }
+    }
+
+    /// Records a fact; the closure runs only if [`Trail::is_on`].
     #[inline]
     pub fn note(&self, at: Time, fact: impl FnOnce() -> F) {
-        if let Some(slot) = &self.0 {
-            note(slot, at, fact());
+        match &self.0 {
+            Recorder::Off => {}
+            Recorder::Deferred(slot) => note(slot, at, fact()),
+            Recorder::Eager(slot) => slot.note(at, fact()),
+        }
+    }
+
+    /// Records a fact that adds to spans and makes none; the closure runs only if [`Trail::is_recording`].
+    #[inline]
+    pub fn annotate(&self, at: Time, fact: impl FnOnce() -> F) {
+        if self.is_recording() {
+            self.note(at, fact);
         }
     }
 
     /// Changes the newest fact that `pick` accepts, or records a new one: how runs of tokens stay one fact.
     pub fn amend<R>(&self, at: Time, pick: impl FnMut(&mut F) -> Option<R>, fact: impl FnOnce() -> F) {
-        let Some(slot) = &self.0 else { return };
+        let slot = match &self.0 {
+            Recorder::Off => return,
+            Recorder::Deferred(slot) => slot,
+            Recorder::Eager(slot) => return slot.amend(at, pick, fact),
+        };
         let found =
             slot.lock().as_mut().is_some_and(|r| r.facts.iter_mut().rev().map(|(_, f)| f).find_map(pick).is_some());
         if !found {
@@ -229,24 +272,34 @@ impl<F: Fact> Trail<F> {
 
     /// The trace and the outermost span, if recorded and still open.
     pub fn ids(&self) -> Option<(TraceId, SpanId)> {
-        self.0.as_ref()?.lock().as_ref().map(|r| (r.head.trace_id, r.head.span_id))
+        match &self.0 {
+            Recorder::Off => None,
+            Recorder::Deferred(slot) => slot.lock().as_ref().map(|r| (r.head.trace_id, r.head.span_id)),
+            Recorder::Eager(slot) => slot.ids(),
+        }
     }
 
-    /// The facts noted so far, while the record is open: for tests and benches.
+    /// The facts noted so far, while the record is open: for tests and benches. The eager recorder keeps none.
     pub fn facts(&self) -> Vec<(Time, F)>
     where
         F: Clone,
     {
-        let open = self.0.as_ref().and_then(|slot| slot.lock().as_ref().map(|r| r.facts.clone()));
-        open.unwrap_or_default()
+        match &self.0 {
+            Recorder::Deferred(slot) => slot.lock().as_ref().map(|r| r.facts.clone()).unwrap_or_default(),
+            Recorder::Off | Recorder::Eager(_) => Vec::new(),
+        }
     }
 
     /// Closes the record at `now` and hands it to the pipeline. Later notes by other holders are ignored.
     pub fn finish(self, now: Time) {
-        if let Some(slot) = &self.0
-            && let Some(record) = slot.close(now, false)
-        {
-            slot.sink.accept(Box::new(record));
+        match &self.0 {
+            Recorder::Off => {}
+            Recorder::Deferred(slot) => {
+                if let Some(record) = slot.close(now, false) {
+                    slot.sink.accept(Box::new(record));
+                }
+            }
+            Recorder::Eager(slot) => slot.close(now, false),
         }
     }
 }
@@ -254,8 +307,7 @@ impl<F: Fact> Trail<F> {
 #[inline(never)]
 fn note<F: Fact>(slot: &Slot<F>, at: Time, fact: F) {
     if let Some(record) = slot.lock().as_mut() {
-        let room = if fact.is_final() { Record::<F>::CAPACITY } else { Record::<F>::CAPACITY - RESERVED };
-        if record.facts.len() < room {
+        if record.facts.len() < fact.room() {
             record.facts.push((at, fact));
         } else {
             record.cut += 1;
@@ -265,7 +317,11 @@ fn note<F: Fact>(slot: &Slot<F>, at: Time, fact: F) {
 
 impl<F: Fact> Clone for Trail<F> {
     fn clone(&self) -> Self {
-        Trail(self.0.clone())
+        Trail(match &self.0 {
+            Recorder::Off => Recorder::Off,
+            Recorder::Deferred(slot) => Recorder::Deferred(Arc::clone(slot)),
+            Recorder::Eager(slot) => Recorder::Eager(Arc::clone(slot)),
+        })
     }
 }
 

@@ -6,6 +6,7 @@ pub mod collector;
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use shared::clock::RunClock;
 use shared::ids::{SpanId, TraceId};
 use shared::time::{Dur, Time};
@@ -55,20 +56,22 @@ impl<S: Form> Fold<Step, S> for Steps<S::Draft> {
 pub struct Everything;
 
 impl Fact for Everything {
-    type Fold<S: Form> = All;
+    type Fold<S: Form> = All<S::Draft>;
 }
 
-/// Makes every kind of span at the end.
-pub struct All;
+/// Makes every kind of span, all but the outermost one at the end.
+pub struct All<D> {
+    server: D,
+}
 
-impl<S: Form> Fold<Everything, S> for All {
-    fn begin(_: &mut Cx<'_, S>) -> All {
-        All
+impl<S: Form> Fold<Everything, S> for All<S::Draft> {
+    fn begin(cx: &mut Cx<'_, S>) -> Self {
+        All { server: cx.outermost("test.server", Kind::Server) }
     }
     fn fact(&mut self, _: &mut Cx<'_, S>, _: Time, _: &Everything) {}
     fn end(self, cx: &mut Cx<'_, S>, ending: &Ending) {
         let (start, end) = (cx.head.opened, ending.closed);
-        let mut server = cx.outermost("test.server", Kind::Server);
+        let mut server = self.server;
         let (shared, owned): (Arc<str>, String) = ("shared text".into(), "owned \"quoted\" \u{1F680}".to_owned());
         server.set_end(end);
         server.set("test.str", "static").set("test.owned", Val::Text(&owned));
@@ -121,8 +124,7 @@ pub fn otlp(protocol: OtlpProtocol, base: &str) -> OtlpConfig {
 /// Runs `n` requests of three spans each (two steps).
 pub fn requests(tracer: &Tracer, clock: RunClock, n: u32) {
     for i in 0..n {
-        let started = tracer.begin(None);
-        let trail = tracer.open::<Step>(&started, clock.now());
+        let (_, trail) = tracer.start::<Step>(&HeaderMap::new(), clock.now());
         trail.note(clock.now(), || Step(i));
         trail.note(clock.now(), || Step(i + 1));
         trail.finish(clock.now());

@@ -149,11 +149,12 @@ impl Scheduler {
             trail.note(filtered, || GatewayFact::Scheduled { choice: None, metrics_age: None, candidates: 0 });
             return (None, filtered);
         }
-        let metrics_age = if trail.is_on() { self.oldest_metrics(view, now) } else { None };
+        let metrics_age = if trail.is_recording() { self.oldest_metrics(view, now) } else { None };
         self.score(view, trail, watch);
         let (picked, at) = self.pick(view, trail, watch);
         let candidates = self.candidates.len() as u32;
-        trail.note(at, || GatewayFact::Scheduled { choice: Some(self.choice(picked)), metrics_age, candidates });
+        let choice = trail.is_recording().then(|| self.choice(picked));
+        trail.note(at, || GatewayFact::Scheduled { choice, metrics_age, candidates });
         (Some(self.candidates[picked.index].id), at)
     }
 
@@ -186,7 +187,7 @@ impl Scheduler {
             }
             let at = watch.lap(Stage::Score { endpoints: n as u32 });
             trail.note(at, || {
-                let (min, max, avg) = spread(&self.scores);
+                let (min, max, avg) = if trail.is_recording() { spread(&self.scores) } else { Default::default() };
                 GatewayFact::Scored { plugin: Arc::clone(name), weight: *weight, min, max, avg }
             });
         }
@@ -195,7 +196,7 @@ impl Scheduler {
     fn pick(&mut self, view: &View<'_>, trail: &Trail<GatewayFact>, watch: &mut dyn Stopwatch) -> (Picked, Time) {
         let picked = self.picker.1.pick(&self.totals, &mut self.random);
         let at = watch.lap(Stage::Pick { endpoints: self.candidates.len() as u32 });
-        if trail.is_on() {
+        if trail.is_recording() {
             for i in self.top() {
                 let name = &view.pool.get(self.candidates[i].id).config.name;
                 trail.note(at, || GatewayFact::Top { endpoint: Arc::clone(name), score: self.totals[i] });

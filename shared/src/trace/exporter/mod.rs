@@ -8,7 +8,7 @@ mod grpc;
 pub mod memory;
 pub mod otlp;
 pub(crate) mod sdk;
-mod transport;
+pub(crate) mod transport;
 
 use std::sync::Arc;
 
@@ -70,7 +70,8 @@ pub(crate) fn build(config: &TelemetryConfig, threads: bool) -> Result<Vec<Box<d
     config.exporters.iter().map(|e| build_one(e, config, threads)).collect()
 }
 
-fn build_one(
+/// Makes one exporter.
+pub(crate) fn build_one(
     exporter: &ExporterConfig,
     config: &TelemetryConfig,
     threads: bool,

@@ -1,0 +1,168 @@
+//! A request as the eager recorder sees it: its fold under way, with the facts that may still be amended.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use opentelemetry::Context;
+use opentelemetry::trace::TraceContextExt as _;
+
+use super::{Sdk, Service};
+use crate::ids::{SpanId, TraceId};
+use crate::time::Time;
+use crate::trace::context::TraceContext;
+use crate::trace::fold::{Cx, Fold};
+use crate::trace::pipeline::Started;
+use crate::trace::record::{Closed, Ending, Fact, Head, Open};
+
+/// What a request begins with.
+pub(crate) struct Opening {
+    pub(crate) caller: Context,
+    /// Drawn ids: those of the outermost span, and of the trace if it begins here.
+    pub(crate) ids: (TraceId, SpanId),
+    pub(crate) now: Time,
+    pub(crate) detail: u8,
+}
+
+/// Begins a request: its outermost span starts, which decides whether it is recorded.
+pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Started, Arc<EagerSlot<F>>) {
+    let Opening { caller, ids, now, detail } = opening;
+    let parent = caller.has_active_span().then(|| caller.span().span_context().clone());
+    let trace_id = parent.as_ref().and_then(|p| TraceId::new(u128::from_be_bytes(p.trace_id().to_bytes())));
+    let head = Head {
+        trace_id: trace_id.unwrap_or(ids.0),
+        span_id: ids.1,
+        parent: parent.as_ref().and_then(|p| SpanId::new(u64::from_be_bytes(p.span_id().to_bytes()))),
+        tracestate: None,
+        instance: service.instance,
+        opened: now,
+        detail,
+    };
+    let mut form = Sdk::new(Arc::clone(service), caller);
+    let fold = F::Fold::<Sdk>::begin(&mut Cx::new(&head, &mut form));
+    assert!(form.spans > 0, "a fold starts its outermost span when it begins");
+    let root = form.root();
+    let (recording, state) = (root.is_sampled(), root.trace_state().header());
+    let context = TraceContext {
+        trace_id: head.trace_id,
+        span_id: head.span_id,
+        sampled: recording,
+        random: false,
+        tracestate: (!state.is_empty()).then(|| state.into()),
+    };
+    let started = Started { context, parent: head.parent };
+    let state = State { head, form, fold, held: Vec::new(), last: now, taken: 0, cut: 0 };
+    let ids = (state.head.trace_id, state.head.span_id);
+    (started, Arc::new(EagerSlot { state: Mutex::new(Some(state)), recording, ids, opened: now }))
+}
+
+/// A request's fold, shared by all who note its facts.
+pub(crate) struct EagerSlot<F: Fact> {
+    /// Gone once it is closed.
+    state: Mutex<Option<State<F>>>,
+    recording: bool,
+    ids: (TraceId, SpanId),
+    opened: Time,
+}
+
+struct State<F: Fact> {
+    head: Head,
+    form: Sdk,
+    fold: F::Fold<Sdk>,
+    /// Facts that later notes may amend, not folded yet.
+    held: Vec<(Time, F)>,
+    last: Time,
+    taken: usize,
+    cut: u32,
+}
+
+impl<F: Fact> State<F> {
+    fn note(&mut self, at: Time, fact: F) {
+        self.last = at;
+        if self.taken >= fact.room() {
+            self.cut += 1;
+            return;
+        }
+        self.taken += 1;
+        if fact.is_amendable() {
+            self.held.push((at, fact));
+            return;
+        }
+        if fact.settles() {
+            self.settle();
+        }
+        self.fold.fact(&mut Cx::new(&self.head, &mut self.form), at, &fact);
+    }
+
+    fn settle(&mut self) {
+        for (at, fact) in self.held.drain(..) {
+            self.fold.fact(&mut Cx::new(&self.head, &mut self.form), at, &fact);
+        }
+    }
+}
+
+impl<F: Fact> EagerSlot<F> {
+    /// Whether its spans are recorded.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// The trace and the outermost span, while it is open.
+    pub(crate) fn ids(&self) -> Option<(TraceId, SpanId)> {
+        self.lock().as_ref().map(|_| self.ids)
+    }
+
+    #[inline(never)]
+    pub(crate) fn note(&self, at: Time, fact: F) {
+        if let Some(state) = self.lock().as_mut() {
+            state.note(at, fact);
+        }
+    }
+
+    /// Changes the newest held fact that `pick` accepts, or notes a new one.
+    pub(crate) fn amend<R>(&self, at: Time, pick: impl FnMut(&mut F) -> Option<R>, fact: impl FnOnce() -> F) {
+        let mut state = self.lock();
+        let Some(state) = state.as_mut() else { return };
+        if state.held.iter_mut().rev().map(|(_, f)| f).find_map(pick).is_none() {
+            state.note(at, fact());
+        }
+    }
+
+    /// Ends all spans; later notes by other holders are ignored.
+    pub(crate) fn close(&self, now: Time, abandoned: bool) {
+        let Some(mut state) = self.lock().take() else { return };
+        state.settle();
+        let State { head, mut form, fold, cut, .. } = state;
+        fold.end(&mut Cx::new(&head, &mut form), &Ending { closed: now, abandoned, cut });
+        if self.recording {
+            let counters = &form.service.counters;
+            counters.closed.add(1);
+            counters.folded.add(1);
+            counters.abandoned.add(usize::from(abandoned));
+            counters.cut.add(cut as usize);
+            counters.spans.add(form.spans);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<State<F>>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Fact> Open for EagerSlot<F> {
+    fn abandon(&self, now: Time) -> Option<Box<dyn Closed>> {
+        self.close(now, true);
+        None
+    }
+    fn opened(&self) -> Option<Time> {
+        self.lock().as_ref().map(|_| self.opened)
+    }
+}
+
+impl<F: Fact> Drop for EagerSlot<F> {
+    fn drop(&mut self) {
+        // The last holder went away without finishing: a cancelled task, a crashed engine.
+        let last = self.lock().as_ref().map(|state| state.last);
+        if let Some(at) = last {
+            self.close(at, true);
+        }
+    }
+}
