@@ -1,17 +1,19 @@
 //! Whether the lab's verdicts mean what they say, tried on blocks that a run has recorded with tracing off.
 //!
-//! In each round three neighbouring `off` blocks are drawn at random, and of these one that plays an arm; the other two are its
-//! references. Its true overhead is 0, or a factor that is put on. This is repeated 1,000 times; how often the interval holds the truth and
-//! how often a verdict is wrong are counted.
+//! In each round three neighbouring `off` blocks are drawn at random, and of these one that plays an arm; the other two
+//! are its references. Its true overhead is 0, or a factor that is put on. This is repeated 1,000 times; how often the
+//! interval holds the truth and how often a verdict is wrong are counted.
 //!
-//! The references come from the pseudo-arm's own round and from the same three blocks, for two reasons that simulation shows. Nearest
-//! blocks across rounds are often shared by two rounds: their log ratios then correlate, and with three `off` blocks a round the interval
-//! covers 93 % where it should cover 95 %. And only if each of the three can be the arm do the log ratios of all relabellings add up
-//! to nothing; otherwise the chance of wrong verdicts is that of one run's accidents. A run's own arms have `off` blocks next to them on both
-//! sides and share few references, so they do no worse; their references are nearer, so that slow noise cancels better than here.
-//! Where a run has few arms and so fewer than three `off` blocks a round, three that follow each other stand for a round; these are fewer
-//! than the run's rounds, so its power is better than what is shown. Relabellings of one run are not independent of each other: the counts tell of this run's noise, and the coverage of the intervals in
-//! general is established by simulation in the tests of the statistics.
+//! The references come from the pseudo-arm's own round and from the same three blocks, for two reasons that simulation
+//! shows. Nearest blocks across rounds are often shared by two rounds: their log ratios then correlate, and with three
+//! `off` blocks a round the interval covers 93 % where it should cover 95 %. And only if each of the three can be the
+//! arm do the log ratios of all relabellings add up to nothing; otherwise the chance of wrong verdicts is that of one
+//! run's accidents. A run's own arms have `off` blocks next to them on both sides and share few references, so they do
+//! no worse; their references are nearer, so that slow noise cancels better than here. Where a run has few arms and so
+//! fewer than three `off` blocks a round, three that follow each other stand for a round; these are fewer than the
+//! run's rounds, so its power is better than what is shown. Relabellings of one run are not independent of each other:
+//! the counts tell of this run's noise, and the coverage of the intervals in general is established by simulation in
+//! the tests of the statistics.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -294,7 +296,8 @@ mod tests {
         assert_eq!(calibrated(5, &noise, 1), found);
     }
 
-    /// Two, three, four and six `off` blocks a round: the bounds hold in nearly all runs, and intervals hold the truth as often as they say.
+    /// Two, three, four and six `off` blocks a round: the bounds hold in nearly all runs, and intervals hold the truth
+    /// as often as they say.
     #[test]
     fn the_number_of_off_blocks_does_not_bias_the_counts() {
         for arms in [3, 5, 7, 11] {

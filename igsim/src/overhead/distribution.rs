@@ -21,7 +21,8 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Of latencies in microseconds, in any order; at most `points` points, evenly spaced in shares, the largest value last.
+    /// Of latencies in microseconds, in any order; at most `points` points, evenly spaced in shares, the largest value
+    /// last.
     pub fn of(regime: Regime, arm: Arm, mut micros: Vec<f64>, points: usize) -> Distribution {
         micros.sort_by(f64::total_cmp);
         let (n, points) = (micros.len(), points.min(micros.len()));

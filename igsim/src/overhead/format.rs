@@ -100,6 +100,11 @@ pub(super) fn verdict(judgement: Judgement) -> String {
     if judgement.target.decides { word.to_owned() } else { format!("({word})") }
 }
 
+/// `1 round`, `20 rounds`.
+pub(super) fn rounds(n: usize) -> String {
+    if n == 1 { "1 round".to_owned() } else { format!("{n} rounds") }
+}
+
 /// The machine on one line.
 pub(super) fn machine(machine: &Machine) -> String {
     let kind = if machine.virtual_machine { " (virtual)" } else { "" };

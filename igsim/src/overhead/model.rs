@@ -122,7 +122,8 @@ impl Arm {
         }
     }
 
-    /// The order of reports: `off`, its control, traced arms by receiver, path and ratio, delayed arms, systems that are not ours.
+    /// The order of reports: `off`, its control, traced arms by receiver, path and ratio, delayed arms, systems that
+    /// are not ours.
     pub fn report_order(&self, other: &Arm) -> Ordering {
         let key = |arm: &Arm| match arm {
             Arm::Off => (0, Health::Healthy, Path::Eager, 0.0),

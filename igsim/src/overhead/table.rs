@@ -36,9 +36,9 @@ fn write(out: &mut String, run: &Run, analysis: &Analysis) -> fmt::Result {
 fn header(out: &mut String, regime: &RegimeAnalysis, setting: &Setting) -> fmt::Result {
     writeln!(
         out,
-        "{}  {} rounds, {} requests a block; {}; {}",
+        "{}  {}, {} requests a block; {}; {}",
         regime.regime.name().to_uppercase(),
-        regime.rounds,
+        format::rounds(regime.rounds),
         thousands(setting.requests),
         setting.load,
         setting.placement

@@ -1,7 +1,9 @@
-//! What the blocks of a run say: overheads with intervals, verdicts on what was named in advance, the rest adjusted for its number.
+//! What the blocks of a run say: overheads with intervals, verdicts on what was named in advance, the rest adjusted for
+//! its number.
 //!
-//! Per arm and round, the unit of analysis is the logarithm of the ratio of the arm's block to the mean of its two nearest `off`
-//! blocks; rounds are independent, blocks of one round are not. Knows nothing of how blocks are run and prints nothing.
+//! Per arm and round, the unit of analysis is the logarithm of the ratio of the arm's block to the mean of its two
+//! nearest `off` blocks; rounds are independent, blocks of one round are not. Knows nothing of how blocks are run and
+//! prints nothing.
 
 mod pairs;
 mod statistic;
@@ -88,7 +90,8 @@ pub struct Estimate {
     pub overhead: Option<Relative>,
     /// The difference in the statistic's unit.
     pub difference: Option<Estimated>,
-    /// The largest overhead within the 95 % interval of the control arm, of either sign: what two arms that do the same may differ by.
+    /// The largest overhead within the 95 % interval of the control arm, of either sign: what two arms that do the same
+    /// may differ by.
     pub noise_floor: Option<f64>,
     /// Whether the overhead is nearer to 0 than the noise floor.
     pub below_noise_floor: bool,
@@ -126,7 +129,8 @@ pub enum Role {
     Control,
     /// Named in advance: judged.
     Primary(Judgement),
-    /// Shown, with what Holm's adjustment over the regime's family leaves of it; never judged. None where there is no interval.
+    /// Shown, with what Holm's adjustment over the regime's family leaves of it; never judged. None where there is no
+    /// interval.
     Secondary(Option<Adjustment>),
 }
 
@@ -137,8 +141,8 @@ pub struct Judgement {
     pub target: Target,
     /// What the interval says.
     pub verdict: Verdict,
-    /// What these blocks could have told from the target, with a probability of 80 % each: overheads up to the lower bound as PASS,
-    /// overheads from the upper bound on as FAIL.
+    /// What these blocks could have told from the target, with a probability of 80 % each: overheads up to the lower
+    /// bound as PASS, overheads from the upper bound on as FAIL.
     pub could_tell: Option<Interval>,
 }
 

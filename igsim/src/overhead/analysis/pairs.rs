@@ -19,8 +19,8 @@ impl<'a> References<'a> {
         References { off }
     }
 
-    /// The nearest one before `place` and the nearest one after it, so that a steady drift cancels; at the edges of a run the two nearest
-    /// on the one side there is. Nothing where the regime has fewer than two.
+    /// The nearest one before `place` and the nearest one after it, so that a steady drift cancels; at the edges of a
+    /// run the two nearest on the one side there is. Nothing where the regime has fewer than two.
     pub fn around(&self, place: u32) -> Option<[&'a Block; 2]> {
         let after = self.off.partition_point(|b| b.place < place);
         let first = after.saturating_sub(1).min(self.off.len().checked_sub(2)?);
@@ -29,8 +29,9 @@ impl<'a> References<'a> {
 
     /// Logarithm of the ratio of `block` to the geometric mean of its references.
     ///
-    /// The arithmetic mean of two noisy figures has a logarithm that is too high by a quarter of their relative variance, which would make
-    /// every arm look cheaper than it is; the geometric mean has no such bias. Nothing where `off` has none of what is counted.
+    /// The arithmetic mean of two noisy figures has a logarithm that is too high by a quarter of their relative
+    /// variance, which would make every arm look cheaper than it is; the geometric mean has no such bias. Nothing where
+    /// `off` has none of what is counted.
     pub fn log_ratio(&self, statistic: Statistic, block: &Block) -> Option<f64> {
         if !statistic.has_ratio() {
             return None;

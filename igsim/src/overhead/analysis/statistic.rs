@@ -46,7 +46,8 @@ pub enum Statistic {
     GatewayCpu,
     /// The part of its threads that serve requests.
     GatewayRequestCpu,
-    /// The part of its threads that fold, encode and send spans: next to nothing in `off`, so that only the difference is given.
+    /// The part of its threads that fold, encode and send spans: next to nothing in `off`, so that only the difference
+    /// is given.
     GatewayExporterCpu,
     /// CPU time per request of the engines' processes.
     EngineCpu,
@@ -127,7 +128,8 @@ impl Statistic {
         Statistic::primary(regime).contains(&self)
     }
 
-    /// The statistics whose plots and columns stand for a regime: the primary ones, or those of `floor` where none decides.
+    /// The statistics whose plots and columns stand for a regime: the primary ones, or those of `floor` where none
+    /// decides.
     pub const fn headline(regime: Regime) -> &'static [Statistic] {
         match regime {
             Regime::FloorUnpinned => Statistic::primary(Regime::Floor),
@@ -195,7 +197,8 @@ impl Statistic {
         }
     }
 
-    /// Whether a ratio to `off` means something: exporters do next to nothing there, so that theirs would be a ratio to noise.
+    /// Whether a ratio to `off` means something: exporters do next to nothing there, so that theirs would be a ratio to
+    /// noise.
     pub fn has_ratio(self) -> bool {
         self != Statistic::GatewayExporterCpu
     }
@@ -232,8 +235,8 @@ impl Statistic {
         value.filter(|v| v.is_finite() && block.answered > 0)
     }
 
-    /// The figure of an `off` block that an arm's is held against: with tracing off no request is sampled, so requests with and without
-    /// a kept trace are both held against all of them.
+    /// The figure of an `off` block that an arm's is held against: with tracing off no request is sampled, so requests
+    /// with and without a kept trace are both held against all of them.
     pub fn of_reference(self, block: &Block) -> Option<f64> {
         match self {
             Statistic::SampledE2eMean | Statistic::UnsampledE2eMean => Statistic::E2eMean.of(block),

@@ -53,7 +53,8 @@ pub(crate) struct Noise {
     pub(crate) drift: f64,
 }
 
-/// A run of one regime: in each round every arm once in random order, an `off` block before every two, and one at the end.
+/// A run of one regime: in each round every arm once in random order, an `off` block before every two, and one at the
+/// end.
 ///
 /// `truth` gives the factor of an arm's latencies and request CPU.
 pub(crate) fn run(

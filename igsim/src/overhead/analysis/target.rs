@@ -24,10 +24,11 @@ pub struct Target {
 }
 
 impl Target {
-    /// Of an arm in a regime; `general` is the target where the method names none of its own. `off` and its control have none.
+    /// Of an arm in a regime; `general` is the target where the method names none of its own. `off` and its control
+    /// have none.
     ///
-    /// The lean paths decide: everywhere up to ratio 0.1, and at 1.0 in `realistic` and `saturation`; with a receiver that is slow, refuses
-    /// or is absent, their latencies only. The standard path is reported whatever the verdict.
+    /// The lean paths decide: everywhere up to ratio 0.1, and at 1.0 in `realistic` and `saturation`; with a receiver
+    /// that is slow, refuses or is absent, their latencies only. The standard path is reported whatever the verdict.
     pub fn of(regime: Regime, arm: &Arm, general: f64) -> Option<Target> {
         let shown = Target { below: general, decides: false };
         let (path, ratio, receiver) = match arm {

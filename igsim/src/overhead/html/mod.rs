@@ -1,4 +1,5 @@
-//! The lab's result as one HTML page: plots, tables, method, machine. Self-contained: no script, no font, no request to anywhere.
+//! The lab's result as one HTML page: plots, tables, method, machine. Self-contained: no script, no font, no request to
+//! anywhere.
 
 mod plots;
 mod svg;
@@ -49,19 +50,22 @@ fn write(out: &mut String, run: &Run, analysis: &Analysis, distributions: &[Dist
 }
 
 const METHOD: &str = r#"<h2>Method</h2>
-<p>A block is a fixed number of requests through one arm: state is reset before it, and CPU and bytes count until the receiver has
-acknowledged every span. In each round every arm has a block, in random order, with blocks of tracing off on either side; off means no parsing,
-no ids and untouched headers. The unit of analysis is the logarithm of the ratio of an arm's block to the geometric mean of its two nearest off
-blocks; a round counts once. Intervals are Student's over rounds, with the bootstrap-t interval beside. There is one look, at the end.</p>
-<p>PASS: the upper bound is below the target. FAIL: the lower bound is above it. Otherwise INCONCLUSIVE. Only statistics named before
-the run are judged; all others have intervals and p-values adjusted for their number (Holm), within their regime. The noise floor is the
-largest overhead, of either sign, in the 95 % interval of a second off arm against off: whatever is nearer to 0 is below noise floor.</p>
+<p>A block is a fixed number of requests through one arm: state is reset before it, and CPU and bytes count until the
+receiver has acknowledged every span. In each round every arm has a block, in random order, with blocks of tracing off
+on either side; off means no parsing, no ids and untouched headers. The unit of analysis is the logarithm of the ratio
+of an arm's block to the geometric mean of its two nearest off blocks; a round counts once. Intervals are Student's
+over rounds, with the bootstrap-t interval beside. There is one look, at the end.</p>
+<p>PASS: the upper bound is below the target. FAIL: the lower bound is above it. Otherwise INCONCLUSIVE. Only
+statistics named before the run are judged; all others have intervals and p-values adjusted for their number (Holm),
+within their regime. The noise floor is the largest overhead, of either sign, in the 95 % interval of a second off arm
+against off: whatever is nearer to 0 is below noise floor.</p>
 <h2>Threats to validity</h2>
-<p>Gateway, engines, client and receiver share one machine, so caches, memory bandwidth and CPUs do too; throughput is that of the whole
-box. On a virtual machine other guests are noise: blocks with more than 1 % of steal time were repeated. Engines are simulated. Placement decides
-the denominator of latencies that a gateway alone makes. Peak memory is that of the run so far and cannot be told apart by arm. At ratio
-0.1 a median shows only requests whose trace is not kept: those with and without are given apart. Intervals speak of this machine and this
-load and not of others.</p>
+<p>Gateway, engines, client and receiver share one machine, so caches, memory bandwidth and CPUs do too; throughput is
+that of the whole box. On a virtual machine other guests are noise: blocks with more than 1 % of steal time were
+repeated. Engines are simulated. Placement decides the denominator of latencies that a gateway alone makes. Peak
+memory is that of the run so far and cannot be told apart by arm. At ratio 0.1 a median shows only requests whose
+trace is not kept: those with and without are given apart. Intervals speak of this machine and this load and not of
+others.</p>
 "#;
 
 fn verdicts(out: &mut String, analysis: &Analysis) -> fmt::Result {
@@ -139,8 +143,8 @@ fn settings(out: &mut String, regime: &RegimeAnalysis, setting: &Setting) -> fmt
     }
     writeln!(
         out,
-        r#"<p class="faint">{} rounds, {} requests a block; {}; {}. Spans wait at most {} ms for their batch. {} blocks repeated because of steal time.{left_out}</p>"#,
-        regime.rounds,
+        r#"<p class="faint">{}, {} requests a block; {}; {}. Spans wait at most {} ms for their batch. {} blocks repeated because of steal time.{left_out}</p>"#,
+        format::rounds(regime.rounds),
         thousands(setting.requests),
         escape(&setting.load),
         escape(&setting.placement),

@@ -26,7 +26,8 @@ struct Point<'a> {
     tip: String,
 }
 
-/// The overhead of one statistic against the ratio; a second panel near the target where the first is too coarse to read it.
+/// The overhead of one statistic against the ratio; a second panel near the target where the first is too coarse to
+/// read it.
 pub(super) fn overheads(regime: &RegimeAnalysis, statistic: Statistic, general: f64) -> String {
     let mut columns: Vec<String> = Vec::new();
     let points: Vec<Point<'_>> = regime.arms.iter().filter_map(|a| point(a, statistic, &mut columns)).collect();
@@ -160,14 +161,17 @@ fn legend<'a>(plot: &mut Plot, arms: impl Iterator<Item = &'a Arm>) {
     }
 }
 
-/// The dashes of a ratio, from solid at 1.0 to dots at 0.
+/// The dashes of an arm: solid at 1.0, ever shorter down to dots at 0 and for the control.
 fn dash(arm: &Arm) -> &'static str {
-    match arm.ratio() {
-        Some(r) if r >= 1.0 => "",
-        Some(r) if r >= 0.1 => "8 3",
-        Some(r) if r > 0.0 => "4 3",
-        Some(_) => "1 3",
-        None => "",
+    match arm {
+        Arm::Off | Arm::Delayed { .. } | Arm::Outside { .. } => "",
+        Arm::Control => "2 4",
+        Arm::Traced { ratio, .. } => match *ratio {
+            r if r >= 1.0 => "",
+            r if r >= 0.1 => "8 3",
+            r if r > 0.0 => "4 3",
+            _ => "1 3",
+        },
     }
 }
 

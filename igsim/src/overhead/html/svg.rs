@@ -1,7 +1,8 @@
 //! Plots as SVG text: scales, axes, marks. Knows nothing of what is plotted.
 //!
-//! Every plot has a title and a description for screen readers; marks carry their figures as tooltips. Colours come from classes of the
-//! page, so that one plot reads on light and on dark ground; shapes and dashes tell apart what colours alone would not.
+//! Every plot has a title and a description for screen readers; marks carry their figures as tooltips. Colours come
+//! from classes of the page, so that one plot reads on light and on dark ground; shapes and dashes tell apart what
+//! colours alone would not.
 
 use std::fmt::Write;
 

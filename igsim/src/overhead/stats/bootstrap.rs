@@ -4,7 +4,7 @@ use shared::rng::Stream;
 
 use super::{Interval, LEVEL, Moments};
 
-/// Resamples of one interval: its ends then vary by about 3 % of its width from seed to seed.
+/// Resamples of one interval: its ends then vary by about 2 % of its width from seed to seed.
 const RESAMPLES: usize = 2_000;
 
 /// Fewer values have too few different resamples for a 95 % interval.
@@ -12,8 +12,9 @@ const FEWEST: usize = 5;
 
 /// The bootstrap-t interval of the mean at [`LEVEL`] (Efron and Tibshirani, An Introduction to the Bootstrap, 12.5).
 ///
-/// Resamples in which all values are equal have no t and are left out; nothing comes back below five values, or where half of the
-/// resamples or more are left out although the values differ. Values that are all equal give an interval of no width.
+/// Resamples in which all values are equal have no t and are left out; nothing comes back below five values, or where
+/// half of the resamples or more are left out although the values differ. Values that are all equal give an interval of
+/// no width.
 pub fn bootstrap_t(values: &[f64], stream: &mut Stream) -> Option<Interval> {
     let whole = Moments::of(values)?;
     if whole.n < FEWEST {

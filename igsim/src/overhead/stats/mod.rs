@@ -1,7 +1,7 @@
 //! Inference on the means of few blocks: intervals, adjusted p-values, ratios of means.
 //!
-//! Knows nothing of blocks, arms or latencies. A run looks once, at its end, after a number of rounds that was fixed before: no
-//! interval here is corrected for repeated looks.
+//! Knows nothing of blocks, arms or latencies. A run looks once, at its end, after a number of rounds that was fixed
+//! before: no interval here is corrected for repeated looks.
 
 mod bootstrap;
 mod student;
@@ -92,8 +92,8 @@ impl Moments {
 
     /// The distance from a bound at which a 95 % interval clears it with probability [`POWER`].
     ///
-    /// `(t(0.975) + t(POWER)) * se`, the usual approximation of the noncentral t distribution by a shifted one (Cohen, Statistical
-    /// Power Analysis, 2.5; error below 2 % of the distance from 10 degrees of freedom on).
+    /// `(t(0.975) + t(POWER)) * se`: the noncentral t distribution approximated by a shifted one. A test establishes the
+    /// power that this has.
     pub fn resolution(&self) -> f64 {
         (student_quantile(self.df(), 0.5 + LEVEL / 2.0) + student_quantile(self.df(), POWER)) * self.se
     }
@@ -110,8 +110,9 @@ pub struct Adjusted {
 
 /// Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979) of the p-values of one family.
 ///
-/// The error rate of the family is `1 - LEVEL`. The hypothesis of rank `k` of `m` is tested at `alpha / (m - k + 1)`; from the first one that
-/// is not rejected on, all keep its level. Intervals at these levels agree with the tests; they are not simultaneous intervals.
+/// The error rate of the family is `1 - LEVEL`. The hypothesis of rank `k` of `m` is tested at `alpha / (m - k + 1)`;
+/// from the first one that is not rejected on, all keep its level. Intervals at these levels agree with the tests; they
+/// are not simultaneous intervals.
 pub fn holm(p_values: &[f64]) -> Vec<Adjusted> {
     let alpha = 1.0 - LEVEL;
     let m = p_values.len();
@@ -142,8 +143,9 @@ pub struct RatioOfMeans {
     pub interval: Option<Interval>,
 }
 
-/// Fieller's interval (Journal of the Royal Statistical Society B 16, 1954) of `mean(first) / mean(second)`: all ratios `r` for which
-/// `mean(first - r * second)` cannot be told from 0 at [`LEVEL`]. Nothing below two pairs or where the second mean is 0.
+/// Fieller's interval (Journal of the Royal Statistical Society B 16, 1954) of `mean(first) / mean(second)`: all ratios
+/// `r` for which `mean(first - r * second)` cannot be told from 0 at [`LEVEL`]. Nothing below two pairs or where the
+/// second mean is 0.
 pub fn ratio_of_means(pairs: &[(f64, f64)]) -> Option<RatioOfMeans> {
     let (x, y): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
     let (mx, my) = (Moments::of(&x)?, Moments::of(&y)?);

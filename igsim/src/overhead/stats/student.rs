@@ -13,7 +13,8 @@ pub fn student_cdf(df: f64, t: f64) -> f64 {
     if t < 0.0 { tail } else { 1.0 - tail }
 }
 
-/// The value that Student's t with `df` degrees of freedom stays below with probability `p`, `0 < p < 1`; `df` may be infinite.
+/// The value that Student's t with `df` degrees of freedom stays below with probability `p`, `0 < p < 1`; `df` may be
+/// infinite.
 pub fn student_quantile(df: f64, p: f64) -> f64 {
     assert!(df > 0.0 && p > 0.0 && p < 1.0, "no quantile {p} with {df} degrees of freedom");
     if p < 0.5 {
@@ -52,7 +53,8 @@ pub fn normal_cdf(x: f64) -> f64 {
     0.5 + sum * (-0.5 * x * x).exp() / (2.0 * PI).sqrt()
 }
 
-/// The regularised incomplete beta function `I_x(a, b)`, by its continued fraction (DLMF 8.17.22) on the side where that converges fast.
+/// The regularised incomplete beta function `I_x(a, b)`, by its continued fraction (DLMF 8.17.22) on the side where
+/// that converges fast.
 fn regularised_beta(x: f64, a: f64, b: f64) -> f64 {
     if x <= 0.0 {
         return 0.0;
@@ -89,7 +91,8 @@ fn beta_fraction(x: f64, a: f64, b: f64) -> f64 {
     value
 }
 
-/// The logarithm of the gamma function of a positive number: Stirling's series (DLMF 5.11.1) after a shift to where it is exact to 1e-14.
+/// The logarithm of the gamma function of a positive number: Stirling's series (DLMF 5.11.1) after a shift to where it
+/// is exact to 1e-14.
 fn ln_gamma(x: f64) -> f64 {
     let (mut x, mut shift) = (x, 0.0);
     while x < 12.0 {
@@ -107,7 +110,8 @@ mod tests {
 
     const UNLIMITED: f64 = f64::INFINITY;
 
-    /// Table of the t distribution as printed in NIST's e-Handbook of Statistical Methods, 1.3.6.7.2, and Abramowitz and Stegun 26.10.
+    /// Table of the t distribution as printed in NIST's e-Handbook of Statistical Methods, 1.3.6.7.2, and Abramowitz
+    /// and Stegun 26.10.
     #[test]
     fn quantiles_are_those_of_the_tables() {
         let check = |df: f64, expect: [f64; 5]| {

@@ -12,7 +12,8 @@ fn near(found: f64, expect: f64, tolerance: f64) {
 
 #[test]
 fn the_interval_of_a_mean_is_students() {
-    // The sleep data of Student's own paper (Biometrika 6, 1908): R gives t = -4.0621, p = 0.002833, interval -2.4599 .. -0.7001.
+    // The sleep data of Student's own paper (Biometrika 6, 1908): R gives t = -4.0621, p = 0.002833, interval -2.4599
+    // .. -0.7001.
     let sleep = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4];
     let m = Moments::of(&sleep).unwrap();
     near(m.mean / m.se, -4.0621, 5e-5);
@@ -79,7 +80,8 @@ fn both_intervals_hold_the_truth_as_often_as_they_say() {
     let normal = Normal::new(0.03, 0.05).unwrap();
     let (t, boot) = coverage(|s| normal.sample(s.rng()), 0.03, 1_000);
     assert!((0.93..=0.97).contains(&t) && (0.93..=0.97).contains(&boot), "normal: t {t}, bootstrap-t {boot}");
-    // A skew of 1, as of latencies with rare slow blocks: both lose a little, and stay within the bounds of the calibration.
+    // A skew of 1, as of latencies with rare slow blocks: both lose a little, and stay within the bounds of the
+    // calibration.
     let skewed = LogNormal::new(0.0, 0.31).unwrap();
     let (t, boot) = coverage(|s| skewed.sample(s.rng()), (0.31_f64 * 0.31 / 2.0).exp(), 1_000);
     assert!((0.92..=0.98).contains(&t) && (0.92..=0.98).contains(&boot), "skewed: t {t}, bootstrap-t {boot}");
