@@ -1,4 +1,4 @@
-//! The receiver with the exporters it is made for: the project's own telemetry over HTTP.
+//! The receiver over plain HTTP; `tests/overhead_load.rs` has real exporters send to it.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
