@@ -254,7 +254,7 @@ mod tests {
         // Half an hour has room for every ratio of the two paths that are compared, and for both ratios of the lean one.
         let mut plans = all();
         fit(&mut plans, Dur::from_secs(30 * 60));
-        assert_eq!(plans.iter().map(|p| p.arms.len()).collect::<Vec<_>>(), [4, 11, 3, 11]);
+        assert_eq!(plans.iter().map(|p| p.arms.len()).collect::<Vec<_>>(), [4, 11, 4, 11]);
         assert!(check(15, true) > check(30, true));
         check(5, false);
     }
