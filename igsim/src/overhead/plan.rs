@@ -102,7 +102,7 @@ fn one_round(arms: &[Arm], stream: &mut Stream) -> Vec<Arm> {
     order
 }
 
-/// Drops arms until everything fits into `budget`, the least important first, as [`KEPT`] has it; never the control, never
+/// Drops arms until everything fits into `budget`, the least important first, as `KEPT` has it; never the control, never
 /// rounds. False if it does not fit all the same.
 pub fn fit(plans: &mut [RegimePlan], budget: Dur) -> bool {
     let fits = |plans: &[RegimePlan]| plans.iter().fold(Dur::ZERO, |sum, p| sum + p.estimate()) <= budget;
