@@ -135,12 +135,12 @@ fn check(recorded: &Recorded, requests: u64, rounds: u32, arms: usize) {
 fn a_small_run_accounts_for_every_request_and_span() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
-    let (out_text, arms) = (out.to_str().unwrap(), "off',deferred:0,deferred:0.5,deferred:1.0");
+    let (out_text, arms) = (out.to_str().unwrap(), "off',deferred:0,deferred:0.5,deferred:1.0,eager:0.5");
     let args = ["overhead", "--rounds", "2", "--requests", "20", "--arms", arms, "--target", "900%", "--out", out_text];
     let (code, stdout, stderr) = run(&args);
     assert_eq!(code, Some(0), "{stdout}{stderr}");
     let recorded = record::read(&out).unwrap();
-    check(&recorded, 20, 2, 4);
+    check(&recorded, 20, 2, 5);
     for name in ["report.json", "report.html"] {
         assert!(out.join(name).metadata().unwrap().len() > 1_000, "{name}");
     }

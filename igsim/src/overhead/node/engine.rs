@@ -140,7 +140,7 @@ impl Starting<'_> {
         let engine = self.pacer.engine(index);
         let server = runtime.block_on(Server::bind(any, config, engine, Tracer::off(), self.clock));
         let server = server.map_err(|e| format!("cannot listen: {e}"))?;
-        let mut resource = Resource::new("vllm", &format!("engine-{index}")).here();
+        let mut resource = Resource::new("vllm", format!("engine-{index}")).here();
         resource.version = Some(VLLM_VERSION.to_owned());
         self.servers.push((resource, server.tracer_cell()));
         self.urls.push(format!("http://{}", server.local_addr().map_err(|e| e.to_string())?));
