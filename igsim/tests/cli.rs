@@ -346,10 +346,10 @@ fn the_eager_recorder_makes_whole_traces_in_real_time_only() {
     assert!(refused.err.contains("tracing.recorder: found eager in virtual mode"), "{}", refused.err);
     place.good(&["run", "tiny.yaml", "--recorder", "eager", "--out", "out"]);
     let set = place.traces("out");
-    let traces = common::by_trace(&set);
+    let traces = by_trace(&set);
     assert_eq!(traces.len(), 12);
     for spans in traces.values() {
-        assert_eq!(spans.len(), common::SPANS_PER_TRACE);
+        assert_eq!(spans.len(), SPANS_PER_TRACE);
         common::assert_whole(spans);
     }
 }

@@ -77,7 +77,7 @@ impl<S: Form> Fold<Everything, S> for All<S::Draft> {
         server.set("test.str", "static").set("test.owned", Val::Text(&owned));
         server.set("test.shared", &shared).set("test.int", -7i64).set("test.max", i64::MAX);
         server.set("test.double", 0.1).set("test.bool", true);
-        server.set("test.texts", Val::Statics(&["a", "b"])).set("test.names", Val::Names(&[shared.clone()]));
+        server.set("test.texts", Val::Statics(&["a", "b"])).set("test.names", Val::Names(std::slice::from_ref(&shared)));
         server.set("test.doubles", Val::F64s(&[1.5, 2.0]));
         server.event("test.first", start, &[("test.index", Val::Int(1))]).event("test.last", end, &[]);
         let inner = |name, kind, parent, n, end| Inner { name, kind, parent, id: cx.head.inner_id(n), start, end };
