@@ -9,8 +9,9 @@ use gateway::spans::{GatewayFact, proxy_span_id};
 use http::HeaderMap;
 use shared::clock::RunClock;
 use shared::ids::{SpanId, TraceId};
-use shared::time::Time;
+use shared::time::{Anchor, Time};
 use shared::trace::context::{Propagation, TraceContext, extract, inject};
+use shared::trace::otlp_bytes::Requests;
 use shared::trace::record::{Closed, Open, Sink};
 use shared::trace::sampler::{Ratio, Root, Sampler};
 use shared::trace::{Resource, Span, Telemetry, TelemetryConfig, Tracer, Trail};
@@ -40,6 +41,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "record/gateway", prepare: record_gateway },
     Stage { name: "record/engine", prepare: record_engine },
     Stage { name: "fold/spans", prepare: fold_spans },
+    Stage { name: "fold/otlp", prepare: fold_otlp },
 ];
 
 fn plain_context() -> TraceContext {
@@ -195,5 +197,19 @@ fn fold_spans() -> Box<dyn FnMut()> {
         spans.clear();
         records.iter().for_each(|r| r.fold(&mut spans));
         assert_eq!(spans.len(), 24, "the trace of the default scenario");
+    })
+}
+
+/// Both records of one trace into a request for a collector, cut at 512 spans.
+fn fold_otlp() -> Box<dyn FnMut()> {
+    let records = closed_records();
+    let resources = [Arc::new(Resource::new("bench", "bench-0"))];
+    let mut requests = Requests::new(Anchor::VIRTUAL);
+    Box::new(move || {
+        let spans: usize = records.iter().map(|r| requests.add(&**r)).sum();
+        assert_eq!(spans, 24, "the trace of the default scenario");
+        if requests.spans() >= 512 {
+            black_box(requests.take(512, &resources));
+        }
     })
 }

@@ -12,7 +12,7 @@ use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
 use engine_sim::server::{Server, ServerConfig};
 use shared::clock::RunClock;
-use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::config::{ExporterChoice, Layer, OtlpEncoding};
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 
 /// A vLLM v1 engine emulator: OpenAI-compatible server, vLLM's scheduler and metrics, latencies of a GPU that is not there.
@@ -161,7 +161,11 @@ fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
 }
 
 fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
-    let otlp = cli.otlp_traces_endpoint.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None });
+    let otlp = cli.otlp_traces_endpoint.clone().map(|url| ExporterChoice::Otlp {
+        url: Some(url),
+        protocol: None,
+        encoding: OtlpEncoding::Sdk,
+    });
     let file = cli.trace_file.clone().map(ExporterChoice::File);
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
     let layer = Layer { exporters: (!exporters.is_empty()).then_some(exporters), ..Layer::default() };

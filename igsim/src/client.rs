@@ -256,7 +256,7 @@ impl Choice<'_> {
 }
 
 /// `00-<trace>-<span>-<flags>` of the W3C trace context, level 2.
-fn parse_traceresponse(value: &str) -> Option<(TraceId, bool)> {
+pub(crate) fn parse_traceresponse(value: &str) -> Option<(TraceId, bool)> {
     let mut parts = value.split('-').skip(1);
     let trace = TraceId::new(u128::from_str_radix(parts.next()?, 16).ok()?)?;
     let flags = u8::from_str_radix(parts.nth(1)?, 16).ok()?;

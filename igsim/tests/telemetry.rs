@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use common::collector::{Answer, Collector, by_resource};
 use common::http::{Backend, address, request};
 use common::{Place, TINY, findings, names};
 use igsim::live::stack::{Ports, Stack};
@@ -15,8 +16,9 @@ use igsim::scenario::Scenario;
 use igsim::workload::Plan;
 use shared::clock::RunClock;
 use shared::rng::Seed;
+use shared::time::Dur;
 use shared::tokens;
-use shared::trace::config::ExporterConfig;
+use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpEncoding, OtlpProtocol};
 use shared::trace::exporter::console::ConsoleTarget;
 use shared::trace::exporter::memory::MemorySpans;
 use shared::trace::{Telemetry, TelemetryConfig, TraceSet};
@@ -172,6 +174,30 @@ fn content_reaches_no_span_metric_or_log() {
             );
         }
     }
+}
+
+/// What the gateway and the engines record, answered, refused and in the background, is the same to a collector whether the SDK
+/// encodes it or the records are encoded as they are.
+#[test]
+fn real_records_are_the_same_in_either_encoding() {
+    let collectors = [Collector::http(Answer::Accept), Collector::http(Answer::Accept)];
+    let exporters = collectors.iter().zip([OtlpEncoding::Sdk, OtlpEncoding::Direct]).map(|(collector, encoding)| {
+        let (protocol, timeout) = (OtlpProtocol::HttpProtobuf, Dur::from_secs(10));
+        let endpoint = format!("{}/v1/traces", collector.url());
+        ExporterConfig::Otlp(OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout, gzip: false, encoding })
+    });
+    let served = Served::start(Runtime::new().unwrap(), TINY, &[], exporters.collect());
+    let model = shared::config::load_str::<Scenario>("test", TINY, &[]).unwrap().config.model();
+    let caller =
+        [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "a=1, b=2")];
+    for (target, body, expect) in requests_with_a_canary(&model) {
+        assert_eq!(served.post(target, &caller, &body).0, expect, "{target} {body}");
+    }
+    let set = served.stop();
+    let [by_sdk, direct] = collectors.map(|c| by_resource(c.spans()));
+    assert_eq!(by_sdk, direct);
+    assert_eq!(direct.values().map(Vec::len).sum::<usize>(), set.spans.len());
+    assert!(set.spans.iter().any(|s| s.name == "gateway.request") && set.resources.len() == 3, "gateway and engines");
 }
 
 /// The text of an answer: streamed or whole, from the content of its JSON.

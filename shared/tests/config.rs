@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shared::time::Dur;
-use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpConfig, OtlpProtocol};
+use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpConfig, OtlpEncoding, OtlpProtocol};
 use shared::trace::sampler::{Root, Sampler};
 use shared::trace::{SamplerKind, TelemetryConfig};
 
@@ -63,7 +63,7 @@ fn values_of_the_user_are_errors_and_name_the_field() {
         TelemetryConfig::resolve(&layer, &Layer::default(), &|_| None).expect_err("an error").to_string()
     };
     let otlp = |url: &str| {
-        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None };
+        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None, encoding: OtlpEncoding::Sdk };
         Layer { exporters: Some(vec![choice]), ..Layer::default() }
     };
     let url_allowed = "a URL like http://127.0.0.1:4318 (HTTP) or http://127.0.0.1:4317 (gRPC) is allowed";
@@ -95,12 +95,13 @@ fn only_otlp(config: TelemetryConfig) -> OtlpConfig {
 #[test]
 fn endpoints_on_the_command_line() {
     let check = |url: &str, protocol: Option<OtlpProtocol>, endpoint: &str, expect: OtlpProtocol| {
-        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol };
+        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol, encoding: OtlpEncoding::Direct };
         let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
         // The environment completes what the user left open, but not the endpoint.
         let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other:1"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")];
         let otlp = only_otlp(resolve(layer, Layer::default(), &env).0);
         assert_eq!((otlp.endpoint.as_str(), otlp.protocol, otlp.gzip), (endpoint, expect, true), "{url}");
+        assert_eq!(otlp.encoding, OtlpEncoding::Direct);
     };
     let (grpc, http) = (OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf);
     check("http://h:4317", None, "http://h:4317", grpc);
@@ -117,7 +118,7 @@ fn endpoints_on_the_command_line() {
 #[test]
 fn the_environment_names_the_protocol_that_the_command_line_leaves_open() {
     let check = |url: &str, given: Option<OtlpProtocol>, env: &str, endpoint: &str, expect: OtlpProtocol| {
-        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: given };
+        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: given, encoding: OtlpEncoding::Sdk };
         let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
         let otlp = only_otlp(resolve(layer, Layer::default(), &[("OTEL_EXPORTER_OTLP_PROTOCOL", env)]).0);
         assert_eq!((otlp.endpoint.as_str(), otlp.protocol), (endpoint, expect), "{url} {given:?} {env}");
@@ -133,7 +134,7 @@ fn the_environment_names_the_protocol_that_the_command_line_leaves_open() {
 #[test]
 fn credentials_are_in_no_debug_output() {
     let url = "http://h:4318?key=secret".to_owned();
-    let choice = ExporterChoice::Otlp { url: Some(url), protocol: None };
+    let choice = ExporterChoice::Otlp { url: Some(url), protocol: None, encoding: OtlpEncoding::Sdk };
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let env = [("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")];
     let otlp = only_otlp(resolve(layer, Layer::default(), &env).0);

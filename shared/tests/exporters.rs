@@ -6,7 +6,7 @@ mod support;
 use opentelemetry_proto::tonic::trace::v1::TracesData;
 use shared::clock::RunClock;
 use shared::time::{Anchor, Dur};
-use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpProtocol};
+use shared::trace::config::{ExporterConfig, OtlpConfig, OtlpEncoding, OtlpProtocol};
 use shared::trace::exporter::memory::MemorySpans;
 use shared::trace::exporter::otlp::{MAX_INSTANCES, send};
 use shared::trace::{Resource, Stats, Telemetry, TelemetryConfig, otlp_json};
@@ -28,10 +28,33 @@ fn gzip(otlp: OtlpConfig) -> OtlpConfig {
     OtlpConfig { gzip: true, ..otlp }
 }
 
+fn direct(otlp: OtlpConfig) -> OtlpConfig {
+    OtlpConfig { encoding: OtlpEncoding::Direct, ..otlp }
+}
+
+/// Every transport with every encoding, to `endpoint`.
+fn all_kinds(endpoint: &str) -> Vec<OtlpConfig> {
+    let kinds = [OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf].map(|protocol| otlp(protocol, endpoint));
+    kinds.iter().cloned().chain(kinds.iter().cloned().map(direct)).collect()
+}
+
+/// The same to collectors of their own, which give this answer.
+fn all_with(answer: &Answer) -> (Vec<Collector>, Vec<ExporterConfig>) {
+    let each = all_kinds("").into_iter().map(|kind| {
+        let collector = match kind.protocol {
+            OtlpProtocol::Grpc => Collector::grpc(answer.clone()),
+            OtlpProtocol::HttpProtobuf => Collector::http(answer.clone()),
+        };
+        let endpoint = otlp(kind.protocol, &collector.url()).endpoint;
+        (collector, ExporterConfig::Otlp(OtlpConfig { endpoint, ..kind }))
+    });
+    each.unzip()
+}
+
 #[test]
 fn the_same_spans_over_grpc_http_gzip_and_file() {
-    let grpc = [Collector::grpc(Answer::Accept), Collector::grpc(Answer::Accept)];
-    let http = [Collector::http(Answer::Accept), Collector::http(Answer::Accept)];
+    let grpc: [_; 4] = std::array::from_fn(|_| Collector::grpc(Answer::Accept));
+    let http: [_; 4] = std::array::from_fn(|_| Collector::http(Answer::Accept));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("sub/traces.jsonl");
     let memory = MemorySpans::default();
@@ -44,6 +67,10 @@ fn the_same_spans_over_grpc_http_gzip_and_file() {
         ExporterConfig::Otlp(gzip(over_grpc(&grpc[1]))),
         ExporterConfig::Otlp(with_header(over_http(&http[0]))),
         ExporterConfig::Otlp(gzip(over_http(&http[1]))),
+        ExporterConfig::Otlp(direct(with_header(over_grpc(&grpc[2])))),
+        ExporterConfig::Otlp(direct(gzip(over_grpc(&grpc[3])))),
+        ExporterConfig::Otlp(direct(with_header(over_http(&http[2])))),
+        ExporterConfig::Otlp(direct(gzip(over_http(&http[3])))),
         ExporterConfig::File(path.clone()),
         ExporterConfig::Memory(memory.clone()),
     ];
@@ -60,6 +87,14 @@ fn the_same_spans_over_grpc_http_gzip_and_file() {
     assert_eq!(stats.spans_created, 6);
     assert!(stats.exporters.iter().all(|e| e.exported == 6 && e.last_error.is_none()), "{stats:#?}");
 
+    // Bytes are counted where they are known, the same by either encoding.
+    let bytes: Vec<_> = stats.exporters.iter().map(|e| e.bytes).collect();
+    assert_eq!((bytes[0], bytes[1]), (None, None), "the SDK does not tell");
+    assert_eq!(bytes[2], bytes[6]);
+    // One message of gRPC: a byte for compression and four for the length.
+    assert_eq!(bytes[4], bytes[6].map(|n| n + 5));
+    assert!(bytes[5] < bytes[4] && bytes[7] < bytes[6], "{bytes:?}");
+
     // The file is read by OpenTelemetry's own types, not by our reader.
     let text = std::fs::read_to_string(&path).expect("the file");
     let lines = text.lines().map(|l| serde_json::from_str::<TracesData>(l).expect("OTLP JSON"));
@@ -68,7 +103,7 @@ fn the_same_spans_over_grpc_http_gzip_and_file() {
     for collector in grpc.iter().chain(&http) {
         assert_eq!(by_resource(collector.spans()), expect);
     }
-    for collector in [&grpc[0], &http[0]] {
+    for collector in [&grpc[0], &http[0], &grpc[2], &http[2]] {
         assert!(collector.headers().iter().all(|h| h.get("authorization").is_some_and(|v| v == "Basic x")));
     }
 
@@ -94,8 +129,7 @@ fn the_same_spans_over_grpc_http_gzip_and_file() {
 
 #[test]
 fn a_closed_port_costs_spans_and_says_so() {
-    for protocol in [OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf] {
-        let closed = otlp(protocol, &format!("http://{}", closed_port()));
+    for closed in all_kinds(&format!("http://{}", closed_port())) {
         let closed = OtlpConfig { timeout: Dur::from_millis(300), ..closed };
         let (stats, _) = run(config(vec![ExporterConfig::Otlp(closed)]), 3);
         let exporter = &stats.exporters[0];
@@ -107,13 +141,15 @@ fn a_closed_port_costs_spans_and_says_so() {
 
 #[test]
 fn a_key_in_the_query_is_sent_and_never_shown() {
-    let collector = Collector::http(Answer::Accept);
-    let url = format!("{}/v1/traces?key=secret", collector.url());
-    let with_key = OtlpConfig { endpoint: url, ..otlp(OtlpProtocol::HttpProtobuf, "") };
-    let (stats, _) = run(config(vec![ExporterConfig::Otlp(with_key)]), 1);
-    assert_eq!(stats.exporters[0].exported, 3, "{stats:#?}");
-    assert_eq!(stats.exporters[0].name, format!("otlp http/protobuf {}/v1/traces", collector.url()));
-    assert_eq!(collector.queries(), ["key=secret"]);
+    for encoding in [OtlpEncoding::Sdk, OtlpEncoding::Direct] {
+        let collector = Collector::http(Answer::Accept);
+        let endpoint = format!("{}/v1/traces?key=secret", collector.url());
+        let with_key = OtlpConfig { endpoint, encoding, ..otlp(OtlpProtocol::HttpProtobuf, "") };
+        let (stats, _) = run(config(vec![ExporterConfig::Otlp(with_key)]), 1);
+        assert_eq!(stats.exporters[0].exported, 3, "{stats:#?}");
+        assert_eq!(stats.exporters[0].name, format!("otlp http/protobuf {}/v1/traces", collector.url()));
+        assert_eq!(collector.queries(), ["key=secret"]);
+    }
 }
 
 #[test]
@@ -129,10 +165,10 @@ fn credentials_before_the_host_are_refused_without_showing_them() {
 
 #[test]
 fn a_silent_collector_does_not_delay_the_end() {
-    for protocol in [OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf] {
-        let (_listener, url) = silent();
+    let (_listener, url) = silent();
+    for kind in all_kinds(&url) {
         let flush_timeout = Dur::from_millis(200);
-        let exporters = vec![ExporterConfig::Otlp(otlp(protocol, &url))];
+        let exporters = vec![ExporterConfig::Otlp(kind)];
         let (stats, took) = run(TelemetryConfig { flush_timeout, ..config(exporters) }, 3);
         assert_eq!(stats.exporters[0].dropped.shutdown, 9, "{stats:#?}");
         assert!(took < Dur::from_secs(2), "{took}");
@@ -142,68 +178,64 @@ fn a_silent_collector_does_not_delay_the_end() {
 #[test]
 fn a_silent_collector_is_given_up_after_the_timeout() {
     let (_listener, url) = silent();
-    let silent = OtlpConfig { timeout: Dur::from_millis(100), ..otlp(OtlpProtocol::HttpProtobuf, &url) };
-    let (stats, _) = run(config(vec![ExporterConfig::Otlp(silent)]), 3);
-    assert_eq!(stats.exporters[0].dropped.export_failed, 9, "{stats:#?}");
-    assert_eq!(stats.exporters[0].last_error.as_deref(), Some("no answer within 100 ms"));
+    for kind in all_kinds(&url) {
+        let silent = OtlpConfig { timeout: Dur::from_millis(100), ..kind };
+        let (stats, _) = run(config(vec![ExporterConfig::Otlp(silent)]), 3);
+        assert_eq!(stats.exporters[0].dropped.export_failed, 9, "{stats:#?}");
+        assert_eq!(stats.exporters[0].last_error.as_deref(), Some("no answer within 100 ms"));
+    }
 }
 
 #[test]
 fn a_slow_collector_costs_only_its_own_spans() {
     let (_listener, url) = silent();
-    let memory = MemorySpans::default();
-    let exporters = vec![ExporterConfig::Otlp(otlp(OtlpProtocol::Grpc, &url)), ExporterConfig::Memory(memory.clone())];
-    let config =
-        TelemetryConfig { max_queue: 60, max_batch: 30, flush_timeout: Dur::from_millis(100), ..config(exporters) };
-    let (stats, _) = run(config, 100);
-    let slow = &stats.exporters[0];
-    assert_eq!((slow.dropped.shutdown, slow.dropped.queue_full), (60, 240), "{stats:#?}");
-    assert_eq!(memory.take().spans.len(), 300);
+    for kind in all_kinds(&url) {
+        let memory = MemorySpans::default();
+        let exporters = vec![ExporterConfig::Otlp(kind), ExporterConfig::Memory(memory.clone())];
+        let flush_timeout = Dur::from_millis(100);
+        let config = TelemetryConfig { max_queue: 60, max_batch: 30, flush_timeout, ..config(exporters) };
+        let (stats, _) = run(config, 100);
+        let slow = &stats.exporters[0];
+        assert_eq!((slow.dropped.shutdown, slow.dropped.queue_full), (60, 240), "{stats:#?}");
+        assert_eq!(memory.take().spans.len(), 300);
+    }
 }
 
 #[test]
 fn refusals_are_counted_and_named() {
-    let http = Collector::http(Answer::Refuse(400));
-    let grpc = Collector::grpc(Answer::Refuse(0));
-    let exporters = vec![
-        ExporterConfig::Otlp(otlp(OtlpProtocol::HttpProtobuf, &http.url())),
-        ExporterConfig::Otlp(otlp(OtlpProtocol::Grpc, &grpc.url())),
-    ];
+    let (collectors, exporters) = all_with(&Answer::Refuse(400));
     let (stats, _) = run(config(exporters), 3);
-    for (exporter, text) in stats.exporters.iter().zip(["the collector answered 400 Bad Request", "ResourceExhausted"])
-    {
+    let texts = ["ResourceExhausted", "the collector answered 400 Bad Request"];
+    for ((exporter, collector), text) in stats.exporters.iter().zip(&collectors).zip(texts.iter().cycle()) {
         assert_eq!(exporter.dropped.export_failed, 9, "{stats:#?}");
         assert!(exporter.last_error.as_deref().is_some_and(|e| e.contains(text)), "{stats:#?}");
+        assert_eq!(collector.requests(), 1, "not to be retried");
     }
-    assert_eq!((http.requests(), grpc.requests()), (1, 1), "not to be retried");
 }
 
 #[test]
 fn a_collector_that_is_unavailable_for_a_moment_gets_everything() {
-    let http = Collector::http(Answer::RefuseFirst(2));
-    let grpc = Collector::grpc(Answer::RefuseFirst(2));
-    let exporters = vec![
-        ExporterConfig::Otlp(otlp(OtlpProtocol::HttpProtobuf, &http.url())),
-        ExporterConfig::Otlp(otlp(OtlpProtocol::Grpc, &grpc.url())),
-    ];
+    let (collectors, exporters) = all_with(&Answer::RefuseFirst(2));
     let (stats, _) = run(config(exporters), 3);
     assert!(stats.exporters.iter().all(|e| e.exported == 9), "{stats:#?}");
-    assert_eq!((http.requests(), grpc.requests()), (3, 3));
+    assert!(collectors.iter().all(|c| c.requests() == 3));
 }
 
 #[test]
-fn a_partial_success_over_http_is_counted() {
-    let http = Collector::http(Answer::Body(vec![0x0a, 0x02, 0x08, 0x04]));
-    let (stats, _) = run(config(vec![ExporterConfig::Otlp(otlp(OtlpProtocol::HttpProtobuf, &http.url()))]), 3);
-    let exporter = &stats.exporters[0];
-    assert_eq!((exporter.exported, exporter.dropped.export_failed), (5, 4), "{stats:#?}");
+fn a_partial_success_is_counted_where_it_is_seen() {
+    let (_collectors, exporters) = all_with(&Answer::Body(vec![0x0a, 0x02, 0x08, 0x04]));
+    let (stats, _) = run(config(exporters), 3);
+    let counts: Vec<_> = stats.exporters.iter().map(|e| (e.exported, e.dropped.export_failed)).collect();
+    // The SDK does not show it over gRPC.
+    assert_eq!(counts, [(9, 0), (5, 4), (5, 4), (5, 4)], "{stats:#?}");
 }
 
 #[test]
 fn too_many_instances_are_an_error_of_the_exporter() {
-    let http = Collector::http(Answer::Accept);
+    let (http, directly) = (Collector::http(Answer::Accept), Collector::http(Answer::Accept));
     let clock = RunClock::start();
-    let exporters = vec![ExporterConfig::Otlp(otlp(OtlpProtocol::HttpProtobuf, &http.url()))];
+    let to = |c: &Collector| otlp(OtlpProtocol::HttpProtobuf, &c.url());
+    let exporters = vec![ExporterConfig::Otlp(to(&http)), ExporterConfig::Otlp(direct(to(&directly)))];
     let telemetry = Telemetry::live(config(exporters), clock).expect("telemetry");
     for i in 0..MAX_INSTANCES + 3 {
         requests(&telemetry.tracer(Resource::new("vllm", format!("{i}"))), clock, 1);
@@ -212,6 +244,18 @@ fn too_many_instances_are_an_error_of_the_exporter() {
     assert_conserved(&stats);
     assert_eq!(stats.exporters[0].dropped.export_failed, 9, "{stats:#?}");
     assert!(stats.exporters[0].last_error.as_deref().is_some_and(|e| e.contains("file exporter")), "{stats:#?}");
+    assert_eq!(stats.exporters[1].exported, stats.spans_created, "direct encoding has no such limit: {stats:#?}");
+    assert_eq!(by_resource(directly.spans()).len(), MAX_INSTANCES + 3);
+}
+
+/// Batches are cut at `max_batch` in the middle of a record, in every form alike.
+#[test]
+fn batches_hold_as_many_spans_in_either_encoding() {
+    let (collectors, exporters) = all_with(&Answer::Accept);
+    let (stats, _) = run(TelemetryConfig { max_batch: 4, ..config(exporters) }, 9);
+    assert!(stats.exporters.iter().all(|e| (e.batches, e.exported) == (7, 27)), "{stats:#?}");
+    let expect = by_resource(collectors[0].spans());
+    assert!(collectors.iter().all(|c| by_resource(c.spans()) == expect));
 }
 
 #[test]

@@ -233,6 +233,17 @@ impl EngineHandle {
         look(&lock(&self.inner.engines[self.index]).engine)
     }
 
+    /// Puts a new engine in the place of this one, so that its cache is empty and its counts are zero. False, and nothing
+    /// happens, while requests are open.
+    pub fn reset(&self) -> bool {
+        let mut cell = lock(&self.inner.engines[self.index]);
+        let idle = cell.open.is_empty();
+        if idle {
+            cell.engine = cell.engine.renewed();
+        }
+        idle
+    }
+
     /// Whether the engine still runs. One that does not drops every request, and their channels end.
     pub fn alive(&self) -> bool {
         !lock(&self.inner.inbox).stopped

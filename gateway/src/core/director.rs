@@ -89,6 +89,14 @@ impl Director {
         *in_flight = in_flight.checked_sub(1).expect("a request leaves an endpoint once");
     }
 
+    /// Forgets what requests left behind.
+    pub(crate) fn forget(&mut self) {
+        for i in 0..self.pool.endpoints().len() {
+            self.prefixes.clear(EndpointId(i as u32));
+        }
+        self.sessions.clear();
+    }
+
     pub(crate) fn change(&mut self, change: EndpointChange) {
         match change {
             EndpointChange::Added(config) => {

@@ -126,6 +126,11 @@ impl Gateway {
     /// Does what is due at `now`: nothing, see [`Gateway::next_wakeup`].
     pub fn advance(&mut self, _now: Time, _out: &mut Vec<Output>) {}
 
+    /// Forgets the prefixes and sessions of earlier requests; what is known of endpoints and open requests stays.
+    pub fn forget(&mut self) {
+        self.director.forget();
+    }
+
     /// All endpoints, by id.
     pub fn endpoints(&self) -> &[Endpoint] {
         self.director.pool.endpoints()

@@ -170,6 +170,12 @@ impl Server {
         move || shared.metrics.stats()
     }
 
+    /// Forgets what earlier requests left behind: prefixes and sessions. The handle stays valid while the server runs.
+    pub fn reset(&self) -> impl Fn() + Send + Sync + Clone + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.core().forget()
+    }
+
     /// Serves until `shutdown` is ready, then stops accepting and lets requests finish, for at most the drain timeout.
     ///
     /// Every endpoint is scraped once before the first connection is accepted.

@@ -4,6 +4,7 @@
 //! one JSON document and nothing else.
 
 mod inspect;
+mod overhead;
 mod run;
 mod send;
 mod up;
@@ -60,6 +61,14 @@ enum Command {
     /// Send the traces of a finished run to an OTLP endpoint
     #[command(after_help = "Example: igsim send runs/quickstart-20261120-1842 --otlp http://127.0.0.1:4318 --end-now")]
     Send(SendArgs),
+    /// Measure what tracing costs: latency, CPU and bytes with and without it
+    #[command(
+        after_help = "Examples:\n  igsim overhead\n  igsim overhead --full --out overhead\n  igsim overhead --regime saturation --arms \"off',eager:0.1,deferred:0.1\""
+    )]
+    Overhead(overhead::OverheadArgs),
+    /// A process of the overhead lab, which tells it what to do on standard input
+    #[command(hide = true)]
+    OverheadNode(overhead::NodeArgs),
     /// Print the JSON Schema of scenario files
     #[command(after_help = "Example: igsim schema > scenario.schema.json")]
     Schema,
@@ -248,6 +257,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Up(args) => up::up(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Send(args) => send::send(&args),
+        Command::Overhead(args) => overhead::overhead(args),
+        Command::OverheadNode(args) => overhead::node(&args),
         Command::Schema => {
             print(&format!("{:#}\n", crate::scenario::json_schema()));
             Ok(())

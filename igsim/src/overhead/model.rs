@@ -3,6 +3,7 @@
 //! A block is the unit of measurement: a fixed number of requests through one arm, from a reset state until everything they
 //! caused is acknowledged. Nothing in here measures, and nothing in here judges.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ impl Regime {
 }
 
 /// How spans are recorded and encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Path {
     /// The OpenTelemetry SDK at once: Tracer, ParentBased, BatchSpanProcessor, opentelemetry-otlp.
@@ -119,6 +120,19 @@ impl Arm {
             Arm::Traced { ratio, .. } => Some(*ratio),
             Arm::Off | Arm::Control | Arm::Delayed { .. } | Arm::Outside { .. } => None,
         }
+    }
+
+    /// The order of reports: `off`, its control, traced arms by receiver, path and ratio, delayed arms, systems that are not ours.
+    pub fn report_order(&self, other: &Arm) -> Ordering {
+        let key = |arm: &Arm| match arm {
+            Arm::Off => (0, Health::Healthy, Path::Eager, 0.0),
+            Arm::Control => (1, Health::Healthy, Path::Eager, 0.0),
+            Arm::Traced { path, ratio, receiver } => (2, *receiver, *path, *ratio),
+            Arm::Delayed { us } => (3, Health::Healthy, Path::Eager, *us),
+            Arm::Outside { .. } => (4, Health::Healthy, Path::Eager, 0.0),
+        };
+        let ((kind, receiver, path, size), (kind2, receiver2, path2, size2)) = (key(self), key(other));
+        (kind, receiver, path).cmp(&(kind2, receiver2, path2)).then(size.total_cmp(&size2))
     }
 }
 
@@ -204,6 +218,28 @@ pub struct Telemetry {
     pub receiver_bytes: u64,
     /// Spans that the receiver took, counted after the run.
     pub receiver_spans: u64,
+}
+
+impl Telemetry {
+    /// Whether anything was recorded, sent or taken.
+    pub fn any(&self) -> bool {
+        *self != Telemetry::default()
+    }
+
+    /// The sums of two blocks.
+    pub fn plus(&self, other: &Telemetry) -> Telemetry {
+        Telemetry {
+            records: self.records + other.records,
+            spans: self.spans + other.spans,
+            exported: self.exported + other.exported,
+            dropped: self.dropped + other.dropped,
+            records_dropped: self.records_dropped + other.records_dropped,
+            batches: self.batches + other.batches,
+            receiver_requests: self.receiver_requests + other.receiver_requests,
+            receiver_bytes: self.receiver_bytes + other.receiver_bytes,
+            receiver_spans: self.receiver_spans + other.receiver_spans,
+        }
+    }
 }
 
 /// Raw figures of one block.

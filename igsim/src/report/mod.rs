@@ -15,3 +15,4 @@ pub use figures::{
 };
 pub use rows::{Failure, Outcome, RequestRow, RowWriter};
 pub use summary::{RunFacts, Summary};
+pub(crate) use table::{digits, thousands};

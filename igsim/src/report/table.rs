@@ -159,7 +159,7 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
 }
 
 /// About three significant digits: `7.91`, `48.1`, `112`, `12,345`.
-fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     match value {
         v if !v.is_finite() => "-".to_owned(),
         v if v.abs() >= 99.95 => thousands(v.round() as u64),
@@ -174,7 +174,7 @@ fn figure(value: f64) -> String {
 }
 
 /// Digits in groups of three.
-fn thousands(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let text = n.to_string();
     let mut out = String::new();
     for (i, c) in text.chars().enumerate() {

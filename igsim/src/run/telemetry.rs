@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use shared::trace::config::{ConfigError, ExporterChoice, ExporterConfig, Layer, OtlpProtocol, RecorderKind};
+use shared::trace::config::{
+    ConfigError, ExporterChoice, ExporterConfig, Layer, OtlpEncoding, OtlpProtocol, RecorderKind,
+};
 use shared::trace::exporter::console::ConsoleTarget;
 use shared::trace::{SamplerKind, TelemetryConfig};
 
@@ -43,7 +45,11 @@ pub fn resolve(
     let layer = scenario_layer(tracing);
     let (mut config, warnings) = TelemetryConfig::resolve(&command_line, &layer, env)?;
     if !options.otlp.is_empty() {
-        let choices = options.otlp.iter().map(|url| ExporterChoice::Otlp { url: Some(url.clone()), protocol: None });
+        let choices = options.otlp.iter().map(|url| ExporterChoice::Otlp {
+            url: Some(url.clone()),
+            protocol: None,
+            encoding: OtlpEncoding::Sdk,
+        });
         let only = Layer { exporters: Some(choices.collect()), ..Layer::default() };
         let (more, _) = TelemetryConfig::resolve(&only, &Layer::default(), env)?;
         config.exporters.extend(more.exporters);
@@ -88,7 +94,7 @@ fn choice(exporter: &Exporter) -> Option<ExporterChoice> {
                 scenario::OtlpProtocol::Grpc => OtlpProtocol::Grpc,
                 scenario::OtlpProtocol::HttpProtobuf => OtlpProtocol::HttpProtobuf,
             });
-            Some(ExporterChoice::Otlp { url: Some(otlp.url.clone()), protocol })
+            Some(ExporterChoice::Otlp { url: Some(otlp.url.clone()), protocol, encoding: OtlpEncoding::Sdk })
         }
     }
 }

@@ -192,6 +192,8 @@ pub enum ExporterChoice {
         url: Option<String>,
         /// The protocol; `None` takes `OTEL_EXPORTER_OTLP_PROTOCOL`, else derives it from the port.
         protocol: Option<OtlpProtocol>,
+        /// What encodes the spans.
+        encoding: OtlpEncoding,
     },
     /// A file of OTLP JSON lines.
     File(PathBuf),
@@ -291,10 +293,13 @@ fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, Co
         ExporterChoice::File(path) => ExporterConfig::File(path),
         ExporterChoice::Console(target) => ExporterConfig::Console(target),
         ExporterChoice::Memory(spans) => ExporterConfig::Memory(spans),
-        ExporterChoice::Otlp { url, protocol } => ExporterConfig::Otlp(match url {
-            Some(url) => env.otlp.complete(otlp_endpoint(&url, env.otlp.protocol(protocol))?),
-            None => env.otlp.resolve(protocol),
-        }),
+        ExporterChoice::Otlp { url, protocol, encoding } => {
+            let otlp = match url {
+                Some(url) => env.otlp.complete(otlp_endpoint(&url, env.otlp.protocol(protocol))?),
+                None => env.otlp.resolve(protocol),
+            };
+            ExporterConfig::Otlp(OtlpConfig { encoding, ..otlp })
+        }
     })
 }
 

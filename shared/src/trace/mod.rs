@@ -13,6 +13,7 @@ mod env;
 pub mod exporter;
 pub mod fold;
 mod id_source;
+pub mod otlp_bytes;
 pub mod otlp_json;
 mod otlp_url;
 pub mod pipeline;

@@ -9,6 +9,7 @@ use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::Time;
 use crate::trace::eager::EagerSlot;
 use crate::trace::fold::{self, Fold, Form};
+use crate::trace::otlp_bytes::Encoder;
 use crate::trace::span::Span;
 
 /// The most facts a record holds; further ones are counted on the root span.
@@ -118,6 +119,8 @@ pub trait Closed: Send {
     fn ending(&self) -> Ending;
     /// Folds it into spans.
     fn fold(&self, out: &mut Vec<Span>);
+    /// Folds it into OTLP protobuf.
+    fn encode(&self, out: &mut Encoder);
 }
 
 impl<F: Fact> Closed for Record<F> {
@@ -128,6 +131,9 @@ impl<F: Fact> Closed for Record<F> {
         Record::ending(self)
     }
     fn fold(&self, out: &mut Vec<Span>) {
+        fold::fold(self, out);
+    }
+    fn encode(&self, out: &mut Encoder) {
         fold::fold(self, out);
     }
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::time::{Anchor, Dur, Time};
 use crate::trace::config::TelemetryConfig;
-use crate::trace::exporter::{Batch, Exporter, Settled};
+use crate::trace::exporter::{Batch, Exporter, Settled, Takes};
+use crate::trace::otlp_bytes::Requests;
 use crate::trace::record::{Closed, Open};
 use crate::trace::resource::Resource;
 use crate::trace::span::Span;
@@ -66,7 +67,7 @@ pub(crate) struct Worker {
     open: Vec<Weak<dyn Open>>,
     exporters: Vec<Box<dyn Exporter>>,
     anchor: Anchor,
-    pending: Vec<Span>,
+    pending: Pending,
     pending_since: Option<Time>,
     next_sweep: Time,
     latest: Time,
@@ -93,9 +94,9 @@ impl Worker {
             resources,
             newly_opened,
             open: Vec::new(),
+            pending: Pending::new(&exporters, anchor),
             exporters,
             anchor,
-            pending: Vec::new(),
             pending_since: None,
             next_sweep: Time::ZERO + sweep_every,
             latest: Time::ZERO,
@@ -108,27 +109,25 @@ impl Worker {
 
     /// Folds a closed record and sends off what fills a batch.
     pub(crate) fn take(&mut self, record: &dyn Closed) {
-        let before = self.pending.len();
-        let pending = &mut self.pending;
+        let before = self.pending.len;
         // A component's bug must not end the telemetry of the others.
-        if catch_unwind(AssertUnwindSafe(|| record.fold(pending))).is_err() {
-            self.pending.truncate(before);
+        let pending = &mut self.pending;
+        let Ok(spans) = catch_unwind(AssertUnwindSafe(|| pending.add(record))) else {
+            self.pending.roll_back();
             self.counters.failed.add(1);
             return;
-        }
+        };
         let ending = record.ending();
         self.counters.folded.add(1);
         self.counters.abandoned.add(usize::from(ending.abandoned));
         self.counters.cut.add(ending.cut as usize);
-        self.counters.spans.add(self.pending.len() - before);
-        if before == 0 && !self.pending.is_empty() {
+        self.counters.spans.add(spans);
+        if before == 0 && spans > 0 {
             self.pending_since = Some(ending.closed);
         }
-        while self.pending.len() >= self.max_batch {
-            let rest = self.pending.split_off(self.max_batch);
-            let full = std::mem::replace(&mut self.pending, rest);
-            self.send(full);
-            self.pending_since = (!self.pending.is_empty()).then_some(ending.closed);
+        while self.pending.len >= self.max_batch {
+            self.send(self.max_batch);
+            self.pending_since = (self.pending.len > 0).then_some(ending.closed);
         }
     }
 
@@ -209,16 +208,66 @@ impl Worker {
 
     fn send_pending(&mut self) {
         self.pending_since = None;
-        if !self.pending.is_empty() {
-            let spans = std::mem::take(&mut self.pending);
-            self.send(spans);
+        if self.pending.len > 0 {
+            self.send(self.pending.len);
         }
     }
 
-    fn send(&mut self, spans: Vec<Span>) {
-        let batch = Arc::new(Batch { spans, resources: self.resources.snapshot(), anchor: self.anchor });
+    fn send(&mut self, at_most: usize) {
+        let batch = Arc::new(self.pending.take(at_most, self.resources.snapshot(), self.anchor));
         for exporter in &mut self.exporters {
             exporter.export(&batch);
         }
+    }
+}
+
+/// What is folded and not yet sent, in each form that an exporter takes; as spans if there is none, for counting.
+struct Pending {
+    len: usize,
+    spans: Option<Vec<Span>>,
+    requests: Option<Requests>,
+}
+
+impl Pending {
+    fn new(exporters: &[Box<dyn Exporter>], anchor: Anchor) -> Pending {
+        let taken = |form: Takes| exporters.iter().any(|e| e.takes() == form);
+        let requests = taken(Takes::Requests).then(|| Requests::new(anchor));
+        let spans = (requests.is_none() || taken(Takes::Spans)).then(Vec::new);
+        Pending { len: 0, spans, requests }
+    }
+
+    /// Folds a record and returns its number of spans. If that panics, [`Pending::roll_back`] takes back what it left.
+    fn add(&mut self, record: &dyn Closed) -> usize {
+        let mut added = 0;
+        if let Some(spans) = &mut self.spans {
+            record.fold(spans);
+            added = spans.len() - self.len;
+        }
+        if let Some(requests) = &mut self.requests {
+            added = requests.add(record);
+        }
+        self.len += added;
+        added
+    }
+
+    fn roll_back(&mut self) {
+        if let Some(spans) = &mut self.spans {
+            spans.truncate(self.len);
+        }
+        if let Some(requests) = &mut self.requests {
+            requests.roll_back();
+        }
+    }
+
+    /// Takes the oldest `at_most` spans; more than those of the last record never stay.
+    fn take(&mut self, at_most: usize, resources: Arc<Vec<Arc<Resource>>>, anchor: Anchor) -> Batch {
+        let len = at_most.min(self.len);
+        self.len -= len;
+        let spans = self.spans.as_mut().map(|spans| {
+            let rest = spans.split_off(len);
+            std::mem::replace(spans, rest)
+        });
+        let request = self.requests.as_mut().map(|requests| requests.take(len, &resources).bytes);
+        Batch { len, spans: spans.unwrap_or_default(), request: request.unwrap_or_default(), resources, anchor }
     }
 }

@@ -120,6 +120,11 @@ impl Engine {
         }
     }
 
+    /// A new engine like this one, idle and with an empty cache.
+    pub fn renewed(&self) -> Engine {
+        Engine::new(self.config.clone(), self.profile)
+    }
+
     /// Takes an input that arrived at `now`. One that is handed over late counts as arrived at [`Engine::core_time`].
     ///
     /// A request takes part in the first step whose planned start is not before its arrival.

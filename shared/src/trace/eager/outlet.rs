@@ -218,8 +218,10 @@ impl SpanExporter for Outlet {
 
 impl Plain {
     fn export(&self, batch: Vec<SpanData>, instance: InstanceId) {
-        let spans = batch.into_iter().filter_map(|data| plain_span(data, instance, self.anchor)).collect();
-        let batch = Batch { spans, resources: self.resources.snapshot(), anchor: self.anchor };
+        let plain = batch.into_iter().filter_map(|data| plain_span(data, instance, self.anchor));
+        let spans: Vec<Span> = plain.collect();
+        let (len, request) = (spans.len(), bytes::Bytes::new());
+        let batch = Batch { len, spans, request, resources: self.resources.snapshot(), anchor: self.anchor };
         self.exporter.lock().unwrap_or_else(PoisonError::into_inner).export(&Arc::new(batch));
     }
 }

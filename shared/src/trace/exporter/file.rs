@@ -52,11 +52,11 @@ impl Exporter for FileExporter {
     fn export(&mut self, batch: &Arc<Batch>) {
         match self.write(batch) {
             Ok(()) => {
-                self.counters.exported(batch.spans.len());
+                self.counters.exported(batch.len);
                 self.counters.sent_bytes(self.line.len());
             }
             Err(error) => {
-                self.counters.lost(Loss::ExportFailed, batch.spans.len());
+                self.counters.lost(Loss::ExportFailed, batch.len);
                 self.counters.error(format!("{}: {error}", self.path.display()));
             }
         }

@@ -36,7 +36,7 @@ impl Exporter for MemoryExporter {
         let set = set.get_or_insert_with(|| TraceSet::new(batch.anchor));
         set.resources = batch.resources.iter().map(|r| (**r).clone()).collect();
         set.spans.extend_from_slice(&batch.spans);
-        self.counters.exported(batch.spans.len());
+        self.counters.exported(batch.len);
     }
     fn flush(&mut self, _: Settled) {}
     fn stop(&mut self, _: Dur) {}

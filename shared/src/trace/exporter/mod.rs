@@ -1,13 +1,18 @@
 //! Destinations of spans. An exporter takes whole batches, counts what it does with every span and never fails its caller.
 
+mod by_sdk;
 pub mod console;
+mod direct;
 pub(crate) mod file;
+mod grpc;
 pub mod memory;
 pub mod otlp;
 pub(crate) mod sdk;
 pub(crate) mod transport;
 
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::time::{Anchor, Dur};
 use crate::trace::config::{ExporterConfig, TelemetryConfig};
@@ -19,7 +24,12 @@ use crate::trace::stats::ExporterCounters;
 /// Spans on their way out, shared by all exporters.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// How many spans it has.
+    pub(crate) len: usize,
+    /// The spans; empty if no exporter takes [`Takes::Spans`].
     pub(crate) spans: Vec<Span>,
+    /// The same spans, ready to be sent; empty if no exporter takes [`Takes::Requests`].
+    pub(crate) request: Bytes,
     /// Indexed by the spans' instance ids.
     pub(crate) resources: Arc<Vec<Arc<Resource>>>,
     pub(crate) anchor: Anchor,
@@ -28,8 +38,21 @@ pub(crate) struct Batch {
 /// Called when everything given to an exporter so far is settled; dropping it is the call.
 pub(crate) type Settled = crossbeam_channel::Sender<()>;
 
+/// The form of a batch that an exporter works with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// Spans as plain data.
+    Spans,
+    /// An OTLP request.
+    Requests,
+}
+
 /// A destination of spans.
 pub(crate) trait Exporter: Send {
+    /// What it takes.
+    fn takes(&self) -> Takes {
+        Takes::Spans
+    }
     /// Takes a batch; every span of it is counted as exported or dropped sooner or later.
     fn export(&mut self, batch: &Arc<Batch>);
     /// Drops `settled` once everything taken so far is exported or dropped.

@@ -1,29 +1,26 @@
 //! Spans to a collector: a thread and a bounded queue per exporter, so that a slow or dead collector costs only its own spans.
 //!
-//! The worker never waits here: a full queue drops the batch and counts it. The thread sends one batch at a time, the service
-//! instances of a batch side by side, each export with its retries within the timeout. At the end it has the flush timeout,
-//! then it drops and counts what is left, whatever the collector does.
+//! The worker never waits here: a full queue drops the batch and counts it. The thread sends one batch at a time, each export
+//! with its retries within the timeout. At the end it has the flush timeout, then it drops and counts what is left, whatever the
+//! collector does. What encodes the spans makes no difference to any of this.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
-use crate::ids::InstanceId;
 use crate::time::{Anchor, Dur};
-use crate::trace::config::{OtlpConfig, TelemetryConfig};
-use crate::trace::exporter::transport::{Connection, InstanceExporter, Transport};
-use crate::trace::exporter::{Batch, Exporter, Settled, sdk};
+use crate::trace::config::{OtlpConfig, OtlpEncoding, TelemetryConfig};
+use crate::trace::exporter::by_sdk::BySdk;
+use crate::trace::exporter::direct::Direct;
+use crate::trace::exporter::transport::Transport;
+use crate::trace::exporter::{Batch, Exporter, Settled, Takes};
 use crate::trace::pipeline::TelemetryError;
 use crate::trace::set::TraceSet;
-use crate::trace::span::Span;
 use crate::trace::stats::{ExporterCounters, ExporterStats, Loss};
 
-/// The most service instances of one exporter: each has an SDK exporter of its own.
-pub const MAX_INSTANCES: usize = 64;
+pub use crate::trace::exporter::by_sdk::MAX_INSTANCES;
 
 /// The worker's end of the queue.
 pub(crate) struct OtlpExporter {
@@ -36,6 +33,7 @@ pub(crate) struct OtlpExporter {
     done: crossbeam_channel::Receiver<()>,
     thread: Option<JoinHandle<()>>,
     timeout: Dur,
+    takes: Takes,
     counters: Arc<ExporterCounters>,
 }
 
@@ -63,28 +61,31 @@ impl OtlpExporter {
         let (stop, stopped) = watch::channel(None);
         let (finished, done) = crossbeam_channel::bounded(0);
         let unsettled = Arc::new(AtomicUsize::new(0));
-        let sender = Sender {
-            transport,
-            instances: BTreeMap::new(),
-            timeout,
-            unsettled: Arc::clone(&unsettled),
-            counters: Arc::clone(&counters),
+        let books = Books { unsettled: Arc::clone(&unsettled), counters: Arc::clone(&counters) };
+        let takes = match otlp.encoding {
+            OtlpEncoding::Sdk => Takes::Spans,
+            OtlpEncoding::Direct => Takes::Requests,
         };
         let work = move || {
-            runtime.block_on(sender.run(messages, stopped));
+            runtime.block_on(run(takes, transport, books, messages, stopped));
             // A name lookup that hangs must not hold the thread.
             runtime.shutdown_background();
             drop(finished);
         };
         let thread = std::thread::Builder::new().name("telemetry-otlp".to_owned()).spawn(work);
         let thread = Some(thread.map_err(TelemetryError::Thread)?);
-        Ok(OtlpExporter { queue: Some(queue), unsettled, max_queue, stop, done, thread, timeout: Dur::ZERO, counters })
+        let (queue, timeout) = (Some(queue), Dur::ZERO);
+        Ok(OtlpExporter { queue, unsettled, max_queue, stop, done, thread, timeout, takes, counters })
     }
 }
 
 impl Exporter for OtlpExporter {
+    fn takes(&self) -> Takes {
+        self.takes
+    }
+
     fn export(&mut self, batch: &Arc<Batch>) {
-        let spans = batch.spans.len();
+        let spans = batch.len;
         let full = self.unsettled.load(Ordering::Acquire) + spans > self.max_queue;
         let Some(queue) = self.queue.as_ref().filter(|_| !full) else {
             self.counters.lost(if full { Loss::QueueFull } else { Loss::Shutdown }, spans);
@@ -126,121 +127,85 @@ impl Exporter for OtlpExporter {
     }
 }
 
-/// The thread's state.
-struct Sender {
-    transport: Transport,
-    instances: BTreeMap<InstanceId, Arc<InstanceExporter>>,
-    timeout: Dur,
-    unsettled: Arc<AtomicUsize>,
-    counters: Arc<ExporterCounters>,
+/// What sends batches, by what encodes them.
+enum Sending {
+    Sdk(BySdk),
+    Direct(Direct),
 }
 
-impl Sender {
-    async fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>, stop: watch::Receiver<Option<Dur>>) {
-        let connection = self.transport.connect();
-        let expired = expiry(stop);
-        tokio::pin!(expired);
-        loop {
-            let message = tokio::select! {
+/// Sends until the queue ends or the time is up; what is unsettled then, `join` counts as lost at shutdown.
+async fn run(
+    takes: Takes,
+    transport: Transport,
+    books: Books,
+    mut messages: mpsc::UnboundedReceiver<Message>,
+    stop: watch::Receiver<Option<Dur>>,
+) {
+    let mut sending = match takes {
+        Takes::Spans => Sending::Sdk(BySdk::new(transport, books)),
+        Takes::Requests => Sending::Direct(Direct::new(&transport, books)),
+    };
+    let expired = expiry(stop);
+    tokio::pin!(expired);
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = &mut expired => return,
+            message = messages.recv() => message,
+        };
+        match message {
+            None => return,
+            Some(Message::Flush(settled)) => drop(settled),
+            Some(Message::Batch(batch)) => tokio::select! {
                 biased;
-                () = &mut expired => break,
-                message = messages.recv() => message,
-            };
-            match message {
-                None => return,
-                Some(Message::Flush(settled)) => drop(settled),
-                Some(Message::Batch(batch)) => {
-                    let cut_short = tokio::select! {
-                        biased;
-                        () = &mut expired => true,
-                        () = self.export(&batch, &connection) => false,
-                    };
-                    if cut_short {
-                        break;
-                    }
-                }
-            }
+                () = &mut expired => return,
+                () = sending.export(&batch) => {}
+            },
         }
-        // What is unsettled now, `join` counts as lost at shutdown.
     }
+}
 
-    /// Sends the spans of each service instance; all are settled at the end.
-    async fn export(&mut self, batch: &Batch, connection: &Connection) {
-        let mut groups: BTreeMap<InstanceId, Vec<&Span>> = BTreeMap::new();
-        for span in &batch.spans {
-            groups.entry(span.instance).or_default().push(span);
+impl Sending {
+    /// Sends a batch; all of its spans are settled at the end.
+    async fn export(&mut self, batch: &Batch) {
+        match self {
+            Sending::Sdk(sdk) => sdk.export(batch).await,
+            Sending::Direct(direct) => direct.export(batch).await,
         }
-        let mut running = JoinSet::new();
-        for (instance, spans) in groups {
-            match self.instance(instance, batch, connection) {
-                Ok(exporter) => {
-                    let data = spans.iter().map(|s| sdk::span_data(s, batch.anchor)).collect();
-                    let settle = self.settle(spans.len());
-                    running.spawn(export_one(exporter, data, self.timeout, settle));
-                }
-                Err(why) => self.settle(spans.len()).failed(why),
-            }
-        }
-        // Dropping the set, when the time is up, aborts what is under way.
-        while running.join_next().await.is_some() {}
     }
+}
 
-    fn instance(
-        &mut self,
-        instance: InstanceId,
-        batch: &Batch,
-        connection: &Connection,
-    ) -> Result<Arc<InstanceExporter>, String> {
-        if let Some(exporter) = self.instances.get(&instance) {
-            return Ok(Arc::clone(exporter));
-        }
-        if self.instances.len() >= MAX_INSTANCES {
-            return Err(format!(
-                "more than {MAX_INSTANCES} service instances: use the file exporter and send the file"
-            ));
-        }
-        let resource = batch.resources.get(usize::from(instance.0)).ok_or("a span without a resource")?;
-        let exporter = Arc::new(self.transport.exporter(connection, resource, &self.counters)?);
-        self.instances.insert(instance, Arc::clone(&exporter));
-        Ok(exporter)
-    }
+/// Where the fate of spans is entered.
+pub(super) struct Books {
+    unsettled: Arc<AtomicUsize>,
+    pub(super) counters: Arc<ExporterCounters>,
+}
 
-    fn settle(&self, spans: usize) -> Settle {
+impl Books {
+    pub(super) fn open(&self, spans: usize) -> Settle {
         Settle { spans, unsettled: Arc::clone(&self.unsettled), counters: Arc::clone(&self.counters) }
     }
 }
 
 /// Spans whose fate has to be counted.
-struct Settle {
+pub(super) struct Settle {
     spans: usize,
     unsettled: Arc<AtomicUsize>,
     counters: Arc<ExporterCounters>,
 }
 
 impl Settle {
-    fn done(self, rejected: usize) {
+    /// Accepted, but for the spans that the collector says it rejected.
+    pub(super) fn done(self, rejected: usize) {
         let rejected = rejected.min(self.spans);
         self.counters.exported(self.spans - rejected);
         self.counters.lost(Loss::ExportFailed, rejected);
         self.unsettled.fetch_sub(self.spans, Ordering::AcqRel);
     }
-    fn failed(self, why: String) {
+    pub(super) fn failed(self, why: String) {
         self.counters.lost(Loss::ExportFailed, self.spans);
         self.counters.error(why);
         self.unsettled.fetch_sub(self.spans, Ordering::AcqRel);
-    }
-}
-
-async fn export_one(
-    exporter: Arc<InstanceExporter>,
-    data: Vec<opentelemetry_sdk::trace::SpanData>,
-    timeout: Dur,
-    settle: Settle,
-) {
-    match tokio::time::timeout(timeout.to_std(), exporter.export(data)).await {
-        Ok(Ok(rejected)) => settle.done(rejected),
-        Ok(Err(why)) => settle.failed(why),
-        Err(_) => settle.failed(exporter.trouble().unwrap_or_else(|| format!("no answer within {timeout}"))),
     }
 }
 
@@ -256,16 +221,19 @@ async fn expiry(mut stop: watch::Receiver<Option<Dur>>) {
 
 /// Sends the spans of a finished run, with its time zero at `anchor`; waits for the collector rather than dropping.
 ///
-/// Backends such as Tempo only find recent traces: choose `anchor` so that the run ends now.
+/// Backends such as Tempo only find recent traces: choose `anchor` so that the run ends now. The SDK encodes the spans, whatever
+/// `otlp` says: the records that could be encoded directly are gone.
 ///
 /// # Errors
 /// If the exporter cannot be built. Spans that the collector does not take are counted, not an error.
 pub fn send(set: &TraceSet, otlp: &OtlpConfig, anchor: Anchor) -> Result<ExporterStats, TelemetryError> {
     const BATCH: usize = 2_000;
-    let mut exporter = OtlpExporter::start_with(otlp, otlp.timeout, usize::MAX)?;
+    let by_sdk = OtlpConfig { encoding: OtlpEncoding::Sdk, ..otlp.clone() };
+    let mut exporter = OtlpExporter::start_with(&by_sdk, otlp.timeout, usize::MAX)?;
     let resources = Arc::new(set.resources.iter().cloned().map(Arc::new).collect::<Vec<_>>());
     for spans in set.spans.chunks(BATCH) {
-        let batch = Batch { spans: spans.to_vec(), resources: Arc::clone(&resources), anchor };
+        let (len, request, resources) = (spans.len(), bytes::Bytes::new(), Arc::clone(&resources));
+        let batch = Batch { len, spans: spans.to_vec(), request, resources, anchor };
         exporter.export(&Arc::new(batch));
         let (settled, wait) = crossbeam_channel::bounded(0);
         exporter.flush(settled);

@@ -27,8 +27,7 @@ pub(crate) fn span_data(span: &Span, anchor: Anchor) -> SpanData {
     events.events = span.events.iter().map(|e| event(e, anchor)).collect();
     let mut links = SpanLinks::default();
     links.links = span.links.iter().map(link).collect();
-    // The state was validated when it came in or made by us; the SDK's own grammar may still be narrower.
-    let state = span.tracestate.as_deref().and_then(|s| TraceState::from_str(s).ok()).unwrap_or_default();
+    let state = span.tracestate.as_deref().map(trace_state).unwrap_or_default();
     SpanData {
         span_context: context(span.trace_id, span.span_id, state),
         parent_span_id: span.parent.map_or(opentelemetry::SpanId::INVALID, span_id),
@@ -53,6 +52,11 @@ pub(crate) fn span_data(span: &Span, anchor: Anchor) -> SpanData {
             .with_version(env!("CARGO_PKG_VERSION"))
             .build(),
     }
+}
+
+/// The SDK's form of a trace state. It was validated when it came in or made by us; the SDK's own grammar may still be narrower.
+pub(crate) fn trace_state(state: &str) -> TraceState {
+    TraceState::from_str(state).unwrap_or_default()
 }
 
 fn context(trace_id: TraceId, span: SpanId, state: TraceState) -> SpanContext {

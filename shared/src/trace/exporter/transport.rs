@@ -1,17 +1,17 @@
-//! The SDK's OTLP exporters, and the HTTP client and gRPC channel that those of all service instances share.
+//! The HTTP client and the gRPC channel to a collector, and the SDK's OTLP exporters on top of them.
 //!
-//! Retries and their exponential back-off are the SDK's; the caller bounds each export in time. The HTTP client is ours, on the
-//! hyper stack the project already has: it counts bytes, reads the collector's partial success, and remembers what went wrong,
-//! which the SDK hides. Over gRPC a partial success is not visible.
+//! The SDK's exporters retry by themselves; the caller bounds each export in time. The HTTP client is ours, on the hyper stack
+//! the project already has: it counts bytes, reads the collector's partial success, and remembers what went wrong, which the SDK
+//! hides. The SDK shows no partial success over gRPC.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::response::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -26,7 +26,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use crate::time::Dur;
-use crate::trace::config::{OtlpConfig, OtlpProtocol};
+use crate::trace::config::{OtlpConfig, OtlpEncoding, OtlpProtocol};
 use crate::trace::exporter::sdk;
 use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError};
 use crate::trace::resource::Resource;
@@ -35,7 +35,7 @@ use crate::trace::stats::ExporterCounters;
 /// The most bytes of a collector's answer that are read.
 const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 /// The most attempts after the first; with the SDK's back-off of 0.1 to 1.6 s they take about 3 s.
-const MAX_RETRIES: usize = 5;
+pub(super) const MAX_RETRIES: usize = 5;
 
 type Hyper = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -43,18 +43,18 @@ type Hyper = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 pub(crate) struct Transport {
     otlp: OtlpConfig,
     headers: HeaderMap,
-    timeout: Duration,
+    timeout: Dur,
     wire: Wire,
 }
 
 enum Wire {
-    Http,
+    Http(Uri),
     Grpc(Box<Endpoint>),
 }
 
 /// What the exporters of all instances share. Made inside the runtime that drives them.
 pub(crate) enum Connection {
-    Http(Box<Hyper>),
+    Http(Box<Hyper>, Uri),
     Grpc(Channel),
 }
 
@@ -69,7 +69,7 @@ impl Transport {
             headers.append(name, value);
         }
         let wire = match otlp.protocol {
-            OtlpProtocol::HttpProtobuf => Wire::Http,
+            OtlpProtocol::HttpProtobuf => Wire::Http(otlp.endpoint.parse().map_err(|_| "no URL".to_owned())?),
             OtlpProtocol::Grpc => {
                 let endpoint = Endpoint::from_shared(otlp.endpoint.clone()).map_err(|e| e.to_string())?;
                 let tls = endpoint.uri().scheme_str() == Some("https");
@@ -78,19 +78,42 @@ impl Transport {
                 Wire::Grpc(Box::new(endpoint))
             }
         };
-        Ok(Transport { otlp: otlp.clone(), headers, timeout: timeout.to_std(), wire })
+        Ok(Transport { otlp: otlp.clone(), headers, timeout, wire })
     }
 
     /// Whether the transport tells how many bytes it sends.
     pub(crate) fn counts_bytes(&self) -> bool {
-        matches!(self.wire, Wire::Http)
+        match (&self.wire, self.otlp.encoding) {
+            (Wire::Http(_), _) | (Wire::Grpc(_), OtlpEncoding::Direct) => true,
+            (Wire::Grpc(_), OtlpEncoding::Sdk) => false,
+        }
+    }
+
+    /// The longest time for one export, with its retries.
+    pub(super) fn timeout(&self) -> Dur {
+        self.timeout
+    }
+
+    /// Whether bodies are compressed.
+    pub(super) fn gzip(&self) -> bool {
+        self.otlp.gzip
+    }
+
+    /// The configured headers, for gRPC.
+    pub(super) fn metadata(&self) -> MetadataMap {
+        MetadataMap::from_headers(self.headers.clone())
+    }
+
+    /// Sends requests over `client` with the configured headers.
+    pub(super) fn http_sender(&self, client: &Hyper, counters: &Arc<ExporterCounters>) -> HttpSender {
+        HttpSender { client: client.clone(), headers: self.headers.clone(), counters: Arc::clone(counters) }
     }
 
     /// Prepares the connection, which is opened on first use.
     pub(crate) fn connect(&self) -> Connection {
         match &self.wire {
             Wire::Grpc(endpoint) => Connection::Grpc(endpoint.connect_lazy()),
-            Wire::Http => {
+            Wire::Http(uri) => {
                 let mut tcp = HttpConnector::new();
                 tcp.enforce_http(false);
                 tcp.set_nodelay(true);
@@ -98,7 +121,8 @@ impl Transport {
                     .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider());
                 let tls = roots.unwrap_or_else(|_| unreachable!("ring supports the default TLS versions"));
                 let connector = tls.https_or_http().enable_http1().wrap_connector(tcp);
-                Connection::Http(Box::new(Client::builder(TokioExecutor::new()).build(connector)))
+                let client = Client::builder(TokioExecutor::new()).build(connector);
+                Connection::Http(Box::new(client), uri.clone())
             }
         }
     }
@@ -113,19 +137,17 @@ impl Transport {
         let retry = RetryPolicy::recommended().with_max_retries(MAX_RETRIES);
         let observed = Arc::new(Observed::default());
         let built = match connection {
-            Connection::Http(client) => {
-                let (headers, counters) = (self.headers.clone(), Arc::clone(counters));
-                let client =
-                    OurClient { client: (**client).clone(), headers, counters, observed: Arc::clone(&observed) };
+            Connection::Http(client, _) => {
+                let client = OurClient { sender: self.http_sender(client, counters), observed: Arc::clone(&observed) };
                 let builder = SpanExporter::builder().with_http().with_http_client(client);
                 let builder = builder.with_endpoint(&self.otlp.endpoint).with_protocol(Protocol::HttpBinary);
-                let builder = builder.with_timeout(self.timeout).with_retry_policy(retry);
+                let builder = builder.with_timeout(self.timeout.to_std()).with_retry_policy(retry);
                 if self.otlp.gzip { builder.with_compression(Compression::Gzip).build() } else { builder.build() }
             }
             Connection::Grpc(channel) => {
                 let builder = SpanExporter::builder().with_tonic().with_channel(channel.clone());
-                let builder = builder.with_metadata(MetadataMap::from_headers(self.headers.clone()));
-                let builder = builder.with_timeout(self.timeout).with_retry_policy(retry);
+                let builder = builder.with_metadata(self.metadata());
+                let builder = builder.with_timeout(self.timeout.to_std()).with_retry_policy(retry);
                 if self.otlp.gzip { builder.with_compression(Compression::Gzip).build() } else { builder.build() }
             }
         };
@@ -170,16 +192,16 @@ impl Observed {
     }
 }
 
+/// Sends requests with the configured headers, and counts the bytes of those that are accepted.
 #[derive(Debug)]
-struct OurClient {
+pub(super) struct HttpSender {
     client: Hyper,
     headers: HeaderMap,
     counters: Arc<ExporterCounters>,
-    observed: Arc<Observed>,
 }
 
-impl OurClient {
-    async fn send(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+impl HttpSender {
+    pub(super) async fn send(&self, mut request: Request<Bytes>) -> Result<(Parts, Bytes), HttpError> {
         request.headers_mut().extend(self.headers.clone());
         let size = request.body().len();
         let response = self.client.request(request.map(Full::new)).await?;
@@ -187,6 +209,22 @@ impl OurClient {
         let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
         if head.status.is_success() {
             self.counters.sent_bytes(size);
+        }
+        Ok((head, body))
+    }
+}
+
+/// Our HTTP client under the SDK's exporter.
+#[derive(Debug)]
+struct OurClient {
+    sender: HttpSender,
+    observed: Arc<Observed>,
+}
+
+impl OurClient {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (head, body) = self.sender.send(request).await?;
+        if head.status.is_success() {
             self.observed.rejected.store(rejected_spans(&body), Ordering::Relaxed);
             self.observed.trouble(None);
         } else {
@@ -216,7 +254,7 @@ impl HttpClient for OurClient {
 }
 
 /// An error with its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -227,7 +265,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// `partial_success.rejected_spans` of an `ExportTraceServiceResponse` (fields 1 and 1), 0 if there is none.
-fn rejected_spans(body: &[u8]) -> usize {
+pub(super) fn rejected_spans(body: &[u8]) -> usize {
     fn varint(bytes: &mut &[u8]) -> Option<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {

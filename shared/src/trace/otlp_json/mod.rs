@@ -7,4 +7,5 @@ mod read;
 mod write;
 
 pub use read::{ReadError, read_file, read_str};
+pub(crate) use write::{HAS_IS_REMOTE, IS_REMOTE, SAMPLED, kind_number};
 pub use write::{SCOPE_NAME, write};

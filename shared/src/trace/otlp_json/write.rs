@@ -14,9 +14,9 @@ use crate::trace::span::{Attr, Event, Kind, Link, Span, Status, Value};
 /// The instrumentation scope of every span of this project.
 pub const SCOPE_NAME: &str = "igsim";
 /// Flags of a span: sampled, and whether the parent is remote is known (OTLP `SpanFlags`).
-const SAMPLED: u32 = 0x01;
-const HAS_IS_REMOTE: u32 = 0x100;
-const IS_REMOTE: u32 = 0x200;
+pub(crate) const SAMPLED: u32 = 0x01;
+pub(crate) const HAS_IS_REMOTE: u32 = 0x100;
+pub(crate) const IS_REMOTE: u32 = 0x200;
 
 /// Appends `spans` to `out` as one line, grouped by service instance; `resources` is indexed by instance id.
 ///
@@ -144,7 +144,7 @@ fn nanos(anchor: Anchor, at: Time) -> Shown<u64> {
 }
 
 /// The number of a kind in OTLP's `SpanKind`.
-const fn kind_number(kind: Kind) -> u8 {
+pub(crate) const fn kind_number(kind: Kind) -> u8 {
     match kind {
         Kind::Internal => 1,
         Kind::Server => 2,

@@ -1,0 +1,254 @@
+//! Which arms run, and in which order: rounds of every arm once, `off` blocks never further away than the next block.
+//!
+//! Pure: the same seed gives the same order. Knows regimes by name and duration only.
+
+use shared::rng::{Seed, Stream};
+use shared::time::Dur;
+
+use super::model::{Arm, Health, Path, Regime};
+
+/// Rounds of a run: enough for an interval of its mean (Student's t with 19 degrees of freedom).
+pub const ROUNDS: u32 = 20;
+
+/// What one regime runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegimePlan {
+    /// The regime.
+    pub regime: Regime,
+    /// Its arms, `off` apart, the most important first.
+    pub arms: Vec<Arm>,
+    /// Arms that were asked for and do not fit, the most important first.
+    pub left_out: Vec<Arm>,
+    /// Rounds.
+    pub rounds: u32,
+    /// How long the load of a block lasts.
+    pub block: Dur,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The floor only, in about 100 s.
+    Quick,
+    /// Every regime, in about 30 minutes.
+    Full,
+}
+
+/// What else is measured, on demand.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extras {
+    /// Arms with receivers that are slow, refuse, or are absent.
+    pub faults: bool,
+    /// An arm with a real delay, in microseconds; the lab fills it in when it knows the median.
+    pub delay_share: Option<f64>,
+    /// The only arms to measure, if any are named.
+    pub arms: Option<Vec<Arm>>,
+}
+
+impl RegimePlan {
+    /// What `extent` asks for in `regime`.
+    pub fn of(regime: Regime, extent: Extent, rounds: u32, extras: &Extras) -> RegimePlan {
+        let mut arms = match &extras.arms {
+            Some(named) => named.clone(),
+            None => usual(regime, extent),
+        };
+        if extras.faults && extras.arms.is_none() {
+            arms.extend(faulty());
+        }
+        if extras.delay_share.is_some() {
+            arms.push(Arm::Delayed { us: 0.0 });
+        }
+        RegimePlan { regime, arms, left_out: Vec::new(), rounds, block: block(regime, extent) }
+    }
+
+    /// Blocks of a round: the arms, and an `off` block for every two of them.
+    pub fn blocks_per_round(&self) -> usize {
+        self.arms.len() + self.arms.len().div_ceil(2)
+    }
+
+    /// How long it takes, about.
+    pub fn estimate(&self) -> Dur {
+        let blocks = self.blocks_per_round() as f64 * f64::from(self.rounds) + 1.0;
+        let start = 4.0 + 3.0 * self.block.as_secs_f64();
+        Dur::from_secs_f64(start + (self.block + around(self.regime)).as_secs_f64() * blocks)
+    }
+
+    /// The arms in the order in which their blocks run, with their rounds.
+    pub fn order(&self, seed: Seed) -> Vec<(u32, Arm)> {
+        let mut stream = seed.stream(&format!("overhead/{}", self.regime.name()));
+        let mut order = Vec::new();
+        for round in 0..self.rounds {
+            order.extend(one_round(&self.arms, &mut stream).into_iter().map(|arm| (round, arm)));
+        }
+        // The last blocks too have an `off` block behind them.
+        if let Some(last) = self.rounds.checked_sub(1) {
+            order.push((last, Arm::Off));
+        }
+        order
+    }
+}
+
+/// Every arm once in random order, an `off` block before every two of them: each has one beside it.
+fn one_round(arms: &[Arm], stream: &mut Stream) -> Vec<Arm> {
+    let mut shuffled = arms.to_vec();
+    for i in (1..shuffled.len()).rev() {
+        shuffled.swap(i, stream.below(i + 1));
+    }
+    let mut order = Vec::with_capacity(arms.len() + arms.len().div_ceil(2));
+    for pair in shuffled.chunks(2) {
+        order.push(Arm::Off);
+        order.extend_from_slice(pair);
+    }
+    order
+}
+
+/// Drops arms until everything fits into `budget`: the least important of the regime that takes longest for its arms, never
+/// the control, never the last arm of a regime, never rounds. False if it does not fit all the same.
+pub fn fit(plans: &mut [RegimePlan], budget: Dur) -> bool {
+    loop {
+        let total = plans.iter().fold(Dur::ZERO, |sum, p| sum + p.estimate());
+        if total <= budget {
+            return true;
+        }
+        // Unimportant is what stands late in a long list.
+        let droppable = plans.iter_mut().filter(|p| p.arms.len() > 2 && p.arms.last() != Some(&Arm::Control));
+        let Some(plan) = droppable.max_by_key(|p| (p.arms.len(), p.estimate())) else { return false };
+        plan.left_out.extend(plan.arms.pop());
+        plan.left_out.rotate_right(1);
+    }
+}
+
+/// The arms of a regime, the most important first.
+fn usual(regime: Regime, extent: Extent) -> Vec<Arm> {
+    use Path::{Deferred, Direct, Eager};
+    let traced: &[(Path, f64)] = match (extent, regime) {
+        (Extent::Quick, _) => &[(Deferred, 0.1), (Eager, 0.1), (Deferred, 1.0), (Deferred, 0.0)],
+        (Extent::Full, Regime::Realistic) => {
+            &[(Deferred, 0.1), (Deferred, 1.0), (Eager, 0.1), (Eager, 1.0), (Direct, 1.0), (Direct, 0.1)]
+        }
+        (Extent::Full, Regime::Floor | Regime::Saturation) => &[
+            (Deferred, 0.1),
+            (Eager, 0.1),
+            (Deferred, 1.0),
+            (Eager, 1.0),
+            (Deferred, 0.0),
+            (Eager, 0.0),
+            (Direct, 0.1),
+            (Direct, 1.0),
+            (Deferred, 0.01),
+            (Eager, 0.01),
+        ],
+        (Extent::Full, Regime::FloorUnpinned) => {
+            &[(Deferred, 0.1), (Eager, 0.1), (Deferred, 1.0), (Direct, 0.1), (Direct, 1.0)]
+        }
+    };
+    let traced = traced.iter().map(|(path, ratio)| Arm::traced(*path, *ratio));
+    std::iter::once(Arm::Control).chain(traced).collect()
+}
+
+/// Lean arms with a receiver that does not do its part.
+fn faulty() -> Vec<Arm> {
+    let arm = |path, receiver| Arm::Traced { path, ratio: 0.1, receiver };
+    let bad = [Health::Slow, Health::Refusing, Health::Absent];
+    [Path::Deferred, Path::Direct].into_iter().flat_map(|path| bad.map(|health| arm(path, health))).collect()
+}
+
+/// How long the load of a block lasts.
+const fn block(regime: Regime, extent: Extent) -> Dur {
+    match (extent, regime) {
+        (_, Regime::Realistic) => Dur::from_secs(7),
+        (Extent::Quick, _) | (Extent::Full, Regime::FloorUnpinned) => Dur::from_millis(500),
+        (Extent::Full, Regime::Floor | Regime::Saturation) => Dur::from_secs(1),
+    }
+}
+
+/// What a block takes beside its load: to reset, drain, flush and read.
+const fn around(regime: Regime) -> Dur {
+    match regime {
+        Regime::Realistic => Dur::from_millis(900),
+        Regime::Floor | Regime::FloorUnpinned | Regime::Saturation => Dur::from_millis(100),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(regime: Regime, extent: Extent) -> RegimePlan {
+        RegimePlan::of(regime, extent, ROUNDS, &Extras::default())
+    }
+
+    fn is_off(arm: &Arm) -> bool {
+        matches!(arm, Arm::Off)
+    }
+
+    #[test]
+    fn every_arm_runs_once_a_round_beside_an_off_block() {
+        for (regime, extent) in Regime::ALL.into_iter().flat_map(|r| [(r, Extent::Quick), (r, Extent::Full)]) {
+            let plan = plan(regime, extent);
+            let order = plan.order(Seed(5));
+            for round in 0..plan.rounds {
+                for arm in &plan.arms {
+                    assert_eq!(
+                        order.iter().filter(|block| **block == (round, arm.clone())).count(),
+                        1,
+                        "{arm} {round}"
+                    );
+                }
+            }
+            assert_eq!(order.len(), plan.blocks_per_round() * plan.rounds as usize + 1);
+            for (i, (_, arm)) in order.iter().enumerate().filter(|(_, (_, arm))| !is_off(arm)) {
+                let beside = is_off(&order[i - 1].1) || is_off(&order[i + 1].1);
+                assert!(beside, "{regime:?}: {arm} at {i} has no off block beside it");
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_follows_from_the_seed_and_differs_between_rounds() {
+        let plan = plan(Regime::Floor, Extent::Full);
+        assert_eq!(plan.order(Seed(1)), plan.order(Seed(1)));
+        assert_ne!(plan.order(Seed(1)), plan.order(Seed(2)));
+        let order = plan.order(Seed(1));
+        let round = |n| order.iter().filter(move |(r, _)| *r == n).map(|(_, arm)| arm.clone()).collect::<Vec<_>>();
+        assert!((1..plan.rounds - 1).any(|n| round(n) != round(0)));
+    }
+
+    #[test]
+    fn the_quick_run_is_eight_blocks_a_round_and_about_a_hundred_seconds() {
+        let plan = plan(Regime::Floor, Extent::Quick);
+        assert_eq!(plan.blocks_per_round(), 8);
+        let seconds = plan.estimate().as_secs_f64();
+        assert!((90.0..110.0).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn a_small_budget_drops_arms_and_no_rounds() {
+        let all = || Regime::ALL.map(|r| plan(r, Extent::Full)).to_vec();
+        let check = |minutes: u64, fits: bool| {
+            let mut plans = all();
+            assert_eq!(fit(&mut plans, Dur::from_secs(60 * minutes)), fits, "{minutes}");
+            for (plan, before) in plans.iter().zip(all()) {
+                assert_eq!(plan.rounds, ROUNDS);
+                let mut together = plan.arms.clone();
+                together.extend(plan.left_out.clone());
+                assert_eq!(together, before.arms, "what is left out is the least important, and nothing is forgotten");
+                assert!(plan.arms.contains(&Arm::Control) && plan.arms.len() >= 2);
+            }
+            plans.iter().map(|p| p.left_out.len()).sum::<usize>()
+        };
+        assert_eq!(check(600, true), 0);
+        assert!(check(30, true) > 0);
+        assert!(check(15, true) > check(30, true));
+        check(5, false);
+    }
+
+    #[test]
+    fn extras_are_added_and_named_arms_stand_alone() {
+        let extras = Extras { faults: true, delay_share: Some(0.1), arms: None };
+        let plan = RegimePlan::of(Regime::Floor, Extent::Quick, ROUNDS, &extras);
+        assert_eq!(plan.arms.len(), 5 + 6 + 1);
+        let named = Extras { arms: Some(vec![Arm::Control, Arm::traced(Path::Direct, 0.5)]), ..Extras::default() };
+        assert_eq!(RegimePlan::of(Regime::Floor, Extent::Full, 3, &named).arms.len(), 2);
+    }
+}
