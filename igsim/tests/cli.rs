@@ -338,6 +338,22 @@ fn inspect_prints_failed_traces() {
     assert!(ran.out.contains("ERROR queue_full"), "{}", ran.out);
 }
 
+#[test]
+fn the_eager_recorder_makes_whole_traces_in_real_time_only() {
+    let place = Place::with_tiny();
+    let refused = place.ran(&["run", "tiny.yaml", "--mode", "virtual", "--recorder", "eager", "--out", "out"]);
+    assert_eq!((refused.code, place.names()), (2, vec!["tiny.yaml".to_owned()]), "{refused:#?}");
+    assert!(refused.err.contains("tracing.recorder: found eager in virtual mode"), "{}", refused.err);
+    place.good(&["run", "tiny.yaml", "--recorder", "eager", "--out", "out"]);
+    let set = place.traces("out");
+    let traces = by_trace(&set);
+    assert_eq!(traces.len(), 12);
+    for spans in traces.values() {
+        assert_eq!(spans.len(), SPANS_PER_TRACE);
+        common::assert_whole(spans);
+    }
+}
+
 /// `igsim schema | head -1`: whoever read goes away, and that is no failure.
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {

@@ -205,9 +205,10 @@ fn side_by_side<T: Send + 'static>(
     let all = move || {
         let good = std::thread::scope(|scope| {
             let work = &work;
+            let all = items.len();
             let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || work(item))).collect();
             // Every thread is joined, good or not.
-            threads.into_iter().fold(true, |good, thread| thread.join().unwrap_or(false) && good)
+            threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|good| *good).count() == all
         });
         let _ = done.send(good);
     };

@@ -32,8 +32,16 @@ pub(super) struct Destination {
 }
 
 enum Way {
-    Otlp { transport: Transport, connection: Connection, runtime: Runtime, timeout: Dur },
+    Otlp(Box<Otlp>),
     Plain(Plain),
+}
+
+/// A collector.
+struct Otlp {
+    transport: Transport,
+    connection: Connection,
+    runtime: Runtime,
+    timeout: Dur,
 }
 
 /// An exporter of plain spans: file, console, memory.
@@ -73,7 +81,7 @@ impl Destination {
             let _inside = runtime.handle.enter();
             transport.connect()
         };
-        Ok(Destination { tally, way: Way::Otlp { transport, connection, runtime, timeout } })
+        Ok(Destination { tally, way: Way::Otlp(Box::new(Otlp { transport, connection, runtime, timeout })) })
     }
 
     pub(super) fn counters(&self) -> &Arc<ExporterCounters> {
@@ -84,7 +92,8 @@ impl Destination {
     pub(super) fn outlet(&self, resource: &Resource, instance: InstanceId) -> Outlet {
         let way = match &self.way {
             Way::Plain(plain) => OutletWay::Plain(plain.clone(), instance),
-            Way::Otlp { transport, connection, runtime, timeout } => {
+            Way::Otlp(otlp) => {
+                let Otlp { transport, connection, runtime, timeout } = &**otlp;
                 let _inside = runtime.handle.enter();
                 match transport.exporter(connection, resource, &self.tally.counters) {
                     Ok(exporter) => OutletWay::Otlp(Arc::new(exporter), runtime.handle.clone(), *timeout),
@@ -104,7 +113,7 @@ impl Destination {
     pub(super) fn close(&self, timeout: Dur) {
         *self.tally.over() = true;
         match &self.way {
-            Way::Otlp { runtime, .. } => runtime.stop(),
+            Way::Otlp(otlp) => otlp.runtime.stop(),
             Way::Plain(plain) => {
                 let mut exporter = plain.exporter.lock().unwrap_or_else(PoisonError::into_inner);
                 exporter.stop(timeout);
