@@ -25,7 +25,7 @@ use crate::trace::id_source::IdSource;
 use crate::trace::record::{Fact, Head, Open, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
-use crate::trace::sinks::{InlineSink, LiveSink, LiveThread, Order};
+use crate::trace::sinks::{self, InlineSink, LiveSink, LiveThread, Order};
 use crate::trace::stats::{Counters, ExporterCounters, Stats};
 use crate::trace::worker::{NewlyOpened, Resources, Worker};
 
@@ -109,11 +109,13 @@ impl Telemetry {
         let sink = Arc::new(LiveSink {
             records,
             waiting: waiting.clone(),
+            orders: control.clone(),
             stopped: AtomicBool::new(false),
             counters: Arc::clone(&state.counters),
             newly_opened: Arc::clone(&state.newly_opened),
         });
-        let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink) };
+        let look_every = sinks::look_every(config.schedule_delay);
+        let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink), look_every };
         let spawned = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || thread.run());
         let thread = Some(spawned.map_err(TelemetryError::Thread)?);
         let shared = Arc::new(state.share(&config, IdSource::live(), sink.clone()));

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
 use crate::clock::RunClock;
 use crate::time::{Dur, Time};
@@ -15,9 +15,15 @@ use crate::trace::worker::{NewlyOpened, Worker};
 
 /// What the telemetry thread is told. Dropping the sender in an order reports that it is carried out.
 pub(crate) enum Order {
+    /// To take the records that wait before there are too many.
+    Look,
     Flush(Sender<()>),
     Abandon(Time, Sender<()>),
-    Stop { now: Time, timeout: Dur, done: Sender<()> },
+    Stop {
+        now: Time,
+        timeout: Dur,
+        done: Sender<()>,
+    },
 }
 
 /// Folds on the calling thread.
@@ -55,6 +61,7 @@ impl Sink for InlineSink {
 pub(crate) struct LiveSink {
     pub(crate) records: Sender<Box<dyn Closed>>,
     pub(crate) waiting: Receiver<Box<dyn Closed>>,
+    pub(crate) orders: Sender<Order>,
     pub(crate) stopped: AtomicBool,
     pub(crate) counters: Arc<Counters>,
     pub(crate) newly_opened: Arc<NewlyOpened>,
@@ -68,6 +75,10 @@ impl Sink for LiveSink {
             return;
         }
         match self.records.try_send(record) {
+            // Reached once by whoever fills the channel up to there, unless the thread takes records meanwhile.
+            Ok(()) if self.waiting.len() == self.waiting.capacity().unwrap_or(0) / 2 => {
+                let _ = self.orders.send(Order::Look);
+            }
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.counters.dropped.add(1),
         }
@@ -78,75 +89,55 @@ impl Sink for LiveSink {
     }
 }
 
-/// How long the telemetry thread lets records gather once they come. To wake a thread takes several times as long as to record a
-/// request, so a request should not have to do it.
-const GATHER: Dur = Dur::from_millis(5);
-
-/// The telemetry thread: moves records and orders into the worker, waits, repeats. The first record after a pause wakes it; as
-/// long as more come it looks for them by itself.
+/// The telemetry thread: moves records and orders into the worker, waits, repeats. It looks for records by the clock, and is told
+/// to only when the channel is half full: to wake a thread takes several times as long as to record a request, so a request should
+/// not have to do it.
 pub(crate) struct LiveThread {
     pub(crate) worker: Worker,
     pub(crate) waiting: Receiver<Box<dyn Closed>>,
     pub(crate) orders: Receiver<Order>,
     pub(crate) clock: RunClock,
     pub(crate) sink: Arc<LiveSink>,
+    /// The longest time between two looks.
+    pub(crate) look_every: Dur,
+}
+
+/// How often the telemetry thread looks for records where spans may wait `delay` for their batch: often enough to add a tenth to
+/// that, and rarely enough to cost nothing when there are none.
+pub(crate) fn look_every(delay: Dur) -> Dur {
+    Dur::from_nanos(delay.as_nanos() / 10).clamp(Dur::from_millis(10), Dur::from_millis(100))
 }
 
 impl LiveThread {
     pub(crate) fn run(mut self) {
-        let nothing = crossbeam_channel::never();
-        // How long to let records gather; `None` waits for the next one.
-        let mut pause = None;
         loop {
             let due = self.worker.next_wakeup().since(self.clock.now());
-            let (records, wait) = pause.map_or((&self.waiting, due), |pause| (&nothing, due.min(pause)));
-            crossbeam_channel::select! {
-                recv(records) -> record => if let Ok(record) = record {
-                    self.worker.take(&*record);
-                    pause = Some(GATHER);
-                },
-                recv(self.orders) -> order => match order {
-                    Ok(Order::Flush(settled)) => {
-                        self.drain();
-                        self.worker.flush(&settled);
-                    }
-                    Ok(Order::Abandon(now, settled)) => {
-                        self.drain();
-                        self.worker.abandon_all(now);
-                        self.worker.flush(&settled);
-                    }
-                    Ok(Order::Stop { now, timeout, done }) => return self.stop(now, timeout, &done),
-                    // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
-                    Err(_) => return,
-                },
-                default(wait.to_std()) => pause = pause.and_then(|_| self.gathered()),
+            match self.orders.recv_timeout(due.min(self.look_every).to_std()) {
+                Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => self.drain(),
+                Ok(Order::Flush(settled)) => {
+                    self.drain();
+                    self.worker.flush(&settled);
+                }
+                Ok(Order::Abandon(now, settled)) => {
+                    self.drain();
+                    self.worker.abandon_all(now);
+                    self.worker.flush(&settled);
+                }
+                Ok(Order::Stop { now, timeout, done }) => return self.stop(now, timeout, &done),
+                // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
+                Err(RecvTimeoutError::Disconnected) => return,
             }
             self.worker.advance(self.clock.now());
         }
     }
 
-    /// Takes what gathered, and says how long to let more gather.
-    fn gathered(&mut self) -> Option<Dur> {
-        let many = self.waiting.capacity().unwrap_or(1) / 8;
-        match self.drain() {
-            0 => None,
-            // The channel must not fill up during a pause.
-            taken if taken > many => Some(Dur::ZERO),
-            _ => Some(GATHER),
-        }
-    }
-
-    /// Takes the records that wait and returns their number.
-    fn drain(&mut self) -> usize {
-        let mut taken = 0;
+    /// Takes the records that wait.
+    fn drain(&mut self) {
         // Bounded, so that busy request threads cannot keep an order waiting for ever.
-        while taken < self.waiting.capacity().unwrap_or(1)
-            && let Ok(record) = self.waiting.try_recv()
-        {
+        for _ in 0..self.waiting.capacity().unwrap_or(1) {
+            let Ok(record) = self.waiting.try_recv() else { break };
             self.worker.take(&*record);
-            taken += 1;
         }
-        taken
     }
 
     fn stop(mut self, now: Time, timeout: Dur, _done: &Sender<()>) {
