@@ -283,7 +283,22 @@ mod tests {
 
     #[test]
     fn a_table_reads_well() {
-        insta::assert_snapshot!(attribution().text(), @"");
+        insta::assert_snapshot!(attribution().text(), @"
+        igsim 0.0.0  where the cost of tracing goes  3 rounds
+        2 x Test CPU (virtual), 8,192 MiB, Linux 6.1
+
+        A trace of 24 spans with 6.5 attributes each, from record to acknowledgement
+          path      part                               thread      us CPU per trace, 95 %     ns/span
+          deferred  recording                          request     2.50 [2.25, 2.75]              104
+          deferred  folding                            background  2.50 [2.25, 2.75]              104
+
+        Made-up traces of 6 to 48 spans with 0 to 16 attributes each: fitted by least squares
+          path      cost                     per trace                 per span                  per attribute
+          deferred  ns, request thread       150 [113, 187]            75.0 [56.4, 93.6]         10.0 [7.52, 12.5]
+          deferred  ns, threads behind it    450 [338, 562]            225 [169, 281]            30.0 [22.5, 37.5]
+          deferred  ns, all                  600 [451, 749]            300 [225, 375]            40.0 [30.1, 49.9]
+          deferred  bytes                    300 [225, 375]            150 [113, 187]            20.0 [15.0, 25.0]
+        ");
     }
 
     #[test]
