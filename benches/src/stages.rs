@@ -27,6 +27,19 @@ pub struct Stage {
     pub prepare: fn() -> Box<dyn FnMut()>,
 }
 
+impl Stage {
+    /// Allocations of one repetition, to a tenth: buffers that grow now and then make parts of one. `so_far` says how many this
+    /// process has made; nothing else may make any meanwhile.
+    pub fn allocations(&self, so_far: impl Fn() -> usize) -> f64 {
+        const TIMES: u32 = 1_000;
+        let mut work = (self.prepare)();
+        (0..TIMES).for_each(|_| work());
+        let before = so_far();
+        (0..TIMES).for_each(|_| work());
+        (10.0 * (so_far() - before) as f64 / f64::from(TIMES)).round() / 10.0
+    }
+}
+
 /// Every stage, in the order in which a request meets them.
 pub const STAGES: &[Stage] = &[
     Stage { name: "context/parse", prepare: parse },

@@ -1,28 +1,47 @@
-//! Instruction counts of the telemetry path's stages under callgrind, compared with a committed baseline: unlike times they
-//! repeat on a busy machine, so that a regression shows.
+//! Instructions under callgrind and allocations of the telemetry path's stages, compared with a committed baseline: unlike times
+//! they repeat on a busy machine, so that a regression shows.
 //!
-//! `instructions` compares and fails on a stage that needs 5 % more than its baseline; `instructions --update` writes a new
-//! baseline; `instructions run STAGE N` is what callgrind runs. Needs valgrind.
+//! `instructions` compares and fails on a stage that needs 5 % more instructions or one allocation more than its baseline;
+//! `instructions --update` writes a new baseline; `instructions allocations` compares allocations only, which needs no valgrind;
+//! `instructions run STAGE N` is what callgrind runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use benches::stages::STAGES;
+use benches::stages::{STAGES, Stage};
+use serde::{Deserialize, Serialize};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static COUNTING: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 /// Repetitions in the short and the long run: their difference leaves out everything that is done once.
 const SHORT: u64 = 200;
 const LONG: u64 = 1_200;
-/// A stage may need so much more than its baseline.
+/// A stage may need so many more instructions than its baseline.
 const TOLERANCE: f64 = 0.05;
+/// A stage may need so many more allocations: less than one, more than what buffers that grow make.
+const MORE: f64 = 0.5;
+
+/// What one repetition of a stage needs.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Needs {
+    instructions: f64,
+    /// Growing ones included.
+    allocations: f64,
+}
+
+type Baseline = BTreeMap<String, Needs>;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", stage, times] => run(stage, times),
         [] => compare(),
+        ["allocations"] => compare_allocations(),
         ["--update"] => update(),
-        _ => Err("usage: instructions [--update | run STAGE N]".to_owned()),
+        _ => Err("usage: instructions [--update | allocations | run STAGE N]".to_owned()),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -46,35 +65,63 @@ fn baseline() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.json")
 }
 
+fn read() -> Result<Baseline, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", baseline().display());
+    let text = std::fs::read_to_string(baseline()).map_err(|e| wrong(&e))?;
+    serde_json::from_str(&text).map_err(|e| wrong(&e))
+}
+
 fn compare() -> Result<bool, String> {
-    let text = std::fs::read_to_string(baseline()).map_err(|e| format!("{}: {e}", baseline().display()))?;
-    let before: BTreeMap<String, f64> =
-        serde_json::from_str(&text).map_err(|e| format!("{}: {e}", baseline().display()))?;
+    let before = read()?;
     let mut good = true;
-    println!("{:<28} {:>12} {:>12} {:>8}", "stage", "baseline", "now", "change");
+    println!("{:<28} {:>12} {:>12} {:>8} {:>22}", "stage", "baseline", "instructions", "change", "allocations");
     for stage in STAGES {
-        let now = count(stage.name)?;
-        match before.get(stage.name) {
-            Some(before) => {
-                let change = now / before - 1.0;
-                let verdict = if change > TOLERANCE { "  MORE" } else { "" };
-                good &= change <= TOLERANCE;
-                println!("{:<28} {before:>12.0} {now:>12.0} {:>+7.1}%{verdict}", stage.name, 100.0 * change);
-            }
-            None => println!("{:<28} {:>12} {now:>12.0}", stage.name, "none"),
-        }
+        let (now, allocated) = (count(stage.name)?, allocations(stage));
+        let Some(before) = before.get(stage.name) else {
+            println!("{:<28} {:>12} {now:>12.0} {:>8} {allocated:>22.1}", stage.name, "none", "");
+            continue;
+        };
+        let change = now / before.instructions - 1.0;
+        let fine = change <= TOLERANCE && allocated <= before.allocations + MORE;
+        good &= fine;
+        let verdict = if fine { "" } else { "  MORE" };
+        let (name, was, share) = (stage.name, before.instructions, 100.0 * change);
+        let allocated = format!("{:.1} -> {allocated:.1}", before.allocations);
+        println!("{name:<28} {was:>12.0} {now:>12.0} {share:>+7.1}% {allocated:>22}{verdict}");
+    }
+    Ok(good)
+}
+
+fn compare_allocations() -> Result<bool, String> {
+    let before = read()?;
+    let mut good = true;
+    println!("{:<28} {:>12} {:>12}", "stage", "baseline", "allocations");
+    for stage in STAGES {
+        let (was, now) = (before.get(stage.name).map(|b| b.allocations), allocations(stage));
+        let fine = was.is_none_or(|was| now <= was + MORE);
+        good &= fine;
+        let (was, verdict) = (was.map_or("none".to_owned(), |n| format!("{n:.1}")), if fine { "" } else { "  MORE" });
+        println!("{:<28} {was:>12} {now:>12.1}{verdict}", stage.name);
     }
     Ok(good)
 }
 
 fn update() -> Result<bool, String> {
-    let counts = STAGES.iter().map(|s| Ok((s.name, count(s.name)?.round())));
-    let counts: BTreeMap<&str, f64> = counts.collect::<Result<_, String>>()?;
+    let needs =
+        |s: &Stage| Ok::<_, String>(Needs { instructions: count(s.name)?.round(), allocations: allocations(s) });
+    let counts: Baseline = STAGES.iter().map(|s| Ok((s.name.to_owned(), needs(s)?))).collect::<Result<_, String>>()?;
     let mut text = serde_json::to_string_pretty(&counts).map_err(|e| e.to_string())?;
     text.push('\n');
     std::fs::write(baseline(), &text).map_err(|e| format!("{}: {e}", baseline().display()))?;
     print!("{text}");
     Ok(true)
+}
+
+fn allocations(stage: &Stage) -> f64 {
+    stage.allocations(|| {
+        let stats = COUNTING.stats();
+        stats.allocations + stats.reallocations
+    })
 }
 
 /// Instructions of one repetition.

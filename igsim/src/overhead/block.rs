@@ -89,6 +89,7 @@ pub async fn measure(fleet: &mut Fleet, loader: &Loader, place: Place) -> Result
     let mut telemetry = telemetry(&before, &counted);
     telemetry.receiver_requests = taken.requests;
     telemetry.receiver_bytes = taken.bytes;
+    telemetry.receiver_not_kept = taken.not_kept;
     let peak = fleet.gateway_peak_kib()?;
     let mut block = summarise(&place, &samples, &own);
     block.steal = after.ticks.steal_since(&before.ticks);
@@ -180,6 +181,7 @@ fn telemetry(before: &Moment, after: &Moment) -> Telemetry {
         receiver_requests: 0,
         receiver_bytes: 0,
         receiver_spans: 0,
+        receiver_not_kept: 0,
     }
 }
 

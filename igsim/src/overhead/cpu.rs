@@ -37,7 +37,16 @@ pub struct Used {
 
 /// CPU time that this process used so far, in nanoseconds: all its threads, those that ended too.
 pub fn of_this_process() -> u64 {
-    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    nanos_of(rustix::time::ClockId::ProcessCPUTime)
+}
+
+/// CPU time that the calling thread used so far, in nanoseconds.
+pub fn of_this_thread() -> u64 {
+    nanos_of(rustix::time::ClockId::ThreadCPUTime)
+}
+
+fn nanos_of(clock: rustix::time::ClockId) -> u64 {
+    let used = rustix::time::clock_gettime(clock);
     u64::try_from(used.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(used.tv_nsec).unwrap_or(0)
 }
 

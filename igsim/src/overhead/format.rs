@@ -1,7 +1,7 @@
 //! Figures of the lab as people read them, the same in the terminal and on the page.
 
 use super::analysis::{Estimate, Judgement, Relative, Role, Unit, Verdict};
-use super::model::{Arm, Health, Machine, Run};
+use super::model::{Arm, Health, Machine, Run, Telemetry};
 use super::stats::Interval;
 use crate::report::{digits, thousands};
 
@@ -103,6 +103,16 @@ pub(super) fn verdict(judgement: Judgement) -> String {
 /// `1 round`, `20 rounds`.
 pub(super) fn rounds(n: usize) -> String {
     if n == 1 { "1 round".to_owned() } else { format!("{n} rounds") }
+}
+
+/// Why an arm has no count of received spans, if it has none.
+pub(super) fn not_kept(of: &Arm, telemetry: &Telemetry) -> Option<String> {
+    let Telemetry { receiver_not_kept: lost, receiver_requests: all, .. } = telemetry;
+    let (missing, all) = (thousands(*lost), thousands(*all));
+    (*lost > 0).then(|| {
+        let name = arm(of);
+        format!("{name}: received is not known: all {all} export requests were acknowledged, {missing} were not kept")
+    })
 }
 
 /// The machine on one line.

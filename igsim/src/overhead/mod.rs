@@ -2,6 +2,7 @@
 
 pub mod allocations;
 pub mod analysis;
+pub mod attribution;
 pub mod bench;
 pub mod block;
 pub mod calibrate;

@@ -217,14 +217,22 @@ pub struct Telemetry {
     pub receiver_requests: u64,
     /// Bytes of bodies that the receiver took.
     pub receiver_bytes: u64,
-    /// Spans that the receiver took, counted after the run.
+    /// Spans that the receiver took, counted after the run; those of requests that it did not keep are missing.
     pub receiver_spans: u64,
+    /// Export requests that the receiver took and had no room to keep.
+    #[serde(default)]
+    pub receiver_not_kept: u64,
 }
 
 impl Telemetry {
     /// Whether anything was recorded, sent or taken.
     pub fn any(&self) -> bool {
         *self != Telemetry::default()
+    }
+
+    /// Spans that the receiver took; nothing where it had no room to keep all of them, and cannot tell.
+    pub fn received(&self) -> Option<u64> {
+        (self.receiver_not_kept == 0).then_some(self.receiver_spans)
     }
 
     /// The sums of two blocks.
@@ -239,6 +247,7 @@ impl Telemetry {
             receiver_requests: self.receiver_requests + other.receiver_requests,
             receiver_bytes: self.receiver_bytes + other.receiver_bytes,
             receiver_spans: self.receiver_spans + other.receiver_spans,
+            receiver_not_kept: self.receiver_not_kept + other.receiver_not_kept,
         }
     }
 }

@@ -29,8 +29,9 @@ pub struct Fit {
     pub regime: Regime,
     /// One line for each path that the run tells enough of.
     pub lines: Vec<Line>,
-    /// What an attribute more costs; none where it was not measured.
-    pub attributes: Option<Attributes>,
+    /// What an attribute more costs on each path; none where it was not measured.
+    #[serde(default)]
+    pub attributes: BTreeMap<Path, Attributes>,
 }
 
 /// The cost of attributes, from benches of single stages.
@@ -124,11 +125,11 @@ impl Fit {
     ///
     /// # Errors
     /// Where no regime has `off` blocks and arms of one path at two ratios or more in three rounds or more.
-    pub fn of(run: &Run, attributes: Option<Attributes>) -> Result<Fit, Unpredictable> {
+    pub fn of(run: &Run, attributes: &BTreeMap<Path, Attributes>) -> Result<Fit, Unpredictable> {
         for regime in [Regime::Saturation, Regime::Floor, Regime::FloorUnpinned, Regime::Realistic] {
             let lines: Vec<Line> = Path::ALL.iter().filter_map(|path| line(run, regime, *path)).collect();
             if !lines.is_empty() {
-                let machine = format::machine(&run.machine);
+                let (machine, attributes) = (format::machine(&run.machine), attributes.clone());
                 return Ok(Fit { version: run.version.clone(), machine, regime, lines, attributes });
             }
         }
@@ -141,9 +142,9 @@ impl Fit {
     /// Where the fit lacks the path, or the cost of attributes that are asked for.
     pub fn predict(&self, path: Path, load: Load) -> Result<Prediction, Unpredictable> {
         let line = self.lines.iter().find(|l| l.path == path).ok_or(Unpredictable::NoSuchPath(path.name()))?;
-        let more = match (load.attributes, self.attributes) {
+        let more = match (load.attributes, self.attributes.get(&path)) {
             (None, _) => Attributes { per_span: 0.0, ns: 0.0, bytes: 0.0 },
-            (Some(n), Some(known)) => Attributes { per_span: n - known.per_span, ..known },
+            (Some(n), Some(known)) => Attributes { per_span: n - known.per_span, ..*known },
             (Some(_), None) => return Err(Unpredictable::NoAttributes),
         };
         let spans = load.ratio * load.spans;
@@ -274,7 +275,8 @@ fn line(run: &Run, regime: Regime, path: Path) -> Option<Line> {
     let (covariance, held_out_us) = left_out(&rounds, base_us, per_span_us)?;
     let (mut spans, mut bytes, mut sampled) = (0.0, 0.0, 0.0);
     for b in own() {
-        spans += b.telemetry.receiver_spans as f64;
+        // What the receiver took, not what it had room to keep.
+        spans += b.telemetry.exported as f64;
         bytes += b.telemetry.receiver_bytes as f64;
         sampled += b.arm.ratio().unwrap_or(0.0) * b.answered as f64;
     }
@@ -340,7 +342,8 @@ mod tests {
         arms.push(Arm::traced(Path::Eager, 1.0));
         let truth = |arm: &Arm| if matches!(arm, Arm::Traced { .. }) { 1.02 } else { 1.0 };
         let run = run(Regime::Saturation, 20, &arms, &Noise { sd: 0.005, drift: 0.0 }, seed, truth);
-        Fit::of(&run, Some(Attributes { per_span: 8.0, ns: 20.0, bytes: 15.0 })).unwrap()
+        let attributes = Attributes { per_span: 8.0, ns: 20.0, bytes: 15.0 };
+        Fit::of(&run, &BTreeMap::from([(Path::Deferred, attributes)])).unwrap()
     }
 
     const LOAD: Load = Load { spans: 24.0, attributes: None, ratio: 0.1, rps: 1000.0, compression: 1.0 };
@@ -396,11 +399,11 @@ mod tests {
     fn what_is_not_known_is_refused() {
         let mut fit = fitted(1);
         assert_eq!(fit.predict(Path::Direct, LOAD), Err(Unpredictable::NoSuchPath("direct")));
-        fit.attributes = None;
+        fit.attributes.clear();
         let asked = Load { attributes: Some(3.0), ..LOAD };
         assert_eq!(fit.predict(Path::Deferred, asked), Err(Unpredictable::NoAttributes));
         let none = run(Regime::Floor, 20, &[Arm::Control], &Noise { sd: 0.01, drift: 0.0 }, 1, |_| 1.0);
-        assert_eq!(Fit::of(&none, None), Err(Unpredictable::NothingToFit));
+        assert_eq!(Fit::of(&none, &BTreeMap::new()), Err(Unpredictable::NothingToFit));
         let text = serde_json::to_string(&fit).unwrap();
         assert_eq!(serde_json::from_str::<Fit>(&text).unwrap(), fit);
     }

@@ -201,12 +201,15 @@ fn spans(out: &mut String, regime: &RegimeAnalysis, names: &[String], width: usi
     let columns = ["spans/req", "bytes/req", "made", "sent", "received", "dropped", "lost records"];
     let line = |cells: [String; 7]| cells.iter().map(|c| format!(" {c:>13}")).collect::<String>();
     writeln!(out, "\n  {:<width$}{}", "spans", line(columns.map(str::to_owned)))?;
-    for (arm, name) in made {
+    for (arm, name) in &made {
         let t = &arm.telemetry;
-        let counts = [t.spans, t.exported, t.receiver_spans, t.dropped, t.records_dropped].map(thousands);
-        let [made, sent, received, dropped, records] = counts;
+        let [made, sent, dropped, records] = [t.spans, t.exported, t.dropped, t.records_dropped].map(thousands);
+        let received = t.received().map_or_else(|| "-".to_owned(), thousands);
         let (per, bytes) = (digits(arm.per_request(t.spans)), digits(arm.per_request(t.receiver_bytes)));
         writeln!(out, "  {name:<width$}{}", line([per, bytes, made, sent, received, dropped, records]))?;
+    }
+    for line in made.iter().filter_map(|(arm, _)| format::not_kept(&arm.arm, &arm.telemetry)) {
+        writeln!(out, "  {line}")?;
     }
     Ok(())
 }
@@ -304,7 +307,7 @@ fn shares(out: &mut String, analysis: &Analysis) -> fmt::Result {
 mod tests {
     use super::super::analysis::TARGET;
     use super::super::analysis::synthetic::{Noise, run};
-    use super::super::model::Health;
+    use super::super::model::{Block, Health};
     use super::*;
 
     fn arms() -> Vec<Arm> {
@@ -325,6 +328,24 @@ mod tests {
     fn shown(regime: Regime) -> String {
         let run = run(regime, 20, &arms(), &Noise { sd: 0.01, drift: 0.1 }, 5, truth);
         text(&run, &Analysis::of(&run, TARGET))
+    }
+
+    #[test]
+    fn spans_that_were_not_kept_do_not_look_lost() {
+        let mut run = run(Regime::Floor, 20, &arms(), &Noise { sd: 0.01, drift: 0.1 }, 5, truth);
+        let full = |b: &&mut Block| b.arm == Arm::traced(Path::Eager, 1.0) && b.round > 10;
+        for block in run.blocks.iter_mut().filter(full) {
+            (block.telemetry.receiver_not_kept, block.telemetry.receiver_spans) = (40, 500);
+        }
+        let text = text(&run, &Analysis::of(&run, TARGET));
+        let said: Vec<&str> = text.lines().filter(|l| l.starts_with("  eager 1.0") && l.contains("480,000")).collect();
+        assert!(said.len() == 1 && said[0].contains("480,000             -"), "{said:?}");
+        assert!(
+            text.contains(
+                "eager 1.0: received is not known: all 940 export requests were acknowledged, 360 were not kept"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

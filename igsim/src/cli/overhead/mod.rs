@@ -2,6 +2,7 @@
 
 mod lines;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -13,12 +14,13 @@ use lines::Lines;
 
 use super::{Failure, Format, Overrides};
 use crate::overhead::analysis::Analysis;
+use crate::overhead::attribution::Attribution;
 use crate::overhead::calibrate::Calibration;
 use crate::overhead::lab::{self, LabSpec, Outcome};
 use crate::overhead::model::{Arm, Path as TracePath, Regime};
 use crate::overhead::node::{self, message::Role};
 use crate::overhead::plan::{self, Extent, Extras, RegimePlan};
-use crate::overhead::predict::{Attributes, Fit, Load};
+use crate::overhead::predict::{Fit, Load};
 use crate::overhead::record::{self, Recorded, Report};
 use crate::overhead::soak::{self, SoakSpec};
 use crate::overhead::{html, table};
@@ -74,15 +76,9 @@ enum OverheadCommand {
     Fit {
         /// Folder of the run, or its run.json.gz or report.json.
         run: PathBuf,
-        /// Attributes of a span in the run, on average.
-        #[arg(long, value_name = "N", requires_all = ["attribute_ns", "attribute_bytes"])]
-        attributes_per_span: Option<f64>,
-        /// Measured CPU of one attribute, from record to bytes, in nanoseconds.
-        #[arg(long, value_name = "NS", requires = "attributes_per_span")]
-        attribute_ns: Option<f64>,
-        /// Measured bytes of one attribute.
-        #[arg(long, value_name = "N", requires = "attributes_per_span")]
-        attribute_bytes: Option<f64>,
+        /// What attributes cost, as the program `attribution` of the benches measured it on the same machine.
+        #[arg(long, value_name = "FILE")]
+        attribution: Option<PathBuf>,
     },
     /// Say what tracing would cost under another load
     #[command(after_help = "Example: igsim overhead predict --from fit.json --spans 24 --ratio 0.1 --rps 1000")]
@@ -97,11 +93,11 @@ struct PredictArgs {
     /// A fit, or a finished run to fit.
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
-    /// Spans of a sampled request, all services together.
-    #[arg(long, value_name = "N", value_parser = positive)]
+    /// Spans of a sampled request, all services together: 1 or more.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     spans: f64,
     /// Attributes of a span; as in the run of the fit if not given.
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = none_or_more)]
     attributes: Option<f64>,
     /// Share of traces kept, 0 to 1.
     #[arg(long, value_name = "R", value_parser = super::ratio)]
@@ -213,19 +209,18 @@ pub(super) fn overhead(args: OverheadArgs) -> Result<(), Failure> {
             conclude(&recorded, target, out.as_deref(), format)
         }
         Some(OverheadCommand::Calibrate { run, seed, format }) => calibrate(&run, seed, format),
-        Some(OverheadCommand::Fit { run, attributes_per_span, attribute_ns, attribute_bytes }) => {
-            let all = (attributes_per_span, attribute_ns, attribute_bytes);
-            let attributes = match all {
-                (Some(per_span), Some(ns), Some(bytes)) => Some(Attributes { per_span, ns, bytes }),
-                (_, _, _) => None,
-            };
-            let recorded = record::read(&run).map_err(Failure::input)?;
-            print(&json(&Fit::of(&recorded.run, attributes).map_err(Failure::input)?)?);
-            Ok(())
-        }
+        Some(OverheadCommand::Fit { run, attribution }) => fit(&run, attribution.as_deref()),
         Some(OverheadCommand::Predict(args)) => predict(&args),
         Some(OverheadCommand::Soak(args)) => soak(&args),
     }
+}
+
+fn fit(run: &Path, attribution: Option<&Path>) -> Result<(), Failure> {
+    let recorded = record::read(run).map_err(Failure::input)?;
+    let attribution = attribution.map(Attribution::read).transpose().map_err(Failure::input)?;
+    let attributes = attribution.map(|a| a.attributes()).unwrap_or_default();
+    print(&json(&Fit::of(&recorded.run, &attributes).map_err(Failure::input)?)?);
+    Ok(())
 }
 
 fn calibrate(run: &Path, seed: u64, format: Format) -> Result<(), Failure> {
@@ -272,7 +267,7 @@ fn predict(args: &PredictArgs) -> Result<(), Failure> {
     let PredictArgs { from, spans, attributes, ratio, rps, path, compression, format } = args;
     let fit = match record::read_fit(from) {
         Some(fit) => fit,
-        None => Fit::of(&record::read(from).map_err(Failure::input)?.run, None).map_err(Failure::input)?,
+        None => Fit::of(&record::read(from).map_err(Failure::input)?.run, &BTreeMap::new()).map_err(Failure::input)?,
     };
     let load = Load { spans: *spans, attributes: *attributes, ratio: *ratio, rps: *rps, compression: *compression };
     let prediction = fit.predict(*path, load).map_err(Failure::input)?;
@@ -384,6 +379,20 @@ fn conclude(recorded: &Recorded, target: f64, out: Option<&Path>, format: Format
 
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(Failure::run)
+}
+
+fn at_least_one(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n >= 1.0 && n.is_finite() => Ok(n),
+        Ok(_) | Err(_) => Err("expected a number of at least 1".to_owned()),
+    }
+}
+
+fn none_or_more(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n >= 0.0 && n.is_finite() => Ok(n),
+        Ok(_) | Err(_) => Err("expected a number of at least 0".to_owned()),
+    }
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -127,6 +127,7 @@ fn trace(block: &mut Block) {
         receiver_requests: spans.div_ceil(512),
         receiver_bytes: spans * 180,
         receiver_spans: spans,
+        receiver_not_kept: 0,
     };
     block.sampled_e2e = Summary { count: sampled, ..block.e2e };
     block.unsampled_e2e = Summary { count: block.answered - sampled, ..block.e2e };

@@ -171,12 +171,17 @@ fn spans(out: &mut String, regime: &RegimeAnalysis) -> fmt::Result {
             digits(arm.per_request(t.spans)),
             digits(arm.per_request(t.receiver_bytes))
         )?;
-        for n in [t.spans, t.exported, t.receiver_spans, t.dropped, t.records_dropped, arm.failed] {
-            write!(out, "<td>{}</td>", thousands(n))?;
+        let counts = [Some(t.spans), Some(t.exported), t.received(), Some(t.dropped), Some(t.records_dropped)];
+        for n in counts.into_iter().chain([Some(arm.failed)]) {
+            write!(out, "<td>{}</td>", n.map_or_else(|| "-".to_owned(), thousands))?;
         }
         writeln!(out, "</tr>")?;
     }
-    writeln!(out, "</tbody></table></div>")
+    writeln!(out, "</tbody></table></div>")?;
+    for line in regime.arms.iter().filter_map(|a| format::not_kept(&a.arm, &a.telemetry)) {
+        writeln!(out, "<p>{}</p>", escape(&line))?;
+    }
+    Ok(())
 }
 
 fn all_statistics(out: &mut String, regime: &RegimeAnalysis, arm: &ArmAnalysis) -> fmt::Result {
