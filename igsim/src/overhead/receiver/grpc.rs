@@ -29,7 +29,8 @@ pub(super) fn message(body: &[u8]) -> Option<(bool, &[u8])> {
 
 /// The call is done, and its answer says nothing.
 pub(super) fn acknowledgement() -> Answer {
-    let trailers = HeaderMap::from_iter([(header::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let trailers =
+        HeaderMap::from_iter([(header::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
     let body = Full::new(Bytes::from_static(EMPTY)).with_trailers(std::future::ready(Some(Ok(trailers))));
     let mut response = Response::new(body.boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
