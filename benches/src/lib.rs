@@ -22,7 +22,7 @@ use shared::rng::Seed;
 use shared::time::{Dur, Stopped, Ticking, Time};
 use shared::tokens::{ContentId, TokenId};
 use shared::trace::Trail;
-use shared::trace::record::{Closed, Head, Open, Sink};
+use shared::trace::record::{Closed, Head, Open, Sink, Ticket};
 
 /// The facts of one request of the default scenario.
 #[derive(Debug)]
@@ -84,7 +84,10 @@ struct Nothing;
 
 impl Sink for Nothing {
     fn accept(&self, _: Box<dyn Closed>) {}
-    fn opened(&self, _: Weak<dyn Open>) {}
+    fn opened(&self, _: Weak<dyn Open>) -> Ticket {
+        Ticket::NONE
+    }
+    fn closed(&self, _: Ticket) {}
 }
 
 /// The head of a sampled record at detail 2.

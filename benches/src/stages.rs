@@ -12,7 +12,7 @@ use shared::ids::{SpanId, TraceId};
 use shared::time::{Anchor, Time};
 use shared::trace::context::{Propagation, TraceContext, extract, inject};
 use shared::trace::otlp_bytes::Requests;
-use shared::trace::record::{Closed, Open, Sink};
+use shared::trace::record::{Closed, Open, Sink, Ticket};
 use shared::trace::sampler::{Ratio, Root, Sampler};
 use shared::trace::{Resource, Span, Telemetry, TelemetryConfig, Tracer, Trail};
 
@@ -148,7 +148,10 @@ impl Sink for Last {
     fn accept(&self, record: Box<dyn Closed>) {
         *self.0.lock().expect("nobody panics with it") = Some(record);
     }
-    fn opened(&self, _: Weak<dyn Open>) {}
+    fn opened(&self, _: Weak<dyn Open>) -> Ticket {
+        Ticket::NONE
+    }
+    fn closed(&self, _: Ticket) {}
 }
 
 fn note_gateway(facts: &Facts, sink: &Arc<dyn Sink>) {

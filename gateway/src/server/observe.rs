@@ -2,8 +2,10 @@
 //! its line.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use memchr::memmem;
 use serde::Deserialize;
 use shared::openai::Usage;
 
@@ -114,16 +116,27 @@ fn event_line(line: &[u8], facts: bool, learnt: &mut Learnt) {
     }
     learnt.chunks += 1;
     learnt.first_token = true;
-    if facts && (has(data, b"\"usage\":", b'{') || has(data, b"\"finish_reason\":", b'"')) {
+    if facts && (has(data, &KEYS.usage, b'{') || has(data, &KEYS.finish_reason, b'"')) {
         message(data, learnt);
     }
 }
 
 /// Whether a value that begins with `first` follows `key`: most chunks have nulls there and need not be parsed.
-fn has(text: &[u8], key: &[u8], first: u8) -> bool {
-    let keys = text.windows(key.len()).enumerate().filter(|(_, w)| *w == key);
-    keys.map(|(i, _)| text[i + key.len()..].trim_ascii_start()).any(|value| value.first() == Some(&first))
+fn has(text: &[u8], key: &memmem::Finder<'_>, first: u8) -> bool {
+    let after = |i: usize| text[i + key.needle().len()..].trim_ascii_start().first() == Some(&first);
+    key.find_iter(text).any(after)
 }
+
+/// The keys of facts that are worth a parse. Searching for them is what every chunk of a recorded request pays.
+struct Keys {
+    usage: memmem::Finder<'static>,
+    finish_reason: memmem::Finder<'static>,
+}
+
+static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
+    usage: memmem::Finder::new(b"\"usage\":"),
+    finish_reason: memmem::Finder::new(b"\"finish_reason\":"),
+});
 
 /// The part of a response or chunk that is no content.
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@ use super::block::{self, BlockError, Measured, Place};
 use super::distribution::{Distribution, Distributions};
 use super::fleet::{Fleet, FleetError, FleetSpec};
 use super::load::{LoadError, Loader};
-use super::model::{Arm, Block, Regime, Run, Setting};
+use super::model::{Arm, Block, Run, Setting};
 use super::node::child::NodeError;
 use super::place::{self, Placement};
 use super::plan::RegimePlan;
@@ -109,8 +109,8 @@ pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -
             outcome.interrupted = true;
             break;
         }
-        let placement = Placement::of(&cpus, plan.regime != Regime::FloorUnpinned);
-        place::run_on(&placement.others)?;
+        let placement = Placement::of(&cpus, plan.regime);
+        place::run_on(&placement.client)?;
         let lab = Lab::new(spec, plan, clock, placement);
         let done = lab.and_then(|mut lab| lab.run(interrupt, progress));
         place::run_on(&cpus)?;

@@ -1,7 +1,9 @@
 //! Which process runs on which CPUs, and what the machine says about itself.
 //!
-//! The gateway gets a CPU of its own where there are two, since what it shares a CPU with decides what a hop costs. A process
-//! is placed before its first thread starts: threads inherit the place, and runtimes count their workers by it.
+//! Latencies are measured with a CPU of its own for the gateway, where there are two, since what it shares a CPU with decides what a
+//! hop costs. At saturation the load generator shares that CPU, so that it is the bottleneck in every arm: a gateway that waits for
+//! others pays for going to sleep and being woken, and tracing, which gives the others work too, would be blamed for that. A process is
+//! placed before its first thread starts: threads inherit the place, and runtimes count their workers by it.
 
 use std::io;
 use std::path::Path;
@@ -9,38 +11,50 @@ use std::path::Path;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::cpu::kib;
-use super::model::Machine;
+use super::model::{Machine, Regime};
 
 /// CPUs for the processes of the lab.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// The gateway's.
     pub gateway: Vec<usize>,
-    /// Those of engines, load generator and receiver.
+    /// The load generator's.
+    pub client: Vec<usize>,
+    /// Those of engines and receiver.
     pub others: Vec<usize>,
 }
 
 impl Placement {
-    /// The first of `cpus` for the gateway, the rest for the others; everything everywhere without `pinned`, or with one CPU.
-    pub fn of(cpus: &[usize], pinned: bool) -> Placement {
-        match cpus {
-            [first, rest @ ..] if pinned && !rest.is_empty() => {
-                Placement { gateway: vec![*first], others: rest.to_vec() }
+    /// For a regime, on `cpus`.
+    pub fn of(cpus: &[usize], regime: Regime) -> Placement {
+        let (first, rest) = cpus.split_at(cpus.len().min(1));
+        match regime {
+            Regime::FloorUnpinned => Placement::anywhere(cpus),
+            Regime::Realistic | Regime::Floor | Regime::Saturation if rest.is_empty() => Placement::anywhere(cpus),
+            Regime::Realistic | Regime::Floor => {
+                Placement { gateway: first.to_vec(), client: rest.to_vec(), others: rest.to_vec() }
             }
-            _ => Placement { gateway: cpus.to_vec(), others: cpus.to_vec() },
+            Regime::Saturation => Placement { gateway: first.to_vec(), client: first.to_vec(), others: rest.to_vec() },
         }
+    }
+
+    /// Everything on all of `cpus`.
+    pub fn anywhere(cpus: &[usize]) -> Placement {
+        Placement { gateway: cpus.to_vec(), client: cpus.to_vec(), others: cpus.to_vec() }
     }
 
     /// In words.
     pub fn describe(&self) -> String {
         let list = |cpus: &[usize]| cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        if self.gateway != self.others {
-            let (one, others) = (list(&self.gateway), list(&self.others));
-            format!("gateway on CPU {one}; engines, client and receiver on CPU {others}")
+        let (gateway, others) = (list(&self.gateway), list(&self.others));
+        if self.gateway != self.others && self.client == self.others {
+            format!("gateway on CPU {gateway}; engines, client and receiver on CPU {others}")
+        } else if self.gateway != self.others {
+            format!("gateway and client on CPU {gateway}; engines and receiver on CPU {others}")
         } else if self.gateway.len() == 1 {
-            format!("everything on CPU {}: there is one", list(&self.gateway))
+            format!("everything on CPU {gateway}: there is one")
         } else {
-            format!("not pinned, CPUs {}", list(&self.gateway))
+            format!("not pinned, CPUs {gateway}")
         }
     }
 }
@@ -87,15 +101,17 @@ mod tests {
 
     #[test]
     fn the_gateway_has_a_cpu_of_its_own_where_there_are_two() {
-        let check = |cpus: &[usize], pinned, gateway: &[usize], others: &[usize], words: &str| {
-            let found = Placement::of(cpus, pinned);
-            assert_eq!((&found.gateway[..], &found.others[..]), (gateway, others));
+        let check = |cpus: &[usize], regime, gateway: &[usize], client: &[usize], others: &[usize], words: &str| {
+            let found = Placement::of(cpus, regime);
+            assert_eq!((&found.gateway[..], &found.client[..], &found.others[..]), (gateway, client, others));
             assert_eq!(found.describe(), words);
         };
         let apart = "gateway on CPU 2; engines, client and receiver on CPU 3,5";
-        check(&[2, 3, 5], true, &[2], &[3, 5], apart);
-        check(&[2, 3], false, &[2, 3], &[2, 3], "not pinned, CPUs 2,3");
-        check(&[7], true, &[7], &[7], "everything on CPU 7: there is one");
+        check(&[2, 3, 5], Regime::Floor, &[2], &[3, 5], &[3, 5], apart);
+        let together = "gateway and client on CPU 2; engines and receiver on CPU 3";
+        check(&[2, 3], Regime::Saturation, &[2], &[2], &[3], together);
+        check(&[2, 3], Regime::FloorUnpinned, &[2, 3], &[2, 3], &[2, 3], "not pinned, CPUs 2,3");
+        check(&[7], Regime::Saturation, &[7], &[7], &[7], "everything on CPU 7: there is one");
     }
 
     #[test]

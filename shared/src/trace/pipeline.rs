@@ -25,9 +25,9 @@ use crate::trace::id_source::IdSource;
 use crate::trace::record::{Fact, Head, Open, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
-use crate::trace::sinks::{self, InlineSink, LiveSink, LiveThread, Order};
+use crate::trace::sinks::{InlineSink, LiveSink, LiveThread, Order, Pause};
 use crate::trace::stats::{Counters, ExporterCounters, Stats};
-use crate::trace::worker::{NewlyOpened, Resources, Worker};
+use crate::trace::worker::{OpenRecords, Resources, Worker};
 
 /// Telemetry that cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -112,10 +112,10 @@ impl Telemetry {
             orders: control.clone(),
             stopped: AtomicBool::new(false),
             counters: Arc::clone(&state.counters),
-            newly_opened: Arc::clone(&state.newly_opened),
+            open: Arc::clone(&state.open),
         });
-        let look_every = sinks::look_every(config.schedule_delay);
-        let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink), look_every };
+        let pause = Pause::new(config.schedule_delay);
+        let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink), pause };
         let spawned = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || thread.run());
         let thread = Some(spawned.map_err(TelemetryError::Thread)?);
         let shared = Arc::new(state.share(&config, IdSource::live(), sink.clone()));
@@ -141,7 +141,7 @@ impl Telemetry {
         let sink = Arc::new(InlineSink {
             worker: Mutex::new(Some(worker)),
             counters: Arc::clone(&state.counters),
-            newly_opened: Arc::clone(&state.newly_opened),
+            open: Arc::clone(&state.open),
         });
         let ids = IdSource::seeded(seed);
         let shared = Arc::new(state.share(&config, ids, sink.clone()));
@@ -455,7 +455,7 @@ fn without_telemetry(caller: Option<TraceContext>) -> Started {
 struct State {
     counters: Arc<Counters>,
     resources: Arc<Resources>,
-    newly_opened: Arc<NewlyOpened>,
+    open: Arc<OpenRecords>,
 }
 
 impl State {
@@ -469,7 +469,7 @@ impl State {
 
     fn worker(&self, config: &TelemetryConfig, anchor: Anchor, exporters: Vec<Box<dyn exporter::Exporter>>) -> Worker {
         let (counters, resources) = (Arc::clone(&self.counters), Arc::clone(&self.resources));
-        Worker::new(config, anchor, exporters, counters, resources, Arc::clone(&self.newly_opened))
+        Worker::new(config, anchor, exporters, counters, resources, Arc::clone(&self.open))
     }
 
     fn share(self, config: &TelemetryConfig, ids: IdSource, sink: Arc<dyn Sink>) -> Shared {

@@ -146,17 +146,38 @@ pub trait Open: Send + Sync {
     fn opened(&self) -> Option<Time>;
 }
 
-/// Where closed records go. `accept` never blocks.
+/// Where closed records go. Nothing here blocks.
 pub trait Sink: Send + Sync {
     /// Takes a closed record, or drops and counts it.
     fn accept(&self, record: Box<dyn Closed>);
-    /// Registers an open record for the clean-up of stale ones.
-    fn opened(&self, record: Weak<dyn Open>);
+    /// Registers an open record for the clean-up of stale ones. It cannot be upgraded before this returns.
+    fn opened(&self, record: Weak<dyn Open>) -> Ticket;
+    /// Takes back the registration of a record that was closed.
+    fn closed(&self, ticket: Ticket);
+}
+
+/// The registration of an open record with its [`Sink`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u32);
+
+impl Ticket {
+    /// Of a sink that registers nothing.
+    pub const NONE: Ticket = Ticket(u32::MAX);
+
+    /// The ticket with this index.
+    pub(crate) fn of(index: usize) -> Ticket {
+        Ticket(u32::try_from(index).unwrap_or(u32::MAX))
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
 struct Slot<F: Fact> {
     record: Mutex<Option<Record<F>>>,
     sink: Arc<dyn Sink>,
+    ticket: Ticket,
 }
 
 impl<F: Fact> Slot<F> {
@@ -167,6 +188,7 @@ impl<F: Fact> Slot<F> {
 
     fn close(&self, now: Time, abandoned: bool) -> Option<Record<F>> {
         let mut record = self.lock().take()?;
+        self.sink.closed(self.ticket);
         record.closed = now;
         record.abandoned = abandoned;
         Some(record)
@@ -211,9 +233,10 @@ impl<F: Fact> Trail<F> {
     /// Opens a record that will be closed into `sink`.
     pub fn open(head: Head, sink: &Arc<dyn Sink>) -> Trail<F> {
         let record = Record { closed: head.opened, head, facts: Vec::with_capacity(32), cut: 0, abandoned: false };
-        let slot = Arc::new(Slot { record: Mutex::new(Some(record)), sink: Arc::clone(sink) });
-        let open: Arc<dyn Open> = slot.clone();
-        sink.opened(Arc::downgrade(&open));
+        let slot = Arc::new_cyclic(|slot: &Weak<Slot<F>>| {
+            let ticket = sink.opened(slot.clone());
+            Slot { record: Mutex::new(Some(record)), sink: Arc::clone(sink), ticket }
+        });
         Trail(Recorder::Deferred(slot))
     }
 
@@ -352,7 +375,10 @@ impl Sink for Folded {
     fn accept(&self, record: Box<dyn Closed>) {
         record.fold(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
-    fn opened(&self, _: Weak<dyn Open>) {}
+    fn opened(&self, _: Weak<dyn Open>) -> Ticket {
+        Ticket::NONE
+    }
+    fn closed(&self, _: Ticket) {}
 }
 
 #[cfg(test)]

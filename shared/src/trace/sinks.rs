@@ -9,9 +9,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
 use crate::clock::RunClock;
 use crate::time::{Dur, Time};
-use crate::trace::record::{Closed, Open, Sink};
+use crate::trace::record::{Closed, Open, Sink, Ticket};
 use crate::trace::stats::Counters;
-use crate::trace::worker::{NewlyOpened, Worker};
+use crate::trace::worker::{OpenRecords, Worker};
 
 /// What the telemetry thread is told. Dropping the sender in an order reports that it is carried out.
 pub(crate) enum Order {
@@ -31,7 +31,7 @@ pub(crate) struct InlineSink {
     /// Gone after shutdown.
     pub(crate) worker: Mutex<Option<Worker>>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) newly_opened: Arc<NewlyOpened>,
+    pub(crate) open: Arc<OpenRecords>,
 }
 
 impl InlineSink {
@@ -51,9 +51,12 @@ impl Sink for InlineSink {
             None => self.counters.dropped.add(1),
         }
     }
-    fn opened(&self, record: Weak<dyn Open>) {
+    fn opened(&self, record: Weak<dyn Open>) -> Ticket {
         self.counters.opened.add(1);
-        self.newly_opened.push(record);
+        self.open.add(record)
+    }
+    fn closed(&self, ticket: Ticket) {
+        self.open.remove(ticket);
     }
 }
 
@@ -64,7 +67,7 @@ pub(crate) struct LiveSink {
     pub(crate) orders: Sender<Order>,
     pub(crate) stopped: AtomicBool,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) newly_opened: Arc<NewlyOpened>,
+    pub(crate) open: Arc<OpenRecords>,
 }
 
 impl Sink for LiveSink {
@@ -83,9 +86,12 @@ impl Sink for LiveSink {
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.counters.dropped.add(1),
         }
     }
-    fn opened(&self, record: Weak<dyn Open>) {
+    fn opened(&self, record: Weak<dyn Open>) -> Ticket {
         self.counters.opened.add(1);
-        self.newly_opened.push(record);
+        self.open.add(record)
+    }
+    fn closed(&self, ticket: Ticket) {
+        self.open.remove(ticket);
     }
 }
 
@@ -98,22 +104,44 @@ pub(crate) struct LiveThread {
     pub(crate) orders: Receiver<Order>,
     pub(crate) clock: RunClock,
     pub(crate) sink: Arc<LiveSink>,
-    /// The longest time between two looks.
-    pub(crate) look_every: Dur,
+    pub(crate) pause: Pause,
 }
 
-/// How often the telemetry thread looks for records where spans may wait `delay` for their batch: often enough to add a tenth to
-/// that, and rarely enough to cost nothing when there are none.
-pub(crate) fn look_every(delay: Dur) -> Dur {
-    Dur::from_nanos(delay.as_nanos() / 10).clamp(Dur::from_millis(10), Dur::from_millis(100))
+/// How long to wait for records: so long that a look finds about as many as are still in the processor's cache, and no longer than
+/// adds a tenth to the time that a span may wait for its batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pause {
+    now: Dur,
+    longest: Dur,
+}
+
+impl Pause {
+    /// Records that a look should find; each has two or three kilobytes.
+    const RECORDS: u64 = 32;
+    /// At most a thousand looks a second.
+    const SHORTEST: Dur = Dur::from_millis(1);
+
+    /// Where spans may wait `delay` for their batch.
+    pub(crate) fn new(delay: Dur) -> Pause {
+        let longest = Dur::from_nanos(delay.as_nanos() / 10).clamp(Dur::from_millis(10), Dur::from_millis(100));
+        Pause { now: longest, longest }
+    }
+
+    /// After a look that found so many records: at most half or twice as long as before.
+    fn after(self, found: usize) -> Pause {
+        let before = self.now.as_nanos();
+        let wanted = before * Pause::RECORDS / (found as u64).max(1);
+        let now = Dur::from_nanos(wanted.clamp(before / 2, before * 2)).clamp(Pause::SHORTEST, self.longest);
+        Pause { now, ..self }
+    }
 }
 
 impl LiveThread {
     pub(crate) fn run(mut self) {
         loop {
             let due = self.worker.next_wakeup().since(self.clock.now());
-            match self.orders.recv_timeout(due.min(self.look_every).to_std()) {
-                Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => self.drain(),
+            match self.orders.recv_timeout(due.min(self.pause.now).to_std()) {
+                Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => self.pause = self.pause.after(self.drain()),
                 Ok(Order::Flush(settled)) => {
                     self.drain();
                     self.worker.flush(&settled);
@@ -131,18 +159,42 @@ impl LiveThread {
         }
     }
 
-    /// Takes the records that wait.
-    fn drain(&mut self) {
+    /// Takes the records that wait and returns their number.
+    fn drain(&mut self) -> usize {
+        let mut taken = 0;
         // Bounded, so that busy request threads cannot keep an order waiting for ever.
-        for _ in 0..self.waiting.capacity().unwrap_or(1) {
-            let Ok(record) = self.waiting.try_recv() else { break };
+        while taken < self.waiting.capacity().unwrap_or(1)
+            && let Ok(record) = self.waiting.try_recv()
+        {
             self.worker.take(&*record);
+            taken += 1;
         }
+        taken
     }
 
     fn stop(mut self, now: Time, timeout: Dur, _done: &Sender<()>) {
         self.sink.stopped.store(true, Ordering::SeqCst);
         self.drain();
         self.worker.stop(Some(now), timeout);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_follow_the_rate_of_records() {
+        let start = Pause::new(Dur::from_secs(1));
+        assert_eq!(start.now, Dur::from_millis(100));
+        assert_eq!(start.after(0), start, "never longer than the longest");
+        let settle = |per_milli: u64| {
+            let look = |p: Pause, _| p.after((p.now.as_nanos() * per_milli / 1_000_000) as usize);
+            (0..20).fold(start, look).now
+        };
+        assert_eq!(settle(0), Dur::from_millis(100));
+        assert_eq!(settle(4), Dur::from_millis(8), "32 records");
+        assert_eq!(settle(1_000), Dur::from_millis(1));
+        assert_eq!(Pause::new(Dur::from_millis(50)).now, Dur::from_millis(10));
     }
 }

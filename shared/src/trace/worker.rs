@@ -10,7 +10,7 @@ use crate::time::{Anchor, Dur, Time};
 use crate::trace::config::TelemetryConfig;
 use crate::trace::exporter::{Batch, Exporter, Settled, Takes};
 use crate::trace::otlp_bytes::Requests;
-use crate::trace::record::{Closed, Open};
+use crate::trace::record::{Closed, Open, Ticket};
 use crate::trace::resource::Resource;
 use crate::trace::span::Span;
 use crate::trace::stats::Counters;
@@ -32,29 +32,60 @@ impl Resources {
     }
 }
 
-/// Records opened since the worker last looked: a push for the request, everything else for the worker.
-pub(crate) struct NewlyOpened(Mutex<Option<Vec<Weak<dyn Open>>>>);
+/// The open records of a process: an entry for as long as a record is open, so that memory follows what is in flight.
+pub(crate) struct OpenRecords(Mutex<Option<Table>>);
 
-impl Default for NewlyOpened {
+#[derive(Default)]
+struct Table {
+    entries: Vec<Option<Weak<dyn Open>>>,
+    free: Vec<Ticket>,
+}
+
+impl Default for OpenRecords {
     fn default() -> Self {
-        NewlyOpened(Mutex::new(Some(Vec::new())))
+        OpenRecords(Mutex::new(Some(Table::default())))
     }
 }
 
-impl NewlyOpened {
+impl OpenRecords {
     /// Adds a record, unless the worker has stopped and nobody would ever take it.
-    pub(crate) fn push(&self, record: Weak<dyn Open>) {
-        if let Some(list) = self.lock().as_mut() {
-            list.push(record);
+    pub(crate) fn add(&self, record: Weak<dyn Open>) -> Ticket {
+        let mut table = self.lock();
+        let Some(table) = table.as_mut() else { return Ticket::NONE };
+        match table.free.pop() {
+            Some(ticket) => {
+                table.entries[ticket.index()] = Some(record);
+                ticket
+            }
+            None => {
+                table.entries.push(Some(record));
+                Ticket::of(table.entries.len() - 1)
+            }
         }
     }
-    fn take(&self) -> Vec<Weak<dyn Open>> {
-        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+
+    /// Takes out a record that was closed.
+    pub(crate) fn remove(&self, ticket: Ticket) {
+        let mut table = self.lock();
+        if let Some(table) = table.as_mut()
+            && table.entries.get_mut(ticket.index()).is_some_and(|e| e.take().is_some())
+        {
+            table.free.push(ticket);
+        }
     }
+
+    /// What is open now. Not to be looked at under the lock: whoever lets go of a record last closes it.
+    fn snapshot(&self) -> Vec<Weak<dyn Open>> {
+        self.lock().iter().flat_map(|t| &t.entries).flatten().cloned().collect()
+    }
+
+    /// What is open now; nothing is added from here on.
     fn close(&self) -> Vec<Weak<dyn Open>> {
-        self.lock().take().unwrap_or_default()
+        let table = self.lock().take();
+        table.into_iter().flat_map(|t| t.entries).flatten().collect()
     }
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<Weak<dyn Open>>>> {
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Table>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -63,8 +94,7 @@ impl NewlyOpened {
 pub(crate) struct Worker {
     counters: Arc<Counters>,
     resources: Arc<Resources>,
-    newly_opened: Arc<NewlyOpened>,
-    open: Vec<Weak<dyn Open>>,
+    open: Arc<OpenRecords>,
     exporters: Vec<Box<dyn Exporter>>,
     anchor: Anchor,
     pending: Pending,
@@ -84,16 +114,15 @@ impl Worker {
         exporters: Vec<Box<dyn Exporter>>,
         counters: Arc<Counters>,
         resources: Arc<Resources>,
-        newly_opened: Arc<NewlyOpened>,
+        open: Arc<OpenRecords>,
     ) -> Worker {
-        // Often enough that dead entries of the table stay few, and that a deadline is met within a tenth.
+        // Often enough that a deadline is met within a tenth.
         let tenth = Dur::from_nanos(config.max_open.as_nanos() / 10);
         let sweep_every = if tenth < Dur::from_secs(1) { tenth.max(Dur::from_millis(1)) } else { Dur::from_secs(1) };
         Worker {
             counters,
             resources,
-            newly_opened,
-            open: Vec::new(),
+            open,
             pending: Pending::new(&exporters, anchor),
             exporters,
             anchor,
@@ -159,8 +188,7 @@ impl Worker {
 
     /// Closes and folds every open record as abandoned.
     pub(crate) fn abandon_all(&mut self, now: Time) {
-        self.open.append(&mut self.newly_opened.take());
-        for record in std::mem::take(&mut self.open) {
+        for record in self.open.snapshot() {
             self.abandon(&record, now);
         }
     }
@@ -168,8 +196,7 @@ impl Worker {
     /// Abandons what is open, sends off what is left and stops the exporters, all of them within `timeout`.
     pub(crate) fn stop(&mut self, now: Option<Time>, timeout: Dur) {
         let now = now.unwrap_or(self.latest);
-        self.abandon_all(now);
-        for record in self.newly_opened.close() {
+        for record in self.open.close() {
             self.abandon(&record, now);
         }
         self.send_pending();
@@ -178,24 +205,11 @@ impl Worker {
     }
 
     fn sweep(&mut self, now: Time) {
-        self.open.append(&mut self.newly_opened.take());
-        let old = |record: &Weak<dyn Open>| {
+        for record in self.open.snapshot() {
             let opened = record.upgrade().and_then(|r| r.opened());
-            opened.map(|at| now.since(at) >= self.max_open)
-        };
-        let mut stale = Vec::new();
-        let mut table = std::mem::take(&mut self.open);
-        table.retain(|record| match old(record) {
-            Some(true) => {
-                stale.push(Weak::clone(record));
-                false
+            if opened.is_some_and(|at| now.since(at) >= self.max_open) {
+                self.abandon(&record, now);
             }
-            Some(false) => true,
-            None => false,
-        });
-        self.open = table;
-        for record in stale {
-            self.abandon(&record, now);
         }
     }
 

@@ -112,7 +112,7 @@ pub fn run(spec: &SoakSpec, interrupt: &Interrupt, tell: &mut dyn FnMut(Glance))
     let mut fleet = Fleet::start(&FleetSpec {
         binary: spec.binary.clone(),
         scenario: scenario.clone(),
-        placement: Placement::of(&place::allowed_cpus()?, false),
+        placement: Placement::anywhere(&place::allowed_cpus()?),
         schedule_delay_ms: SCHEDULE_DELAY_MS,
     })?;
     let loader = Loader::new(clock, load(spec, &scenario, &fleet))?;
