@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ const GLANCE: Duration = Duration::from_secs(2);
 const MAX_ANSWER: u64 = 1 << 20;
 /// What of a log is shown when something goes wrong.
 const TAIL_LINES: usize = 20;
-const TAIL_BYTES: usize = 4_000;
+const TAIL_BYTES: u64 = 4_000;
 
 /// A program with its arguments and environment, placeholders filled in, and where its output goes.
 #[derive(Clone, Debug)]
@@ -128,11 +128,19 @@ fn still_in(pid: u32, tree: &Tree) -> bool {
 
 /// The last lines of a log, each set in.
 pub(super) fn tail(log: &Path) -> String {
-    let bytes = std::fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_BYTES)..]).into_owned();
+    let text = File::open(log).and_then(|file| last_bytes(file, TAIL_BYTES)).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
     last.iter().map(|line| format!("\n  {line}")).collect()
+}
+
+/// The end of a file, which may be large.
+fn last_bytes(mut file: File, most: u64) -> io::Result<String> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Two ports that nobody listens on. Somebody may before they are used: then their process says so.
