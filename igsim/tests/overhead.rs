@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use igsim::overhead::fleet::{Fleet, FleetSpec};
-use igsim::overhead::model::{Arm, Block, Health, Path as TracePath};
+use igsim::overhead::model::{Arm, Block, Health, Path as TracePath, Regime};
 use igsim::overhead::node::child::{Node, NodeError};
 use igsim::overhead::node::message::{Answer, Order, Role, Start, Tracing};
 use igsim::overhead::place::{self, Placement};
@@ -82,7 +82,7 @@ fn a_process_that_cannot_start_or_that_dies_says_why() {
 #[test]
 fn a_fleet_is_switched_as_one() {
     let cpus = place::allowed_cpus().unwrap();
-    let placement = Placement::of(&cpus, true);
+    let placement = Placement::of(&cpus, Regime::Saturation);
     let spec = FleetSpec { binary: binary(), scenario: scenario(), placement, schedule_delay_ms: 20.0 };
     let mut fleet = Fleet::start(&spec).unwrap();
     for arm in [Arm::Off, Arm::traced(TracePath::Deferred, 1.0), Arm::Delayed { us: 5.0 }, Arm::Control] {

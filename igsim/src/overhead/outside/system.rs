@@ -168,7 +168,7 @@ impl System {
             if spec.file.starts() {
                 place::run_on(&placement.gateway)?;
                 let started = state.program.start();
-                place::run_on(&placement.others)?;
+                place::run_on(&placement.client)?;
                 state.process = Some(started.map_err(|error| state.cannot(error))?);
                 state.await_ready(&spec.file, clock, &|| interrupt.is_raised())?;
             }

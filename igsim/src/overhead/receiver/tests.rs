@@ -154,6 +154,6 @@ fn grpc_is_taken_on_the_same_port() {
     assert_eq!(refused.code(), tonic::Code::Unavailable);
     assert_eq!(receiver.take().refused, 1);
     let decoded = receiver.decode().unwrap();
-    let marked = decoded.marks[&0];
+    let marked = &decoded.marks[&0];
     assert_eq!((marked.spans, marked.traces, marked.incomplete), (6, 3, 0));
 }
