@@ -82,7 +82,7 @@ fn a_process_that_cannot_start_or_that_dies_says_why() {
 #[test]
 fn a_fleet_is_switched_as_one() {
     let cpus = place::allowed_cpus().unwrap();
-    let placement = Placement::of(&cpus, Regime::Floor);
+    let placement = Placement::of(&cpus, Regime::Saturation);
     let spec = FleetSpec { binary: binary(), scenario: scenario(), placement, schedule_delay_ms: 20.0 };
     let mut fleet = Fleet::start(&spec).unwrap();
     for arm in [Arm::Off, Arm::traced(TracePath::Deferred, 1.0), Arm::Delayed { us: 5.0 }, Arm::Control] {

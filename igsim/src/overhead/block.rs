@@ -120,7 +120,7 @@ fn recover(fleet: &mut Fleet, arm: &Arm) -> Result<Moment, BlockError> {
 }
 
 /// What the client saw, with the engines' own times to first byte.
-fn summarise(place: &Place, samples: &[Sample], own: &HashMap<String, Dur>) -> Block {
+pub(super) fn summarise(place: &Place, samples: &[Sample], own: &HashMap<String, Dur>) -> Block {
     let good = || samples.iter().filter(|s| s.ok());
     let us = Dur::as_micros_f64;
     let e2e =

@@ -102,7 +102,8 @@ pub trait Progress {
 pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Outcome, LabError> {
     let cpus = place::allowed_cpus()?;
     let clock = RunClock::start();
-    let mut outcome = Outcome { run: blank(spec, clock), distributions: Vec::new(), interrupted: false };
+    let run = blank(&spec.command, spec.seed, clock);
+    let mut outcome = Outcome { run, distributions: Vec::new(), interrupted: false };
     for plan in &spec.plans {
         if interrupt.is_raised() {
             outcome.interrupted = true;
@@ -118,11 +119,12 @@ pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -
     Ok(outcome)
 }
 
-fn blank(spec: &LabSpec, clock: RunClock) -> Run {
+/// A run that begins now and has no blocks yet.
+pub(super) fn blank(command: &str, seed: u64, clock: RunClock) -> Run {
     Run {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: spec.command.clone(),
-        seed: spec.seed,
+        command: command.to_owned(),
+        seed,
         began: clock.anchor().unix_nanos(Time::ZERO) / 1_000_000_000,
         machine: place::machine(),
         settings: Vec::new(),
@@ -143,10 +145,28 @@ struct Lab<'a> {
 }
 
 /// What one regime came to.
-struct Done {
-    setting: Setting,
-    measured: Vec<Measured>,
-    interrupted: bool,
+pub(super) struct Done {
+    pub(super) setting: Setting,
+    pub(super) measured: Vec<Measured>,
+    pub(super) interrupted: bool,
+}
+
+/// A block during which the hypervisor took next to nothing, if there is one to be had; nothing if the user wants the end.
+pub(super) fn undisturbed<E>(
+    interrupt: &Interrupt,
+    mut measure: impl FnMut() -> Result<Measured, E>,
+) -> Result<Option<Measured>, E> {
+    for repeated in 0.. {
+        if interrupt.is_raised() {
+            break;
+        }
+        let mut measured = measure()?;
+        if measured.block.steal <= MAX_STEAL || repeated == MAX_REPEATS {
+            measured.block.repeated = repeated;
+            return Ok(Some(measured));
+        }
+    }
+    Ok(None)
 }
 
 impl<'a> Lab<'a> {
@@ -189,7 +209,7 @@ impl<'a> Lab<'a> {
         for (place, (round, arm)) in order.into_iter().enumerate() {
             let last = place + 1 == blocks;
             let place = Place { regime: plan.regime, round, place: place as u32, arm, number: 0 };
-            let Some(measured) = self.undisturbed(&loader, &place, interrupt)? else {
+            let Some(measured) = undisturbed(interrupt, || self.measure(&loader, place.clone()))? else {
                 done.interrupted = true;
                 break;
             };
@@ -218,26 +238,6 @@ impl<'a> Lab<'a> {
         Ok(self.runtime.block_on(block::measure(&mut self.fleet, loader, place))?)
     }
 
-    /// A block during which the hypervisor took next to nothing, if there is one to be had; nothing if the user wants the end.
-    fn undisturbed(
-        &mut self,
-        loader: &Loader,
-        place: &Place,
-        interrupt: &Interrupt,
-    ) -> Result<Option<Measured>, LabError> {
-        for repeated in 0.. {
-            if interrupt.is_raised() {
-                break;
-            }
-            let mut measured = self.measure(loader, place.clone())?;
-            if measured.block.steal <= MAX_STEAL || repeated == MAX_REPEATS {
-                measured.block.repeated = repeated;
-                return Ok(Some(measured));
-            }
-        }
-        Ok(None)
-    }
-
     /// Decodes what the receiver kept and tells each block how many spans came in it.
     fn count_received(&mut self, measured: &mut [Measured]) -> Result<(), LabError> {
         let decoded = self.fleet.decode()?;
@@ -250,7 +250,7 @@ impl<'a> Lab<'a> {
 
 impl Done {
     /// Drops the blocks of a round that did not end.
-    fn keep_whole_rounds(&mut self, plan: &RegimePlan) {
+    pub(super) fn keep_whole_rounds(&mut self, plan: &RegimePlan) {
         let blocks = plan.blocks_per_round();
         let whole = (self.measured.len() / blocks.max(1)) as u32;
         // An `off` block that began the next round stands behind the last whole one, and is its reference.
@@ -262,7 +262,8 @@ impl Done {
         self.setting.rounds = whole;
     }
 
-    fn add_to(self, outcome: &mut Outcome, plan: &RegimePlan) {
+    /// Adds its blocks, distributions and setting to those of the run.
+    pub(super) fn add_to(self, outcome: &mut Outcome, plan: &RegimePlan) {
         let mut arms: Vec<(Arm, Vec<f64>)> = Vec::new();
         for Measured { block, latencies, .. } in self.measured {
             match arms.iter_mut().find(|(arm, _)| *arm == block.arm) {

@@ -15,6 +15,7 @@ pub mod lab;
 pub mod load;
 pub mod model;
 pub mod node;
+pub mod outside;
 pub mod place;
 pub mod plan;
 pub mod predict;

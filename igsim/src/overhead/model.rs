@@ -122,8 +122,8 @@ impl Arm {
         }
     }
 
-    /// The order of reports: `off`, its control, traced arms by receiver, path and ratio, delayed arms, systems that
-    /// are not ours.
+    /// The order of reports: `off`, its control, traced arms by receiver, path and ratio, delayed arms, states of systems
+    /// that are not ours by name.
     pub fn report_order(&self, other: &Arm) -> Ordering {
         let key = |arm: &Arm| match arm {
             Arm::Off => (0, Health::Healthy, Path::Eager, 0.0),
@@ -133,7 +133,12 @@ impl Arm {
             Arm::Outside { .. } => (4, Health::Healthy, Path::Eager, 0.0),
         };
         let ((kind, receiver, path, size), (kind2, receiver2, path2, size2)) = (key(self), key(other));
-        (kind, receiver, path).cmp(&(kind2, receiver2, path2)).then(size.total_cmp(&size2))
+        let name = |arm: &Arm| match arm {
+            Arm::Outside { name } => name.clone(),
+            Arm::Off | Arm::Control | Arm::Traced { .. } | Arm::Delayed { .. } => String::new(),
+        };
+        let known = (kind, receiver, path).cmp(&(kind2, receiver2, path2)).then(size.total_cmp(&size2));
+        known.then_with(|| name(self).cmp(&name(other)))
     }
 }
 

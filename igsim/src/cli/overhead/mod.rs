@@ -1,6 +1,7 @@
 //! `igsim overhead`: what tracing costs.
 
 mod lines;
+mod outside;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,6 +87,9 @@ enum OverheadCommand {
     /// Send short requests for minutes: does anything fail, grow or get lost?
     #[command(after_help = "Example: igsim overhead soak --rate 1000 --duration 10m --sampling 0.1")]
     Soak(SoakArgs),
+    /// Measure a gateway or engine that is not ours, described in a file
+    #[command(after_help = "Example: igsim overhead outside scenarios/outside/smg.yaml")]
+    Outside(outside::OutsideArgs),
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +216,7 @@ pub(super) fn overhead(args: OverheadArgs) -> Result<(), Failure> {
         Some(OverheadCommand::Fit { run, attribution }) => fit(&run, attribution.as_deref()),
         Some(OverheadCommand::Predict(args)) => predict(&args),
         Some(OverheadCommand::Soak(args)) => soak(&args),
+        Some(OverheadCommand::Outside(args)) => outside::run(&args),
     }
 }
 
@@ -241,7 +246,7 @@ fn measure(args: &MeasureArgs) -> Result<(), Failure> {
         scenario,
         plans,
         seed: args.seed,
-        command: std::env::args().skip(1).fold("igsim".to_owned(), |line, arg| line + " " + &arg),
+        command: command_line(),
         requests: args.requests,
         delay_share: args.delay.unwrap_or(0.0),
     };
@@ -249,13 +254,23 @@ fn measure(args: &MeasureArgs) -> Result<(), Failure> {
     eprintln!("{note}");
     let interrupt = Interrupt::listen();
     let outcome = lab::run(&spec, &interrupt, &mut Lines::new()).map_err(Failure::run)?;
+    finish(outcome, args.target, &out, args.format)
+}
+
+/// As it was given, but for the program's place.
+fn command_line() -> String {
+    std::env::args().skip(1).fold("igsim".to_owned(), |line, arg| line + " " + &arg)
+}
+
+/// Writes down what was measured, and says what it says.
+fn finish(outcome: Outcome, target: f64, out: &Path, format: Format) -> Result<(), Failure> {
     let Outcome { run, distributions, interrupted } = outcome;
     if run.blocks.is_empty() {
         return Err(Failure::run("ended before the first round was done: nothing is known"));
     }
     let recorded = Recorded { run, distributions };
-    record::write_run(&out, &recorded).map_err(Failure::run)?;
-    let concluded = conclude(&recorded, args.target, Some(&out), args.format);
+    record::write_run(out, &recorded).map_err(Failure::run)?;
+    let concluded = conclude(&recorded, target, Some(out), format);
     if interrupted {
         eprintln!("ended early: these are the whole rounds that were done");
     }

@@ -1,10 +1,12 @@
-//! The lab's receiver of spans: OTLP/HTTP protobuf on loopback, acknowledged and counted without being decoded.
+//! The lab's receiver of spans: OTLP/HTTP protobuf and OTLP/gRPC on one loopback port, acknowledged and counted without being
+//! decoded.
 //!
 //! Decoding costs more than receiving, so it waits until the run is over: bodies are kept as they came (`spool`) and read back
 //! by [`Receiver::decode`]. How the receiver behaves is switched while it runs. It knows nothing of arms and blocks: whoever
 //! asks for counts draws a line, and gets a number for it.
 
 mod decode;
+mod grpc;
 mod spool;
 
 use std::convert::Infallible;
@@ -14,11 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use serde::{Deserialize, Serialize};
 use shared::time::Dur;
 use tokio::net::{TcpListener, TcpSocket};
@@ -210,7 +213,7 @@ impl Port {
                 async move { Ok::<_, Infallible>(answer(request, health, &kept).await) }
             });
             // A connection that breaks has lost what was not acknowledged, which its exporter counts.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
@@ -223,16 +226,23 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<tokio::net::TcpStr
     }
 }
 
-async fn answer(request: Request<Incoming>, health: Health, kept: &Mutex<Kept>) -> Response<Full<Bytes>> {
-    if request.method() != Method::POST || request.uri().path() != "/v1/traces" {
-        return status(StatusCode::NOT_FOUND);
-    }
+/// An answer: gRPC ends with trailers, HTTP with its body.
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+async fn answer(request: Request<Incoming>, health: Health, kept: &Mutex<Kept>) -> Answer {
     let (head, body) = request.into_parts();
-    let named = |name: header::HeaderName| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if !named(header::CONTENT_TYPE).starts_with("application/x-protobuf") {
+    let named = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let grpc = match (&head.method, head.uri.path()) {
+        (&Method::POST, "/v1/traces") => false,
+        (&Method::POST, grpc::EXPORT) => true,
+        _ => return status(StatusCode::NOT_FOUND),
+    };
+    let (kind, encoding) =
+        if grpc { ("application/grpc", "grpc-encoding") } else { ("application/x-protobuf", "content-encoding") };
+    if !named("content-type").starts_with(kind) {
         return status(StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
-    let gzip = match named(header::CONTENT_ENCODING) {
+    let gzip = match named(encoding) {
         "" | "identity" => false,
         "gzip" => true,
         _ => return status(StatusCode::UNSUPPORTED_MEDIA_TYPE),
@@ -242,24 +252,30 @@ async fn answer(request: Request<Incoming>, health: Health, kept: &Mutex<Kept>) 
         // A request that was on its way when the receiver left is refused: its connection is broken off anyway.
         Health::Refusing | Health::Absent => {
             lock(kept).current.refused += 1;
-            return status(StatusCode::SERVICE_UNAVAILABLE);
+            return if grpc { grpc::ended(grpc::UNAVAILABLE) } else { status(StatusCode::SERVICE_UNAVAILABLE) };
         }
         Health::Slow => tokio::time::sleep(SLOW.to_std()).await,
         Health::Healthy => {}
     }
-    lock(kept).keep(&body.to_bytes(), gzip);
-    acknowledgement()
+    let body = body.to_bytes();
+    if !grpc {
+        lock(kept).keep(&body, gzip);
+        return acknowledgement();
+    }
+    let Some((compressed, message)) = grpc::message(&body) else { return grpc::ended(grpc::INVALID_ARGUMENT) };
+    lock(kept).keep(message, gzip && compressed);
+    grpc::acknowledgement()
 }
 
-fn status(code: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+fn status(code: StatusCode) -> Answer {
+    let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = code;
     response
 }
 
 /// An `ExportTraceServiceResponse` without a partial success: no bytes at all.
-fn acknowledgement() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+fn acknowledgement() -> Answer {
+    let mut response = status(StatusCode::OK);
     let protobuf = header::HeaderValue::from_static("application/x-protobuf");
     response.headers_mut().insert(header::CONTENT_TYPE, protobuf);
     response

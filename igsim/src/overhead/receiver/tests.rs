@@ -132,3 +132,28 @@ fn what_is_no_export_of_traces_is_refused() {
         io::ErrorKind::AddrNotAvailable
     );
 }
+
+#[test]
+fn grpc_is_taken_on_the_same_port() {
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+    use tonic::codec::CompressionEncoding;
+
+    let (runtime, receiver) = started(Limits::default());
+    let request = |trace| ExportTraceServiceRequest::decode(two_spans(trace).as_slice()).unwrap();
+    let url = format!("http://{}", receiver.address());
+    let mut client = runtime.block_on(TraceServiceClient::connect(url)).unwrap();
+    let answer = runtime.block_on(client.export(request(1))).unwrap();
+    assert_eq!(answer.into_inner().partial_success, None);
+    assert_eq!(post(&receiver, "", &two_spans(2)), 200);
+    let mut packed = client.clone().send_compressed(CompressionEncoding::Gzip);
+    runtime.block_on(packed.export(request(3))).unwrap();
+    let taken = receiver.take();
+    assert_eq!((taken.requests, taken.not_kept), (3, 0));
+    runtime.block_on(receiver.set_health(Health::Refusing)).unwrap();
+    let refused = runtime.block_on(client.export(request(4))).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert_eq!(receiver.take().refused, 1);
+    let decoded = receiver.decode().unwrap();
+    let marked = &decoded.marks[&0];
+    assert_eq!((marked.spans, marked.traces, marked.incomplete), (6, 3, 0));
+}
