@@ -29,6 +29,7 @@ fn start() -> Start {
         engines: Vec::new(),
         spans_to: "http://127.0.0.1:9/v1/traces".to_owned(),
         schedule_delay_ms: 20.0,
+        stored_bytes: 1 << 30,
     }
 }
 
@@ -83,7 +84,8 @@ fn a_process_that_cannot_start_or_that_dies_says_why() {
 fn a_fleet_is_switched_as_one() {
     let cpus = place::allowed_cpus().unwrap();
     let placement = Placement::of(&cpus, Regime::Saturation);
-    let spec = FleetSpec { binary: binary(), scenario: scenario(), placement, schedule_delay_ms: 20.0 };
+    let spec =
+        FleetSpec { binary: binary(), scenario: scenario(), placement, schedule_delay_ms: 20.0, stored_bytes: 1 << 30 };
     let mut fleet = Fleet::start(&spec).unwrap();
     for arm in [Arm::Off, Arm::traced(TracePath::Deferred, 1.0), Arm::Delayed { us: 5.0 }, Arm::Control] {
         fleet.prepare(&arm).unwrap();

@@ -116,26 +116,43 @@ fn event_line(line: &[u8], facts: bool, learnt: &mut Learnt) {
     }
     learnt.chunks += 1;
     learnt.first_token = true;
-    if facts && (has(data, &KEYS.usage, b'{') || has(data, &KEYS.finish_reason, b'"')) {
+    if !facts {
+        return;
+    }
+    if after(data, &KEYS.usage, b'{').is_some() {
         message(data, learnt);
+    } else if let Some(reason) = after(data, &KEYS.finish_reason, b'"').and_then(plain_text) {
+        learnt.finish_reason = Some(known_reason(reason));
+        if learnt.model.is_none() {
+            learnt.model = after(data, &KEYS.model, b'"').and_then(plain_text).map(str::to_owned);
+        }
     }
 }
 
-/// Whether a value that begins with `first` follows `key`: most chunks have nulls there and need not be parsed.
-fn has(text: &[u8], key: &memmem::Finder<'_>, first: u8) -> bool {
-    let after = |i: usize| text[i + key.needle().len()..].trim_ascii_start().first() == Some(&first);
-    key.find_iter(text).any(after)
+/// The first value of `key` that begins with `first`. Within JSON text the quotes of a key are escaped, so this is no content.
+fn after<'t>(text: &'t [u8], key: &memmem::Finder<'_>, first: u8) -> Option<&'t [u8]> {
+    let values = key.find_iter(text).map(|i| text[i + key.needle().len()..].trim_ascii_start());
+    values.into_iter().find(|value| value.first() == Some(&first))
 }
 
-/// The keys of facts that are worth a parse. Searching for them is what every chunk of a recorded request pays.
+/// The text at the start of a JSON value, if it needs no decoding.
+fn plain_text(value: &[u8]) -> Option<&str> {
+    let text = value.strip_prefix(b"\"")?;
+    let text = &text[..memchr::memchr2(b'"', b'\\', text)?];
+    (value[text.len() + 1] == b'"').then(|| std::str::from_utf8(text).ok()).flatten()
+}
+
+/// The keys of facts. Most chunks have nulls there; to search them is cheaper than to parse them.
 struct Keys {
     usage: memmem::Finder<'static>,
     finish_reason: memmem::Finder<'static>,
+    model: memmem::Finder<'static>,
 }
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
     usage: memmem::Finder::new(b"\"usage\":"),
     finish_reason: memmem::Finder::new(b"\"finish_reason\":"),
+    model: memmem::Finder::new(b"\"model\":"),
 });
 
 /// The part of a response or chunk that is no content.

@@ -25,6 +25,8 @@ pub struct FleetSpec {
     pub placement: Placement,
     /// The longest time that a span waits for its batch, in milliseconds.
     pub schedule_delay_ms: f64,
+    /// Bytes of bodies that the receiver keeps in a file, to decode them after the run; more are counted as not kept.
+    pub stored_bytes: u64,
 }
 
 /// Why a fleet cannot be read.
@@ -80,6 +82,7 @@ impl Fleet {
             engines: engines.to_vec(),
             spans_to,
             schedule_delay_ms: spec.schedule_delay_ms,
+            stored_bytes: spec.stored_bytes,
         };
         let others = &spec.placement.others;
         let receiver = Node::start(&spec.binary, Role::Receiver, start(others, &[], String::new()))?;

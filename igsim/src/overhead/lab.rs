@@ -12,10 +12,11 @@ use super::block::{self, BlockError, Measured, Place};
 use super::distribution::{Distribution, Distributions};
 use super::fleet::{Fleet, FleetError, FleetSpec};
 use super::load::{LoadError, Loader};
-use super::model::{Arm, Block, Run, Setting};
+use super::model::{Arm, Block, Regime, Run, Setting};
 use super::node::child::NodeError;
 use super::place::{self, Placement};
 use super::plan::RegimePlan;
+use super::receiver::Limits;
 use crate::run::interrupt::Interrupt;
 use crate::scenario::Scenario;
 
@@ -110,7 +111,7 @@ pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -
             break;
         }
         let placement = Placement::of(&cpus, plan.regime);
-        place::run_on(&placement.client)?;
+        place::run_on(&placement.others)?;
         let lab = Lab::new(spec, plan, clock, placement);
         let done = lab.and_then(|mut lab| lab.run(interrupt, progress));
         place::run_on(&cpus)?;
@@ -182,7 +183,13 @@ impl<'a> Lab<'a> {
             left_out: plan.left_out.iter().map(ToString::to_string).collect(),
         };
         let scenario = bench::fleet_of(plan.regime, &spec.scenario);
-        let fleet = FleetSpec { binary: spec.binary.clone(), scenario, placement: place, schedule_delay_ms };
+        let stored_bytes = match plan.regime {
+            Regime::Realistic | Regime::Floor | Regime::FloorUnpinned => Limits::default().storage,
+            // Gigabytes a minute: to store them would be the machine's main work.
+            Regime::Saturation => 0,
+        };
+        let binary = spec.binary.clone();
+        let fleet = FleetSpec { binary, scenario, placement: place, schedule_delay_ms, stored_bytes };
         let fleet = Fleet::start(&fleet)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Lab { spec, plan, clock, runtime, fleet, setting, number: 0 })

@@ -1,9 +1,8 @@
 //! Which process runs on which CPUs, and what the machine says about itself.
 //!
-//! Latencies are measured with a CPU of its own for the gateway, where there are two, since what it shares a CPU with decides what a
-//! hop costs. At saturation the load generator shares that CPU, so that it is the bottleneck in every arm: a gateway that waits for
-//! others pays for going to sleep and being woken, and tracing, which gives the others work too, would be blamed for that. A process is
-//! placed before its first thread starts: threads inherit the place, and runtimes count their workers by it.
+//! The gateway gets a CPU of its own where there are two, since what it shares a CPU with decides what a hop costs, and how CPU time is
+//! divided between the processes that take turns on it. A process is placed before its first thread starts: threads inherit the place,
+//! and runtimes count their workers by it.
 
 use std::io;
 use std::path::Path;
@@ -18,9 +17,7 @@ use super::model::{Machine, Regime};
 pub struct Placement {
     /// The gateway's.
     pub gateway: Vec<usize>,
-    /// The load generator's.
-    pub client: Vec<usize>,
-    /// Those of engines and receiver.
+    /// Those of engines, load generator and receiver.
     pub others: Vec<usize>,
 }
 
@@ -31,26 +28,23 @@ impl Placement {
         match regime {
             Regime::FloorUnpinned => Placement::anywhere(cpus),
             Regime::Realistic | Regime::Floor | Regime::Saturation if rest.is_empty() => Placement::anywhere(cpus),
-            Regime::Realistic | Regime::Floor => {
-                Placement { gateway: first.to_vec(), client: rest.to_vec(), others: rest.to_vec() }
+            Regime::Realistic | Regime::Floor | Regime::Saturation => {
+                Placement { gateway: first.to_vec(), others: rest.to_vec() }
             }
-            Regime::Saturation => Placement { gateway: first.to_vec(), client: first.to_vec(), others: rest.to_vec() },
         }
     }
 
     /// Everything on all of `cpus`.
     pub fn anywhere(cpus: &[usize]) -> Placement {
-        Placement { gateway: cpus.to_vec(), client: cpus.to_vec(), others: cpus.to_vec() }
+        Placement { gateway: cpus.to_vec(), others: cpus.to_vec() }
     }
 
     /// In words.
     pub fn describe(&self) -> String {
         let list = |cpus: &[usize]| cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let (gateway, others) = (list(&self.gateway), list(&self.others));
-        if self.gateway != self.others && self.client == self.others {
+        if self.gateway != self.others {
             format!("gateway on CPU {gateway}; engines, client and receiver on CPU {others}")
-        } else if self.gateway != self.others {
-            format!("gateway and client on CPU {gateway}; engines and receiver on CPU {others}")
         } else if self.gateway.len() == 1 {
             format!("everything on CPU {gateway}: there is one")
         } else {
@@ -101,17 +95,16 @@ mod tests {
 
     #[test]
     fn the_gateway_has_a_cpu_of_its_own_where_there_are_two() {
-        let check = |cpus: &[usize], regime, gateway: &[usize], client: &[usize], others: &[usize], words: &str| {
+        let check = |cpus: &[usize], regime, gateway: &[usize], others: &[usize], words: &str| {
             let found = Placement::of(cpus, regime);
-            assert_eq!((&found.gateway[..], &found.client[..], &found.others[..]), (gateway, client, others));
+            assert_eq!((&found.gateway[..], &found.others[..]), (gateway, others));
             assert_eq!(found.describe(), words);
         };
         let apart = "gateway on CPU 2; engines, client and receiver on CPU 3,5";
-        check(&[2, 3, 5], Regime::Floor, &[2], &[3, 5], &[3, 5], apart);
-        let together = "gateway and client on CPU 2; engines and receiver on CPU 3";
-        check(&[2, 3], Regime::Saturation, &[2], &[2], &[3], together);
-        check(&[2, 3], Regime::FloorUnpinned, &[2, 3], &[2, 3], &[2, 3], "not pinned, CPUs 2,3");
-        check(&[7], Regime::Saturation, &[7], &[7], &[7], "everything on CPU 7: there is one");
+        check(&[2, 3, 5], Regime::Floor, &[2], &[3, 5], apart);
+        check(&[2, 3, 5], Regime::Saturation, &[2], &[3, 5], apart);
+        check(&[2, 3], Regime::FloorUnpinned, &[2, 3], &[2, 3], "not pinned, CPUs 2,3");
+        check(&[7], Regime::Saturation, &[7], &[7], "everything on CPU 7: there is one");
     }
 
     #[test]

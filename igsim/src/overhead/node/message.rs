@@ -44,6 +44,8 @@ pub struct Start {
     pub spans_to: String,
     /// The longest time that a span waits for its batch.
     pub schedule_delay_ms: f64,
+    /// Bytes of bodies that the receiver keeps in a file, to decode them after the run.
+    pub stored_bytes: u64,
 }
 
 /// What is recorded from now on.

@@ -71,7 +71,7 @@ fn node(role: Role, runtime: &Runtime, start: Start) -> Result<Box<dyn Node>, St
     Ok(match role {
         Role::Gateway => Box::new(gateway::GatewayNode::start(runtime, start)?),
         Role::Engine => Box::new(engine::EngineNode::start(runtime, start)?),
-        Role::Receiver => Box::new(receiver::ReceiverNode::start(runtime)?),
+        Role::Receiver => Box::new(receiver::ReceiverNode::start(runtime, start.stored_bytes)?),
     })
 }
 

@@ -12,10 +12,10 @@ use crate::overhead::receiver::{Limits, Receiver};
 pub(super) struct ReceiverNode(Receiver);
 
 impl ReceiverNode {
-    pub(super) fn start(runtime: &Runtime) -> Result<ReceiverNode, String> {
+    pub(super) fn start(runtime: &Runtime, storage: u64) -> Result<ReceiverNode, String> {
         let _runtime = runtime.enter();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let receiver = Receiver::start(any, Limits::default());
+        let receiver = Receiver::start(any, Limits { storage, ..Limits::default() });
         receiver.map(ReceiverNode).map_err(|e| format!("cannot listen: {e}"))
     }
 }

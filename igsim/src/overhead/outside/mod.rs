@@ -72,7 +72,7 @@ pub fn run(spec: &OutsideSpec, interrupt: &Interrupt, progress: &mut dyn Progres
     let run = lab::blank(&spec.command, spec.seed, clock);
     let mut outcome = Outcome { run, distributions: Vec::new(), interrupted: false };
     let placement = Placement::of(&cpus, spec.file.regime());
-    place::run_on(&placement.client)?;
+    place::run_on(&placement.others)?;
     let mut plan = plan_of(spec);
     let bench = Bench::new(spec, clock, &placement, interrupt);
     let done = bench.and_then(|mut bench| bench.run(&mut plan, interrupt, progress));

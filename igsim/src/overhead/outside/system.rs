@@ -168,7 +168,7 @@ impl System {
             if spec.file.starts() {
                 place::run_on(&placement.gateway)?;
                 let started = state.program.start();
-                place::run_on(&placement.client)?;
+                place::run_on(&placement.others)?;
                 state.process = Some(started.map_err(|error| state.cannot(error))?);
                 state.await_ready(&spec.file, clock, &|| interrupt.is_raised())?;
             }
@@ -300,6 +300,7 @@ fn start_of(spec: &OutsideSpec, placement: &Placement) -> Start {
         engines: Vec::new(),
         spans_to: String::new(),
         schedule_delay_ms: spec.file.settle.get().as_millis_f64(),
+        stored_bytes: 0,
     }
 }
 

@@ -24,6 +24,7 @@ use super::load::{Lengths, LoadError, LoadSpec, Loader, Pattern};
 use super::model::{Arm, Path, Regime};
 use super::node::child::NodeError;
 use super::place::{self, Placement};
+use super::receiver::Limits;
 use crate::run::interrupt::Interrupt;
 use crate::scenario::Scenario;
 use crate::virtual_time::world::path_of;
@@ -114,6 +115,7 @@ pub fn run(spec: &SoakSpec, interrupt: &Interrupt, tell: &mut dyn FnMut(Glance))
         scenario: scenario.clone(),
         placement: Placement::anywhere(&place::allowed_cpus()?),
         schedule_delay_ms: SCHEDULE_DELAY_MS,
+        stored_bytes: Limits::default().storage,
     })?;
     let loader = Loader::new(clock, load(spec, &scenario, &fleet))?;
     fleet.prepare(&Arm::traced(spec.path, spec.ratio))?;
