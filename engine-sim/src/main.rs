@@ -12,7 +12,7 @@ use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
 use engine_sim::server::{Server, ServerConfig};
 use shared::clock::RunClock;
-use shared::trace::config::{ExporterChoice, Layer, OtlpEncoding};
+use shared::trace::config::{ExporterChoice, Layer};
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 
 /// A vLLM v1 engine emulator: OpenAI-compatible server, vLLM's scheduler and metrics, latencies of a GPU that is not there.
@@ -164,7 +164,7 @@ fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
     let otlp = cli.otlp_traces_endpoint.clone().map(|url| ExporterChoice::Otlp {
         url: Some(url),
         protocol: None,
-        encoding: OtlpEncoding::Sdk,
+        encoding: None,
     });
     let file = cli.trace_file.clone().map(ExporterChoice::File);
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();

@@ -12,7 +12,7 @@ use gateway::server::{Backend, Server, Stats};
 use shared::clock::RunClock;
 use shared::rng::Seed;
 use shared::time::Dur;
-use shared::trace::config::{ExporterChoice, Layer, OtlpEncoding};
+use shared::trace::config::{ExporterChoice, Layer};
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 use tracing_subscriber::EnvFilter;
 
@@ -116,11 +116,7 @@ fn max_open(config: &GatewayConfig) -> Dur {
 }
 
 fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
-    let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp {
-        url: Some(url),
-        protocol: None,
-        encoding: OtlpEncoding::Sdk,
-    });
+    let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None, encoding: None });
     let file = options.trace_file.clone().map(ExporterChoice::File);
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
     let layer = Layer {

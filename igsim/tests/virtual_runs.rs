@@ -157,7 +157,7 @@ fn every_scenario_runs_in_virtual_time_without_findings() {
         "bursty" | "multi-turn" => "duration=30s",
         "overload" => "duration=10s",
         "parity" => "requests=40",
-        "quickstart" => "requests=200",
+        "quickstart" | "overhead" => "requests=200",
         "shared-prefix" => "requests=150",
         "replay-azure" => "trace.path=azure.csv",
         "replay-mooncake" => "trace.path=mooncake.jsonl",

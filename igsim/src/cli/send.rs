@@ -45,7 +45,7 @@ fn all_accepted(stats: &ExporterStats, spans: u64) -> Result<(), Failure> {
 
 /// The endpoint at `url`, with what the environment says about it.
 fn endpoint(url: &str) -> Result<OtlpConfig, Failure> {
-    let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None, encoding: OtlpEncoding::Sdk };
+    let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None, encoding: Some(OtlpEncoding::Sdk) };
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let env = |key: &str| std::env::var(key).ok();
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &env).map_err(Failure::input)?;

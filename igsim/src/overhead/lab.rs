@@ -16,6 +16,7 @@ use super::model::{Arm, Block, Regime, Run, Setting};
 use super::node::child::NodeError;
 use super::place::{self, Placement};
 use super::plan::RegimePlan;
+use super::probe::{MAX_SLOWDOWN, Probe};
 use super::receiver::Limits;
 use crate::run::interrupt::Interrupt;
 use crate::scenario::Scenario;
@@ -113,7 +114,7 @@ pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -
         let placement = Placement::of(&cpus, plan.regime);
         place::run_on(&placement.others)?;
         let lab = Lab::new(spec, plan, clock, placement);
-        let done = lab.and_then(|mut lab| lab.run(interrupt, progress));
+        let done = lab.and_then(|mut lab| lab.run(interrupt, Probe::new(cpus.clone()), progress));
         place::run_on(&cpus)?;
         done?.add_to(&mut outcome, plan);
     }
@@ -152,17 +153,21 @@ pub(super) struct Done {
     pub(super) interrupted: bool,
 }
 
-/// A block during which the hypervisor took next to nothing, if there is one to be had; nothing if the user wants the end.
+/// A block during which the hypervisor took next to nothing and no CPU was slow, if there is one to be had; nothing if the user
+/// wants the end.
 pub(super) fn undisturbed<E>(
     interrupt: &Interrupt,
+    probe: &mut Probe,
     mut measure: impl FnMut() -> Result<Measured, E>,
 ) -> Result<Option<Measured>, E> {
     for repeated in 0.. {
         if interrupt.is_raised() {
             break;
         }
+        let before = probe.slowdown();
         let mut measured = measure()?;
-        if measured.block.steal <= MAX_STEAL || repeated == MAX_REPEATS {
+        let slow = before.max(probe.slowdown()) > MAX_SLOWDOWN;
+        if (measured.block.steal <= MAX_STEAL && !slow) || repeated == MAX_REPEATS {
             measured.block.repeated = repeated;
             return Ok(Some(measured));
         }
@@ -195,7 +200,7 @@ impl<'a> Lab<'a> {
         Ok(Lab { spec, plan, clock, runtime, fleet, setting, number: 0 })
     }
 
-    fn run(&mut self, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Done, LabError> {
+    fn run(&mut self, interrupt: &Interrupt, mut probe: Probe, progress: &mut dyn Progress) -> Result<Done, LabError> {
         let Lab { spec, plan, clock, .. } = *self;
         self.fleet.prepare(&Arm::Off)?;
         let tuned = bench::tune(plan.regime, &self.fleet, &spec.scenario, clock, plan.block, spec.requests);
@@ -216,7 +221,7 @@ impl<'a> Lab<'a> {
         for (place, (round, arm)) in order.into_iter().enumerate() {
             let last = place + 1 == blocks;
             let place = Place { regime: plan.regime, round, place: place as u32, arm, number: 0 };
-            let Some(measured) = undisturbed(interrupt, || self.measure(&loader, place.clone()))? else {
+            let Some(measured) = undisturbed(interrupt, &mut probe, || self.measure(&loader, place.clone()))? else {
                 done.interrupted = true;
                 break;
             };

@@ -19,6 +19,7 @@ pub mod outside;
 pub mod place;
 pub mod plan;
 pub mod predict;
+pub mod probe;
 pub mod receiver;
 pub mod record;
 pub mod soak;

@@ -276,7 +276,7 @@ pub struct Block {
     pub seconds: f64,
     /// Share of the machine's CPU time that the hypervisor took meanwhile.
     pub steal: f64,
-    /// How often the block was repeated because of steal time.
+    /// How often the block was repeated because of steal time or a CPU that was slower than usual.
     pub repeated: u32,
     /// From the intended send time to the last byte.
     pub e2e: Summary,

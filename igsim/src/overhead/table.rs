@@ -46,7 +46,7 @@ fn header(out: &mut String, regime: &RegimeAnalysis, setting: &Setting) -> fmt::
     let delay = digits(setting.schedule_delay_ms);
     write!(
         out,
-        "  spans wait at most {delay} ms for their batch; {} blocks repeated because of steal time",
+        "  spans wait at most {delay} ms for their batch; {} blocks repeated because of a disturbed machine",
         regime.repeated
     )?;
     if !setting.left_out.is_empty() {
@@ -356,7 +356,7 @@ mod tests {
         igsim overhead --quick
 
         FLOOR  20 rounds, 1,000 requests a block; one request at a time, 2000 per second; gateway on CPU 0, the rest on CPU 1
-          spans wait at most 50.0 ms for their batch; 0 blocks repeated because of steal time; left out: direct 1.0
+          spans wait at most 50.0 ms for their batch; 0 blocks repeated because of a disturbed machine; left out: direct 1.0
           % over off, 95 % interval  e2e p50                        e2e mean
           off                        104 us                         114 us
           off'                       ~-0.1 [-0.6, +0.5]             ~-0.1 [-0.6, +0.5]

@@ -48,9 +48,9 @@ pub fn resolve(
         let choices = options.otlp.iter().map(|url| ExporterChoice::Otlp {
             url: Some(url.clone()),
             protocol: None,
-            encoding: OtlpEncoding::Sdk,
+            encoding: None,
         });
-        let only = Layer { exporters: Some(choices.collect()), ..Layer::default() };
+        let only = Layer { exporters: Some(choices.collect()), recorder: Some(config.recorder), ..Layer::default() };
         let (more, _) = TelemetryConfig::resolve(&only, &Layer::default(), env)?;
         config.exporters.extend(more.exporters);
     }
@@ -94,7 +94,11 @@ fn choice(exporter: &Exporter) -> Option<ExporterChoice> {
                 scenario::OtlpProtocol::Grpc => OtlpProtocol::Grpc,
                 scenario::OtlpProtocol::HttpProtobuf => OtlpProtocol::HttpProtobuf,
             });
-            Some(ExporterChoice::Otlp { url: Some(otlp.url.clone()), protocol, encoding: OtlpEncoding::Sdk })
+            let encoding = otlp.encoding.map(|e| match e {
+                scenario::OtlpEncoding::Sdk => OtlpEncoding::Sdk,
+                scenario::OtlpEncoding::Direct => OtlpEncoding::Direct,
+            });
+            Some(ExporterChoice::Otlp { url: Some(otlp.url.clone()), protocol, encoding })
         }
     }
 }

@@ -166,6 +166,19 @@ pub struct Otlp {
     /// The protocol; by the port when absent: 4317 is gRPC, everything else HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<OtlpProtocol>,
+    /// What encodes the spans: `direct` from the record where there are records, `sdk` under the eager recorder, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<OtlpEncoding>,
+}
+
+/// What turns spans into OTLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpEncoding {
+    /// opentelemetry-otlp.
+    Sdk,
+    /// Straight from the record; not with the eager recorder.
+    Direct,
 }
 
 /// How OTLP is spoken.

@@ -192,8 +192,8 @@ pub enum ExporterChoice {
         url: Option<String>,
         /// The protocol; `None` takes `OTEL_EXPORTER_OTLP_PROTOCOL`, else derives it from the port.
         protocol: Option<OtlpProtocol>,
-        /// What encodes the spans.
-        encoding: OtlpEncoding,
+        /// What encodes the spans; `None` takes the cheapest that the recorder has: direct for records, the SDK's for its own spans.
+        encoding: Option<OtlpEncoding>,
     },
     /// A file of OTLP JSON lines.
     File(PathBuf),
@@ -232,13 +232,15 @@ impl TelemetryConfig {
         let defaults = TelemetryConfig::default();
         let export_timeout = env.export_timeout.unwrap_or(defaults.export_timeout);
         let choices = layers.iter().find_map(|l| l.exporters.clone()).or_else(|| env.exporters.clone());
-        let exporters = choices.unwrap_or_default().into_iter().map(|c| exporter(c, &env)).collect::<Result<_, _>>()?;
+        let recorder = layers.iter().find_map(|l| l.recorder).unwrap_or(defaults.recorder);
+        let exporters = choices.unwrap_or_default().into_iter().map(|c| exporter(c, recorder, &env));
+        let exporters = exporters.collect::<Result<_, _>>()?;
         let max_queue = env.max_queue.unwrap_or(defaults.max_queue);
         let config = TelemetryConfig {
             disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
             sampler: sampler(&layers, &env)?,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
-            recorder: layers.iter().find_map(|l| l.recorder).unwrap_or(defaults.recorder),
+            recorder,
             exporters,
             schedule_delay: first(|l| l.schedule_delay).or(env.schedule_delay).unwrap_or(defaults.schedule_delay),
             max_batch: env.max_batch.unwrap_or(defaults.max_batch).min(max_queue),
@@ -288,7 +290,7 @@ fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {
     }
 }
 
-fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, ConfigError> {
+fn exporter(choice: ExporterChoice, recorder: RecorderKind, env: &EnvLayer) -> Result<ExporterConfig, ConfigError> {
     Ok(match choice {
         ExporterChoice::File(path) => ExporterConfig::File(path),
         ExporterChoice::Console(target) => ExporterConfig::Console(target),
@@ -298,6 +300,10 @@ fn exporter(choice: ExporterChoice, env: &EnvLayer) -> Result<ExporterConfig, Co
                 Some(url) => env.otlp.complete(otlp_endpoint(&url, env.otlp.protocol(protocol))?),
                 None => env.otlp.resolve(protocol),
             };
+            let encoding = encoding.unwrap_or(match recorder {
+                RecorderKind::Deferred => OtlpEncoding::Direct,
+                RecorderKind::Eager => OtlpEncoding::Sdk,
+            });
             ExporterConfig::Otlp(OtlpConfig { encoding, ..otlp })
         }
     })

@@ -182,7 +182,7 @@ impl Vars<'_> {
 }
 
 fn exporters(vars: &mut Vars<'_>, endpoint_given: bool) -> Option<Vec<ExporterChoice>> {
-    let otlp = || ExporterChoice::Otlp { url: None, protocol: None, encoding: OtlpEncoding::Sdk };
+    let otlp = || ExporterChoice::Otlp { url: None, protocol: None, encoding: None };
     let Some(list) = vars.get("OTEL_TRACES_EXPORTER") else {
         return endpoint_given.then(|| vec![otlp()]);
     };

@@ -61,8 +61,8 @@ within their regime. The noise floor is the largest overhead, of either sign, in
 against off: whatever is nearer to 0 is below noise floor.</p>
 <h2>Threats to validity</h2>
 <p>Gateway, engines, client and receiver share one machine, so caches, memory bandwidth and CPUs do too; throughput is
-that of the whole box. On a virtual machine other guests are noise: blocks with more than 1 % of steal time were
-repeated. Engines are simulated. Placement decides the denominator of latencies that a gateway alone makes. Peak
+that of the whole box. On a virtual machine other guests are noise: blocks with more than 1 % of steal time, or on
+CPUs slower than usual, were repeated. Engines are simulated. Placement decides the denominator of latencies that a gateway alone makes. Peak
 memory is that of the run so far and cannot be told apart by arm. At ratio 0.1 a median shows only requests whose
 trace is not kept: those with and without are given apart. Intervals speak of this machine and this load and not of
 others.</p>
@@ -143,7 +143,7 @@ fn settings(out: &mut String, regime: &RegimeAnalysis, setting: &Setting) -> fmt
     }
     writeln!(
         out,
-        r#"<p class="faint">{}, {} requests a block; {}; {}. Spans wait at most {} ms for their batch. {} blocks repeated because of steal time.{left_out}</p>"#,
+        r#"<p class="faint">{}, {} requests a block; {}; {}. Spans wait at most {} ms for their batch. {} blocks repeated because of a disturbed machine.{left_out}</p>"#,
         format::rounds(regime.rounds),
         thousands(setting.requests),
         escape(&setting.load),

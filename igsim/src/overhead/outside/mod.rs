@@ -23,6 +23,7 @@ use super::model::{Arm, Regime, Setting};
 use super::node::child::NodeError;
 use super::place::{self, Placement};
 use super::plan::{self, RegimePlan};
+use super::probe::Probe;
 use crate::run::interrupt::Interrupt;
 use crate::scenario::Scenario;
 use file::OutsideFile;
@@ -75,7 +76,7 @@ pub fn run(spec: &OutsideSpec, interrupt: &Interrupt, progress: &mut dyn Progres
     place::run_on(&placement.others)?;
     let mut plan = plan_of(spec);
     let bench = Bench::new(spec, clock, &placement, interrupt);
-    let done = bench.and_then(|mut bench| bench.run(&mut plan, interrupt, progress));
+    let done = bench.and_then(|mut bench| bench.run(&mut plan, interrupt, Probe::new(cpus.clone()), progress));
     place::run_on(&cpus)?;
     done?.add_to(&mut outcome, &plan);
     Ok(outcome)
@@ -124,6 +125,7 @@ impl<'a> Bench<'a> {
         &mut self,
         plan: &mut RegimePlan,
         interrupt: &Interrupt,
+        mut probe: Probe,
         progress: &mut dyn Progress,
     ) -> Result<Done, OutsideError> {
         let arms: Vec<Arm> = self.spec.file.arms.iter().map(file::OutsideArm::arm).collect();
@@ -143,7 +145,7 @@ impl<'a> Bench<'a> {
         let blocks = order.len();
         for (place, (round, arm)) in order.into_iter().enumerate() {
             let place = Place { regime: plan.regime, round, place: place as u32, arm, number: 0 };
-            let Some(measured) = lab::undisturbed(interrupt, || self.measure(&place))? else {
+            let Some(measured) = lab::undisturbed(interrupt, &mut probe, || self.measure(&place))? else {
                 done.interrupted = true;
                 break;
             };
