@@ -139,8 +139,9 @@ fn a_small_run_accounts_for_every_request_and_span() {
     let out = dir.path().join("run");
     let (out_text, arms) = (out.to_str().unwrap(), "off',deferred:0,deferred:0.5,deferred:1.0,eager:0.5");
     let args = ["overhead", "--rounds", "2", "--requests", "20", "--arms", arms, "--target", "900%", "--out", out_text];
-    let (code, stdout, stderr) = run(&args);
-    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let (verdict, stdout, stderr) = run(&args);
+    // So few blocks may say anything: 1 is as good as 0.
+    assert!(matches!(verdict, Some(0 | 1)), "{stdout}{stderr}");
     let recorded = record::read(&out).unwrap();
     check(&recorded, 20, 2, 5);
     for name in ["report.json", "report.html"] {
@@ -149,7 +150,7 @@ fn a_small_run_accounts_for_every_request_and_span() {
     assert!(stdout.contains("deferred 0.5"), "{stdout}");
     // The blocks say the same when they are read again.
     let (code, again, _) = run(&["overhead", "report", out_text, "--target", "900%"]);
-    assert_eq!((code, again), (Some(0), stdout));
+    assert_eq!((code, again), (verdict, stdout));
     let (code, _, stderr) = run(&args);
     assert_eq!(code, Some(2), "a folder with results is left alone: {stderr}");
 }
