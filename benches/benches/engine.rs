@@ -7,7 +7,7 @@ use engine_sim::core::config::{CacheConfig, EngineConfig};
 use engine_sim::core::hasher::prepare_prompt;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::scheduler::{Scheduler, SchedulerParams};
-use engine_sim::core::sequence::{NewSequence, SamplingParams};
+use engine_sim::core::sequence::{NewSequence, Remote, SamplingParams};
 use shared::block_hash::ExtraKeys;
 use shared::tokens::{ContentId, TokenId};
 
@@ -30,7 +30,7 @@ fn sequence(config: &EngineConfig, tag: u64) -> NewSequence {
         arrival: tag,
         tie: tag,
         lora: None,
-        remote_tokens: None,
+        remote: Remote::None,
     }
 }
 

@@ -154,6 +154,7 @@ fn engine_facts(sink: &Arc<dyn Sink>, tokens: &[TokenId]) -> (Vec<(Time, EngineF
         arrival: Time::ZERO,
         content: ContentId(7),
         lora: None,
+        kv: None,
         trail: trail.clone(),
     };
     let mut engine = Engine::new(config, profile);

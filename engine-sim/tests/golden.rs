@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use engine_sim::core::config::{HashAlgo, Policy};
 use engine_sim::core::hasher::BlockHasher;
 use engine_sim::core::kv_cache::KvEvent;
+use engine_sim::core::kv_transfer::LoadId;
 use engine_sim::core::scheduler::{Batch, Origin, Scheduler, SchedulerParams, TokenOut};
-use engine_sim::core::sequence::{NewSequence, SamplingParams, SeqIx};
+use engine_sim::core::sequence::{NewSequence, Remote, SamplingParams, SeqIx};
 use serde_json::{Value, json};
 use shared::block_hash::{BlockKey, ExtraKeys};
 use shared::tokens::TokenId;
@@ -124,6 +125,7 @@ struct Request {
     tokens: Vec<TokenId>,
     lora: Option<String>,
     ix: Option<SeqIx>,
+    load: Option<LoadId>,
 }
 
 struct Player {
@@ -180,6 +182,7 @@ impl Player {
             tokens: spec["prompt_token_ids"].as_array().unwrap().iter().map(|t| TokenId(number(t))).collect(),
             lora: spec["lora"].as_str().map(str::to_owned),
             ix: None,
+            load: None,
         });
         Player {
             requests: requests.collect(),
@@ -239,7 +242,7 @@ impl Player {
             arrival: (r.spec["arrival_time"].as_f64().unwrap() * 1e6) as u64,
             tie: ids.iter().position(|other| *other == r.id).unwrap() as u64,
             lora: r.lora.as_deref().map(|l| loras.iter().position(|other| *other == l).unwrap() as u32),
-            remote_tokens: self.remote_tokens,
+            remote: self.remote_tokens.map_or(Remote::None, Remote::Beyond),
         };
         self.requests[at].ix = Some(self.scheduler.add(new));
     }
@@ -269,6 +272,9 @@ impl Player {
     fn compare_batch(&mut self, step: u64, expected: &Value) -> Result<u64, String> {
         let batch = self.scheduler.schedule();
         let (described, total) = (describe_batch(batch), batch.total_tokens());
+        for start in &batch.loads {
+            self.requests[start.tag as usize].load = Some(start.load);
+        }
         let (mut scheduled, mut new, mut cached) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for d in &described.entries {
             let blocks = self.scheduler.blocks(d.ix);
@@ -324,8 +330,8 @@ impl Player {
         same(step, "outputs", &expected["outputs"], &json!(found))?;
         for id in expected["finished_recving"].as_array().unwrap() {
             let at = self.index(id.as_str().unwrap());
-            let ix = self.requests[at].ix.expect("loaded after it was added");
-            self.scheduler.load_arrived(ix, at as u64);
+            let load = self.requests[at].load.take().expect("its load was started");
+            self.scheduler.load_arrived(load);
         }
         self.compare_events(step, expected)?;
         self.compare_stats(step, &expected["stats"])

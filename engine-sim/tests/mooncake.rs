@@ -60,6 +60,7 @@ fn the_whole_trace_ends() {
                 arrival,
                 content: ContentId(key as u64 ^ 0xFEED_0000_0000),
                 lora: None,
+                kv: None,
                 trail: Trail::off(),
             };
             let prepared = clock.now();

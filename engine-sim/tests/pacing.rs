@@ -39,6 +39,7 @@ fn request(key: u64, prompt: u32, max_tokens: u32, arrival: Time) -> Box<NewRequ
         arrival,
         content: ContentId(key),
         lora: None,
+        kv: None,
         trail: Trail::off(),
     })
 }

@@ -61,6 +61,7 @@ fn simulate(profile: LatencyProfile, row: &Row) -> (f64, f64) {
             arrival,
             content: ContentId(key),
             lora: None,
+            kv: None,
             trail: Trail::off(),
         }
     };

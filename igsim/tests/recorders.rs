@@ -302,6 +302,7 @@ fn preempted_and_aborted(recorder: RecorderKind) -> String {
             arrival: at,
             content: ContentId(100 + key),
             lora: None,
+            kv: None,
             trail: trail.clone(),
         };
         trails.push(trail);

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use shared::config::ConfigProblem;
 
+use crate::core::kv_transfer::KvTransferConfig;
 use crate::core::latency::LatencyProfile;
 
 /// One engine: its scheduler, its KV cache and the model whose latency it imitates.
@@ -27,6 +28,9 @@ pub struct EngineConfig {
     pub max_loras: Option<u32>,
     /// Whether the engine reports blocks stored and removed, as with `--kv-events-config`.
     pub enable_kv_cache_events: bool,
+    /// The KV connector, as with `--kv-transfer-config`: prefill in one engine, decode in another. None when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_transfer: Option<KvTransferConfig>,
 }
 
 /// The scheduler's knobs (`vllm/config/scheduler.py`).
@@ -99,6 +103,7 @@ impl Default for EngineConfig {
             max_num_queued_reqs: None,
             max_loras: None,
             enable_kv_cache_events: false,
+            kv_transfer: None,
         }
     }
 }
@@ -159,6 +164,7 @@ impl EngineConfig {
         if let Some(loras) = self.max_loras {
             check.range("max_loras", loras, 1, 4096);
         }
+        check.0.extend(self.kv_transfer.iter().flat_map(KvTransferConfig::validate));
         check.0
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 
+use crate::core::kv_transfer::{LinkKind, Peer, Transfer, TransferError};
 use crate::core::sequence::FinishReason;
 
 /// A fact about one request; the time it is noted at is given with each variant.
@@ -82,8 +83,36 @@ pub enum EngineFact {
     DecodeTimes(TokenTimes),
     /// Core, at the start of the scheduling pass that preempted the request.
     Preempted,
+    /// Core, when a read of the prompt's blocks from another engine is asked for.
+    PullStarted {
+        /// Who has them.
+        peer: Arc<Peer>,
+        /// How many.
+        blocks: u32,
+        /// What lies between the engines.
+        link: LinkKind,
+    },
+    /// Core, when that ended.
+    PullEnded(Result<Pulled, TransferError>),
     /// Core, when the last token is handed to the stream.
     Finished(FinishFact),
+}
+
+/// What a read of blocks moved.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulled {
+    /// Bytes of all ranks.
+    pub bytes: u64,
+    /// Descriptors of all ranks.
+    pub descriptors: u64,
+    /// Bytes per second.
+    pub bandwidth: f64,
+}
+
+impl From<&Transfer> for Pulled {
+    fn from(t: &Transfer) -> Pulled {
+        Pulled { bytes: t.bytes(), descriptors: t.descriptors(), bandwidth: t.bandwidth() }
+    }
 }
 
 /// What a request asks an engine for.

@@ -29,11 +29,11 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    fn new(unit: Unit, bounds: Vec<u64>) -> Histogram {
+    pub(crate) fn new(unit: Unit, bounds: Vec<u64>) -> Histogram {
         Histogram { unit, counts: vec![0; bounds.len() + 1], bounds, sum: 0 }
     }
 
-    fn times(seconds: &[f64]) -> Histogram {
+    pub(crate) fn times(seconds: &[f64]) -> Histogram {
         Histogram::new(Unit::Time, seconds.iter().map(|&s| Dur::from_secs_f64(s).as_nanos()).collect())
     }
 
@@ -60,8 +60,12 @@ impl Histogram {
 pub struct EngineMetrics {
     /// Prompt tokens of requests whose prefill is finished.
     pub prompt_tokens: u64,
-    /// Of these, found in the prefix cache.
+    /// Of these, found in the prefix cache or loaded from another engine.
     pub prompt_tokens_cached: u64,
+    /// Prompt tokens loaded from another engine, those computed again included.
+    pub prompt_tokens_external: u64,
+    /// Prompt tokens that were here, but computed again because something has to be sampled from.
+    pub prompt_tokens_recomputed: u64,
     /// Output tokens.
     pub generation_tokens: u64,
     /// Tokens looked up in the prefix cache, at first admissions.
@@ -127,6 +131,8 @@ impl EngineMetrics {
         EngineMetrics {
             prompt_tokens: 0,
             prompt_tokens_cached: 0,
+            prompt_tokens_external: 0,
+            prompt_tokens_recomputed: 0,
             generation_tokens: 0,
             prefix_cache_queries: 0,
             prefix_cache_hits: 0,

@@ -7,6 +7,7 @@ use shared::tokens::TokenId;
 
 use crate::core::block_pool::BlockIx;
 use crate::core::hasher::BlockHasher;
+use crate::core::kv_transfer::LoadId;
 
 /// Slot of a request in the slab; reused after the request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,8 +51,23 @@ pub struct NewSequence {
     pub tie: u64,
     /// The LoRA adapter, by number.
     pub lora: Option<u32>,
-    /// Tokens beyond the local hit that another engine holds: loaded asynchronously at every lookup.
-    pub remote_tokens: Option<u32>,
+    /// What it has to do with other engines.
+    pub remote: Remote,
+}
+
+/// What a request has to do with other engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remote {
+    /// Nothing.
+    #[default]
+    None,
+    /// Another engine holds so many tokens beyond any local hit; they are loaded asynchronously at every lookup. vLLM's mock
+    /// connector, which its recordings were made with.
+    Beyond(u32),
+    /// Another engine holds the first so many tokens of the prompt; those beyond the local hit are loaded asynchronously, once.
+    Prompt(u32),
+    /// Another engine will read its blocks: they are kept when it ends with `stop` or `length`.
+    Keep,
 }
 
 /// Where a request is.
@@ -125,6 +141,9 @@ pub(crate) struct Sequence {
     pub(crate) blocks: Vec<BlockIx>,
     /// Leading blocks that are registered under their keys.
     pub(crate) registered: u32,
+    /// The newest load of remote blocks, and the tokens found here before it.
+    pub(crate) load: LoadId,
+    pub(crate) local_tokens: u32,
     /// Number of the last step that scheduled it.
     pub(crate) last_step: u64,
 }
@@ -194,6 +213,8 @@ impl Slab {
             reserving: false,
             blocks,
             registered: 0,
+            load: LoadId(0),
+            local_tokens: 0,
             last_step: 0,
         };
         if let Some(ix) = self.vacant.pop() {

@@ -234,6 +234,7 @@ fn engine_request(
         arrival,
         content: accepted.content,
         lora: None,
+        kv: None,
         trail: trail.clone(),
     })
 }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
+use crate::core::kv_transfer::{Kept, KvInput, KvOutput};
 use crate::core::sequence::FinishReason;
 
 /// A step this late counts against the run.
@@ -55,6 +56,8 @@ pub enum Delivery {
         reason: FinishReason,
         /// What happened to the request.
         stats: Box<RequestStats>,
+        /// The blocks kept for another engine.
+        kept: Option<Box<Kept>>,
     },
     /// The request was not taken.
     Rejected(RejectReason),
@@ -121,6 +124,8 @@ struct Cell {
     engine: Engine,
     /// Who waits for a request. Iterated never, so its order shows nowhere.
     open: HashMap<RequestKey, Listener>,
+    /// Where what the engine tells other engines goes.
+    peers: Option<UnboundedSender<KvOutput>>,
 }
 
 #[derive(Debug)]
@@ -132,6 +137,21 @@ enum Listener {
 }
 
 impl Cell {
+    fn new(engine: Engine) -> Cell {
+        Cell { engine, open: HashMap::new(), peers: None }
+    }
+
+    /// Sends on what the engine told other engines. Bounded by its requests, its leases and its peers.
+    fn tell_peers(&mut self, said: &mut Vec<KvOutput>) {
+        self.engine.drain_kv(said);
+        for output in said.drain(..) {
+            if let Some(peers) = &self.peers {
+                // A receiver that is gone is a server that stopped.
+                let _ = peers.send(output);
+            }
+        }
+    }
+
     fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
         let last = match &delivery {
             Delivery::Taken | Delivery::Tokens(_) => false,
@@ -164,6 +184,7 @@ struct Item {
 enum Command {
     Add(Box<NewRequest>, UnboundedSender<Delivery>),
     Abort(RequestKey, Trail<EngineFact>),
+    Hear(Box<KvInput>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -176,7 +197,7 @@ impl Pacer {
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(clock: RunClock, engines: Vec<Engine>) -> std::io::Result<Pacer> {
-        let cells = engines.into_iter().map(|engine| Mutex::new(Cell { engine, open: HashMap::new() })).collect();
+        let cells = engines.into_iter().map(|engine| Mutex::new(Cell::new(engine))).collect();
         let inner = Arc::new(Inner {
             clock,
             engines: cells,
@@ -226,6 +247,18 @@ impl EngineHandle {
     /// Aborts a request: its blocks are freed and its record is closed.
     pub fn abort(&self, at: Time, key: RequestKey, trail: Trail<EngineFact>) {
         self.send(at, Command::Abort(key, trail));
+    }
+
+    /// Hands over word from another engine, stamped with its time of receipt.
+    pub fn hear(&self, at: Time, input: KvInput) {
+        self.send(at, Command::Hear(Box::new(input)));
+    }
+
+    /// What the engine tells other engines from now on. A second call takes over from the first.
+    pub fn listen(&self) -> UnboundedReceiver<KvOutput> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        lock(&self.inner.engines[self.index]).peers = Some(sender);
+        receiver
     }
 
     /// Looks at the engine between two steps.
@@ -286,7 +319,7 @@ impl Inner {
         // Without this the kernel adds 50 us of slack. Where it is refused the run is as late as it is, and says so.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let _epilogue = Epilogue(self);
-        let (mut items, mut out) = (Vec::new(), Vec::new());
+        let (mut items, mut out, mut said) = (Vec::new(), Vec::new(), Vec::new());
         while self.wait(&mut items) {
             items.sort_by_key(|item: &Item| (item.engine, item.at));
             let mut rest = items.drain(..).peekable();
@@ -298,6 +331,7 @@ impl Inner {
                 let now = self.clock.now();
                 self.due(&mut cell.engine, now, &mut out);
                 deliver(&mut cell, &mut out);
+                cell.tell_peers(&mut said);
             }
         }
     }
@@ -335,6 +369,9 @@ impl Inner {
                 deliver(cell, out);
                 // A request that was refused or is complete already has been told so.
                 cell.send(key, item.at, Delivery::Taken);
+            }
+            Command::Hear(input) => {
+                merge(&mut cell.engine, item.at, Input::Kv(input), out);
             }
             Command::Abort(key, trail) => match cell.open.get_mut(&key) {
                 Some(listener) => {
@@ -382,8 +419,8 @@ fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
                 }
                 Delivery::Tokens(std::mem::take(&mut tokens))
             }
-            Output::Finished { reason, stats, .. } => {
-                Delivery::Finished { tokens: std::mem::take(&mut tokens), reason, stats }
+            Output::Finished { reason, stats, kept, .. } => {
+                Delivery::Finished { tokens: std::mem::take(&mut tokens), reason, stats, kept }
             }
             Output::Rejected { reason, .. } => Delivery::Rejected(reason),
         };

@@ -357,6 +357,7 @@ impl<'a> World<'a> {
             arrival: flight.body_read,
             content: flight.content,
             lora: None,
+            kv: None,
             trail: flight.engine_trail.clone(),
         };
         if flight.plan.streaming {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::Time;
+use crate::trace::context::TraceContext;
 use crate::trace::eager::EagerSlot;
 use crate::trace::fold::{self, Fold, Form};
 use crate::trace::otlp_bytes::Encoder;
@@ -299,6 +300,19 @@ impl<F: Fact> Trail<F> {
             Recorder::Off => None,
             Recorder::Deferred(slot) => slot.lock().as_ref().map(|r| (r.head.trace_id, r.head.span_id)),
             Recorder::Eager(slot) => slot.ids(),
+        }
+    }
+
+    /// What a call made for this request carries, but for the span: the outermost one stands in its place. `None` if the request
+    /// is not recorded, or closed.
+    pub fn context(&self) -> Option<TraceContext> {
+        let of = |trace_id, span_id, tracestate| TraceContext { trace_id, span_id, sampled: true, random: false, tracestate };
+        match &self.0 {
+            Recorder::Off => None,
+            Recorder::Deferred(slot) => {
+                slot.lock().as_ref().map(|r| of(r.head.trace_id, r.head.span_id, r.head.tracestate.clone()))
+            }
+            Recorder::Eager(slot) => slot.ids().filter(|_| slot.is_recording()).map(|(t, s)| of(t, s, None)),
         }
     }
 

@@ -6,6 +6,7 @@ use shared::trace::Trail;
 
 use crate::core::facts::EngineFact;
 use crate::core::hasher::PreparedPrompt;
+use crate::core::kv_transfer::{Kept, KvAsk, KvInput};
 use crate::core::sequence::{FinishReason, SamplingParams};
 
 /// A request's name between driver and engine; chosen by the driver, unique while the request is open.
@@ -29,6 +30,8 @@ pub struct NewRequest {
     pub content: ContentId,
     /// The LoRA adapter, by number.
     pub lora: Option<u32>,
+    /// What it asks of the KV connector; ignored without one.
+    pub kv: Option<KvAsk>,
     /// The request's record. The engine notes facts; the driver finishes it.
     pub trail: Trail<EngineFact>,
 }
@@ -40,6 +43,8 @@ pub enum Input {
     Add(Box<NewRequest>),
     /// The caller of a request went away.
     Abort(RequestKey),
+    /// Word from another engine; ignored without a KV connector.
+    Kv(Box<KvInput>),
 }
 
 /// Something an engine hands over. Each request ends with exactly one `Finished` or `Rejected`.
@@ -64,6 +69,8 @@ pub enum Output {
         reason: FinishReason,
         /// What happened to it. Boxed: tokens outnumber ends by hundreds to one.
         stats: Box<RequestStats>,
+        /// The blocks kept for another engine, if it asked for that and ended with `stop` or `length`.
+        kept: Option<Box<Kept>>,
     },
     /// The request was not taken.
     Rejected {
@@ -141,8 +148,12 @@ pub struct RequestStats {
     pub last_token: Option<Time>,
     /// Length of the prompt.
     pub prompt_tokens: u32,
-    /// Prompt tokens found in the prefix cache at the first admission.
+    /// Prompt tokens found in the prefix cache, or loaded from another engine, at the first admission.
     pub cached_tokens: u32,
+    /// Prompt tokens loaded from another engine.
+    pub external_tokens: u32,
+    /// Of those that were there, computed again because something has to be sampled from: one, if the whole prompt was there.
+    pub recomputed_tokens: u32,
     /// Preemptions.
     pub preemptions: u32,
     /// Length of the output.
@@ -158,6 +169,8 @@ impl RequestStats {
             last_token: None,
             prompt_tokens,
             cached_tokens: 0,
+            external_tokens: 0,
+            recomputed_tokens: 0,
             preemptions: 0,
             output_tokens: 0,
         }

@@ -9,6 +9,7 @@
 
 mod api;
 mod notes;
+mod remote;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -22,6 +23,7 @@ use shared::trace::Trail;
 use crate::core::config::EngineConfig;
 use crate::core::facts::EngineFact;
 use crate::core::kv_cache::KvEvent;
+use crate::core::kv_transfer::Connector;
 use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
 use crate::core::scheduler::{Batch, Entry, Scheduler, SchedulerParams, TokenOut};
@@ -52,6 +54,11 @@ pub struct Engine {
     /// Requests taken so far: the last tie-break of the priority queue.
     taken: u64,
     metrics: EngineMetrics,
+    /// Whether the last schedule changed nothing: neither will the next one, unless something else does first.
+    quiet: bool,
+    /// The KV connector, and loads that ended and that no completed step has seen.
+    kv: Option<Connector>,
+    received: Vec<remote::Received>,
 }
 
 /// What the core does next.
@@ -70,6 +77,8 @@ enum Plan {
 struct Flight {
     launch: Time,
     ready: Time,
+    /// Whether no request is in it: it reports ends, or looks for loads that have arrived.
+    empty: bool,
 }
 
 /// A run of decode steps of one composition: their ends are floors of one sum, not sums of floors.
@@ -93,6 +102,7 @@ struct Open {
     stats: RequestStats,
     /// When the newest token was handed to the stream.
     handed: Time,
+    kv: remote::OpenKv,
 }
 
 impl Engine {
@@ -102,6 +112,7 @@ impl Engine {
         // A request that never fits would wait for ever. Validation refuses such a configuration; this keeps the promise alone.
         let fits = params.num_blocks.saturating_sub(1).saturating_mul(params.block_size);
         params.max_model_len = params.max_model_len.min(fits);
+        let kv = config.kv_transfer.clone().map(|kv| Connector::new(kv, profile, params.block_size));
         Engine {
             metrics: EngineMetrics::new(params.max_model_len),
             scheduler: Scheduler::new(params),
@@ -117,6 +128,9 @@ impl Engine {
             gpu_free: Time::ZERO,
             core_time: Time::ZERO,
             taken: 0,
+            quiet: false,
+            kv,
+            received: Vec::new(),
         }
     }
 
@@ -137,13 +151,15 @@ impl Engine {
                 None => self.inbox.push_back((now, Input::Add(request))),
             },
             Input::Abort(key) => self.inbox.push_back((now, Input::Abort(key))),
+            Input::Kv(input) => self.hear(now, input),
         }
     }
 
     /// When [`Engine::advance`] has something to do; `None` when the engine is idle.
     pub fn next_wakeup(&self) -> Option<Time> {
         let output = self.outbox.front().map(Output::at);
-        output.into_iter().chain(self.next_event()).min()
+        let kv = self.kv.as_ref().and_then(Connector::next_wakeup);
+        output.into_iter().chain(kv).chain(self.next_event()).min()
     }
 
     /// Does everything that is due at `now` and appends what is handed over by then to `out`, in planned order.
@@ -152,6 +168,9 @@ impl Engine {
             && at <= now
         {
             self.core_time = self.core_time.max(at);
+            if self.connector_due(at) {
+                continue;
+            }
             match self.plan {
                 Plan::Idle | Plan::Turn(_) => self.turn(at),
                 Plan::Complete(_) => self.complete(at),
@@ -160,6 +179,7 @@ impl Engine {
         while self.outbox.front().is_some_and(|o| o.at() <= now) {
             out.extend(self.outbox.pop_front());
         }
+        self.hand_over_kv(now);
     }
 
     /// The time of the newest event handled; never goes back.
@@ -210,10 +230,12 @@ impl Engine {
     }
 
     fn next_event(&self) -> Option<Time> {
-        match self.plan {
+        let planned = match self.plan {
             Plan::Idle => self.inbox.front().map(|(at, _)| (*at).max(self.core_time)),
             Plan::Turn(at) | Plan::Complete(at) => Some(at),
-        }
+        };
+        let own = self.kv.as_ref().and_then(Connector::next_event);
+        planned.into_iter().chain(own).min()
     }
 
     fn refusal(&self, request: &NewRequest) -> Option<RejectReason> {
@@ -236,6 +258,7 @@ impl Engine {
         request
             .trail
             .note(now, || EngineFact::Failed { error_type: reason.as_str(), http_status: reason.http_status() });
+        self.refuse_remote(now, request);
         self.emit(Output::Rejected { key: request.key, at: now, reason });
     }
 
@@ -250,9 +273,11 @@ impl Engine {
         while self.inbox.front().is_some_and(|(at, _)| *at <= now)
             && let Some((at, input)) = self.inbox.pop_front()
         {
+            self.quiet = false;
             match input {
                 Input::Add(request) => self.add(at, *request),
                 Input::Abort(key) => self.abort(now, key),
+                Input::Kv(input) => self.note_received(at, *input),
             }
         }
     }
@@ -262,6 +287,7 @@ impl Engine {
         let named = request.prompt.keys.len() as u32 * self.config.cache.block_size + request.prompt.tail.len() as u32;
         let complete = !self.config.cache.enable_prefix_caching || named == request.prompt.tokens;
         assert!(complete, "the prompt was prepared with this engine's configuration");
+        let (remote, kv) = self.remote_of(now, &request);
         let ix = self.scheduler.add(NewSequence {
             tag: request.key.0,
             prompt_tokens: request.prompt.tokens,
@@ -272,7 +298,7 @@ impl Engine {
             arrival: request.arrival.as_nanos(),
             tie: self.taken,
             lora: request.lora,
-            remote_tokens: None,
+            remote,
             params: request.params,
         });
         let open = Open {
@@ -283,6 +309,7 @@ impl Engine {
             max_tokens: self.scheduler.max_tokens(ix),
             stats: RequestStats::queued(now, request.prompt.tokens),
             handed: now,
+            kv,
         };
         notes::queued(&self.scheduler, ix, &open.trail, now);
         let slot = ix.0 as usize;
@@ -301,15 +328,18 @@ impl Engine {
         if let Some(open) = self.open[ix.0 as usize].take() {
             let at = now.max(open.handed);
             open.trail.note(at, || EngineFact::Aborted);
+            self.leave_remote(now, &open);
             notes::finished(&open, FinishReason::Abort, at);
-            self.emit(Output::Finished { key, at, reason: FinishReason::Abort, stats: Box::new(open.stats) });
+            let stats = Box::new(open.stats);
+            self.emit(Output::Finished { key, at, reason: FinishReason::Abort, stats, kept: None });
         }
     }
 
     /// One turn of the loop at `start`: schedule and launch if there is anything to do.
     fn turn(&mut self, start: Time) {
         self.take_inputs(start);
-        if !self.scheduler.has_work() {
+        let stalled = self.quiet && self.in_flight.iter().all(|f| f.empty);
+        if stalled || !self.scheduler.has_work() {
             self.plan = self.in_flight.front().map_or(Plan::Idle, |f| Plan::Complete(f.ready.max(start)));
             return;
         }
@@ -317,14 +347,18 @@ impl Engine {
         let cost = self.profile.schedule_cost(&batch.shape);
         let end = start + cost.total();
         let step_ps = self.profile.step_ps(&batch.shape);
-        let flight = plan_step(&mut self.run, self.gpu_free, end, batch.composition, step_ps);
+        let mut flight = plan_step(&mut self.run, self.gpu_free, end, batch.composition, step_ps);
+        flight.empty = batch.entries.is_empty();
+        self.quiet = !batch.changes_something();
         self.gpu_free = flight.ready;
         let tokens = batch.total_tokens();
         note_admissions(batch, &mut self.open, &mut self.metrics, start);
         notes::scheduled(batch, &self.open, start, cost);
+        let (loads, covered) = (batch.loads.clone(), batch.covered.clone());
         let prefix = self.scheduler.take_prefix_stats();
         self.metrics.prefix_cache_queries += prefix.queries;
         self.metrics.prefix_cache_hits += prefix.hits;
+        self.start_loads(start, flight.launch, &loads, &covered, prefix);
         self.in_flight.push_back(flight);
         let more = tokens > 0 || self.scheduler.has_work();
         let oldest = self.in_flight.front().map_or(end, |f| f.ready);
@@ -347,6 +381,8 @@ impl Engine {
         let content = |ix: SeqIx| open[ix.0 as usize].as_ref().map(|r| r.content);
         let sample = |ix, i: u32| content(ix).map_or(TokenId(0), |c| c.token(u64::from(i)));
         let Some((batch, outputs)) = self.scheduler.complete(sample) else { return };
+        self.quiet &= flight.empty;
+        let mut pinned = Vec::new();
         let update = self.profile.update_cost(batch.entries.len() as u64);
         let step = Step {
             launch: flight.launch,
@@ -370,13 +406,16 @@ impl Engine {
                 notes::finished(&open, reason, step.handed);
                 count_end(&open, reason, step.handed, &mut self.metrics);
                 self.by_key.remove(&open.key);
+                pinned.extend(output.pin.map(|pin| remote::Pinned::new(pin, &open, self.outbox.len())));
                 let (key, stats) = (open.key, Box::new(open.stats));
-                self.outbox.push_back(Output::Finished { key, at: step.handed, reason, stats });
+                self.outbox.push_back(Output::Finished { key, at: step.handed, reason, stats, kept: None });
             }
         }
         if step.processed > 0 {
             self.metrics.iteration_tokens_total.observe(iteration);
         }
+        self.keep_blocks(now, pinned);
+        self.end_loads(now);
         self.plan = Plan::Turn(now + update);
     }
 }
@@ -402,7 +441,7 @@ fn plan_step(run: &mut Run, gpu_free: Time, end: Time, composition: Option<u64>,
     } else {
         *run = Run { composition, start: launch, gaps: Dur::ZERO, executed_ps: step_ps };
     }
-    Flight { launch, ready: run.start + run.gaps + Dur::from_nanos(run.executed_ps / 1000) }
+    Flight { launch, ready: run.start + run.gaps + Dur::from_nanos(run.executed_ps / 1000), empty: false }
 }
 
 fn forward(profile: &LatencyProfile, flight: Flight, batch: &Batch) -> Dur {
@@ -453,6 +492,8 @@ fn take_token(
             stats.first_token = Some(step.ready);
             metrics.time_to_first_token_seconds.observe_time(step.handed - open.arrival);
             metrics.prompt_tokens += u64::from(stats.prompt_tokens);
+            metrics.prompt_tokens_external += u64::from(stats.external_tokens);
+            metrics.prompt_tokens_recomputed += u64::from(stats.recomputed_tokens);
             metrics.prompt_tokens_cached += u64::from(stats.cached_tokens);
             tokens += u64::from(stats.prompt_tokens - stats.cached_tokens);
         }

@@ -150,6 +150,8 @@ fn decoded(open: &Open, step: &Step, stale: bool) {
         | EngineFact::Scheduled(_)
         | EngineFact::Admitted(_)
         | EngineFact::Allocated(_)
+        | EngineFact::PullStarted { .. }
+        | EngineFact::PullEnded(_)
         | EngineFact::Finished(_) => None,
     };
     let mut first = false;

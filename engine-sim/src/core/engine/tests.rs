@@ -19,6 +19,7 @@ pub(crate) fn request(config: &EngineConfig, key: u64, prompt: u32, max_tokens: 
         arrival,
         content: ContentId(1000 + key),
         lora: None,
+        kv: None,
         trail: Trail::off(),
     }
 }
@@ -47,7 +48,7 @@ fn micros(t: Time) -> u64 {
 fn table(outputs: &[Output]) -> String {
     let line = |o: &Output| match o {
         Output::Tokens { key, at, new_tokens } => format!("{:>7} us  {} +{new_tokens}", micros(*at), key.0),
-        Output::Finished { key, at, reason, stats } => format!(
+        Output::Finished { key, at, reason, stats, .. } => format!(
             "{:>7} us  {} {} after {} tokens, {} cached, {} preemptions",
             micros(*at),
             key.0,

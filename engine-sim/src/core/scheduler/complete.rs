@@ -27,11 +27,14 @@ impl Scheduler {
             let Some((token, finish)) = self.take_output(entry.ix, entry.tokens, entry.samples, &mut sample) else {
                 continue;
             };
-            self.outputs.push(TokenOut { ix: entry.ix, tag: entry.tag, token, finish, stale });
-            if finish.is_some() {
+            let (ix, tag) = (entry.ix, entry.tag);
+            let mut pin = None;
+            if let Some(reason) = finish {
                 ended = true;
-                self.finish(entry.ix);
+                pin = self.pin(ix, reason);
+                self.finish(ix);
             }
+            self.outputs.push(TokenOut { ix, tag, token, finish, stale, pin });
         }
         if ended {
             let slab = &self.slab;

@@ -9,19 +9,24 @@
 
 mod complete;
 mod queue;
+mod remote;
 mod step;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use shared::tokens::TokenId;
 
 use crate::core::block_pool::BlockIx;
 use crate::core::config::{EngineConfig, Policy};
 use crate::core::kv_cache::{KvCache, KvEvent};
+use crate::core::kv_transfer::LoadId;
 use crate::core::latency::{BatchShape, LatencyProfile};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx, Sequence, Slab, Status};
 
+pub use remote::{LoadStart, PinId};
+
 use queue::Queue;
+use remote::{Destination, Pinned};
 
 /// What a scheduler is built from: plain numbers, checked before.
 #[derive(Clone, Debug)]
@@ -80,8 +85,8 @@ impl SchedulerParams {
             prefix_caching: c.enable_prefix_caching,
             max_loras: config.max_loras,
             kv_events: config.enable_kv_cache_events,
-            drop_stale_outputs: false,
-            defer_frees: false,
+            drop_stale_outputs: config.kv_transfer.as_ref().is_some_and(|kv| kv.kv_role.produces()),
+            defer_frees: config.kv_transfer.as_ref().is_some_and(|kv| kv.kv_role.consumes()) && config.inflight() > 1,
         }
     }
 }
@@ -131,6 +136,10 @@ pub struct Batch {
     pub step: u64,
     /// Requests with their tokens: running ones, then admissions.
     pub entries: Vec<Entry>,
+    /// Loads of remote blocks that start with the step.
+    pub loads: Vec<LoadStart>,
+    /// Requests whose remote blocks are all here already.
+    pub covered: Vec<(SeqIx, u64)>,
     /// Requests preempted, in order.
     pub preempted: Vec<(SeqIx, u64)>,
     /// Requests that ended since the last call.
@@ -157,8 +166,16 @@ impl Batch {
         self.shape.tokens()
     }
 
+    /// Whether the call decided anything: if not, neither will the next one until something else happens.
+    pub(crate) fn changes_something(&self) -> bool {
+        let nobody = self.entries.is_empty() && self.loads.is_empty() && self.covered.is_empty();
+        !nobody || !self.preempted.is_empty() || !self.finished.is_empty()
+    }
+
     fn reset(&mut self) {
         self.entries.clear();
+        self.loads.clear();
+        self.covered.clear();
         self.preempted.clear();
         self.finished.clear();
         self.shape = BatchShape::default();
@@ -181,6 +198,8 @@ pub struct TokenOut {
     pub finish: Option<FinishReason>,
     /// Whether it is from before a preemption.
     pub stale: bool,
+    /// Its blocks, if they are kept for another engine.
+    pub pin: Option<PinId>,
 }
 
 /// Tokens looked up in the prefix cache and found, summed over admissions.
@@ -194,6 +213,10 @@ pub struct PrefixStats {
     pub preempted_queries: u64,
     /// Of these, found.
     pub preempted_hits: u64,
+    /// Tokens beyond the local hits of requests admitted, or loaded for, the first time: what a connector is asked for.
+    pub external_queries: u64,
+    /// Of these, loaded.
+    pub external_hits: u64,
 }
 
 /// The scheduler and the KV cache it manages.
@@ -217,8 +240,12 @@ pub struct Scheduler {
     prefix: PrefixStats,
     /// Blocks of ended requests that a batch in flight still uses, with the step after which they are free.
     pending_frees: VecDeque<(u64, Vec<BlockIx>)>,
-    /// Blocks of requests aborted during their load, by tag: the load still writes into them.
-    orphans: Vec<(u64, Vec<BlockIx>)>,
+    /// Loads under way and where they lead.
+    loads: BTreeMap<LoadId, Destination>,
+    next_load: u64,
+    /// Blocks kept for other engines.
+    pins: BTreeMap<PinId, Pinned>,
+    next_pin: u64,
     // Scratch, kept for its capacity.
     spare: Vec<Batch>,
     outputs: Vec<TokenOut>,
@@ -247,7 +274,10 @@ impl Scheduler {
             processed_seq: 0,
             prefix: PrefixStats::default(),
             pending_frees: VecDeque::new(),
-            orphans: Vec::new(),
+            loads: BTreeMap::new(),
+            next_load: 0,
+            pins: BTreeMap::new(),
+            next_pin: 0,
             spare: Vec::new(),
             outputs: Vec::new(),
             hits: Vec::new(),
@@ -274,27 +304,14 @@ impl Scheduler {
                 self.running.retain(|&other| other != ix);
                 self.membership += 1;
             }
-            Status::Waiting | Status::Preempted => self.unqueue(ix),
-            Status::Loading { .. } => {
+            Status::Waiting | Status::Preempted | Status::Loading { arrived: true } => self.unqueue(ix),
+            Status::Loading { arrived: false } => {
                 self.unqueue(ix);
-                let seq = &mut self.slab[ix];
-                self.orphans.push((seq.new.tag, std::mem::take(&mut seq.blocks)));
+                self.orphan(ix);
             }
             Status::Finished => return,
         }
         self.end(ix);
-    }
-
-    /// Reports that the remote load of a request is complete.
-    pub fn load_arrived(&mut self, ix: SeqIx, tag: u64) {
-        if let Some(at) = self.orphans.iter().position(|(t, _)| *t == tag) {
-            let (_, blocks) = self.orphans.swap_remove(at);
-            self.kv.release_blocks(&blocks);
-        } else if self.slab[ix].new.tag == tag
-            && let Status::Loading { arrived } = &mut self.slab[ix].status
-        {
-            *arrived = true;
-        }
     }
 
     /// Whether a request runs, waits, or an end has not been reported by a `schedule` yet.

@@ -1,5 +1,6 @@
 //! `schedule()`: running requests first, then admissions.
 
+use super::remote::remote_tokens;
 use super::{Batch, Entry, Origin, Scheduler, holds_blocks};
 use crate::core::config::Policy;
 use crate::core::kv_cache::Demand;
@@ -193,12 +194,14 @@ impl Scheduler {
         let mut remote = 0;
         if fresh {
             self.kv.lookup(seq, &mut hits);
-            remote = seq.new.remote_tokens.unwrap_or(0);
-            computed = hits.len() as u32 * self.params.block_size + remote;
+            let local = hits.len() as u32 * self.params.block_size;
+            remote = remote_tokens(seq, local);
+            computed = local + remote;
         }
         let admission = self.try_admit(ix, &hits, computed, remote > 0, batch, budget, threshold);
-        if fresh && self.kv.caching() && !matches!(admission, Admission::Blocked) {
-            self.count_lookup(ix, hits.len() as u32);
+        if fresh && !matches!(admission, Admission::Blocked) {
+            self.count_lookup(ix, hits.len() as u32, remote);
+            self.use_remote(ix, hits.len() as u32, remote, batch);
         }
         self.hits = hits;
         admission
@@ -301,9 +304,16 @@ impl Scheduler {
         all.map(|ix| &self.slab[ix]).filter(|s| s.reserving).map(|s| self.kv.missing_blocks(s)).sum()
     }
 
-    fn count_lookup(&mut self, ix: SeqIx, hit_blocks: u32) {
+    fn count_lookup(&mut self, ix: SeqIx, hit_blocks: u32, remote: u32) {
         let seq = &self.slab[ix];
         let (queries, hits) = (u64::from(seq.num_tokens()), u64::from(hit_blocks * self.params.block_size));
+        if seq.preemptions == 0 {
+            self.prefix.external_queries += queries - hits;
+            self.prefix.external_hits += u64::from(remote);
+        }
+        if !self.kv.caching() {
+            return;
+        }
         if seq.preemptions > 0 {
             self.prefix.preempted_queries += queries;
             self.prefix.preempted_hits += hits;
