@@ -3,6 +3,8 @@
 //! Names, keys and units are those of `registry/vllm.yaml`. Facts come in the order in which they were noted, which is not quite
 //! the order of their times: a step's execution is noted when its outputs are handled.
 
+mod transfer;
+
 use shared::ids::SpanId;
 use shared::time::{Dur, Time};
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
@@ -11,6 +13,8 @@ use crate::core::facts::{
     AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FinishFact, QueueReason, StepFact, TokenTimes,
 };
 use crate::core::sequence::FinishReason;
+
+pub use transfer::{SendFold, transfer_span_id};
 
 impl Fact for EngineFact {
     type Fold<S: Form> = EngineFold<S::Draft>;
@@ -33,6 +37,8 @@ impl Fact for EngineFact {
             | EngineFact::Admitted(_)
             | EngineFact::Allocated(_)
             | EngineFact::Prefilled(_)
+            | EngineFact::PullStarted { .. }
+            | EngineFact::PullEnded(_)
             | EngineFact::Preempted => false,
         }
     }
@@ -76,6 +82,8 @@ pub struct EngineFold<D> {
     pass: Option<(usize, StepFact)>,
     /// The newest run of decode steps: its span's place in `inner`.
     run: Option<usize>,
+    /// The read of blocks under way: its span's place in `inner`.
+    pull: Option<usize>,
     /// When the first token was handed to the stream, and when the first bytes were written.
     first_token: Option<Time>,
     first_write: Option<Time>,
@@ -96,6 +104,7 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             queue: None,
             pass: None,
             run: None,
+            pull: None,
             first_token: None,
             first_write: None,
         }
@@ -140,6 +149,16 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             EngineFact::Preempted => {
                 self.root.event("vllm.preempted", at, &[]);
             }
+            EngineFact::PullStarted { peer, blocks, link } => {
+                self.inner.push(transfer::receive(cx, self.root.id(), at.max(self.opened), peer, *blocks, *link));
+                self.pull = Some(self.inner.len() - 1);
+            }
+            EngineFact::PullEnded(outcome) => {
+                if let Some(place) = self.pull.take() {
+                    transfer::received(&mut self.inner[place], at, outcome);
+                    self.last = self.last.max(self.inner[place].end());
+                }
+            }
             EngineFact::Finished(end) => self.finished(at, end),
         }
     }
@@ -156,6 +175,9 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
         };
         let end = end.max(self.opened);
         self.leave_queue(cx, end);
+        if let Some(place) = self.pull {
+            self.inner[place].set_end(end);
+        }
         self.root.set_end(end);
         if matches!(self.ending, Ended::Aborted(_)) {
             // The caller has left: its own span may have ended before the engine could handle that.
@@ -251,6 +273,8 @@ impl<D: Draft> EngineFold<D> {
                 span.set("vllm.core.queue_size", position).set("vllm.core.requests_running", running);
             });
         }
+        // A request whose blocks are being loaded waits for another reason from then on.
+        self.leave_queue(cx, at);
         self.root.event("vllm.queued", at, &[("vllm.queue.reason", Val::Static(reason.as_str()))]);
         self.queue = Some((at, reason, position));
     }
@@ -440,7 +464,11 @@ struct Executed {
 /// The detail level from which a span is emitted, as the registry has it.
 fn level(name: &str) -> u8 {
     match name {
-        "vllm.engine.request" | "vllm.engine.queue" | "vllm.scheduler.schedule" | "vllm.executor.execute_model" => 1,
+        "vllm.engine.request"
+        | "vllm.engine.queue"
+        | "vllm.scheduler.schedule"
+        | "vllm.executor.execute_model"
+        | "vllm.kv_cache.transfer" => 1,
         _ => 2,
     }
 }
