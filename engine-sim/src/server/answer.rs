@@ -207,7 +207,7 @@ impl Answer {
             match self.output.recv().await {
                 Some(Delivery::Taken) => {}
                 Some(Delivery::Tokens(n)) => output += n,
-                Some(Delivery::Finished { tokens, reason, stats }) => {
+                Some(Delivery::Finished { tokens, reason, stats, .. }) => {
                     self.note_first_write();
                     let finish = Finish { reason, cached_tokens: stats.cached_tokens };
                     let body = self.shape.body(output + tokens, finish);
@@ -303,7 +303,7 @@ impl http_body::Body for Answer {
             match self.poll_delivery(cx) {
                 Poll::Ready(Some(Delivery::Taken)) => {}
                 Poll::Ready(Some(Delivery::Tokens(n))) => to += n,
-                Poll::Ready(Some(Delivery::Finished { tokens, reason, stats })) => {
+                Poll::Ready(Some(Delivery::Finished { tokens, reason, stats, .. })) => {
                     to += tokens;
                     let finish = Finish { reason, cached_tokens: stats.cached_tokens };
                     self.shape.chunk(self.sent, to, Some(finish), &mut text);

@@ -12,6 +12,8 @@ mod cost;
 mod lease;
 mod metrics;
 mod receive;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
