@@ -306,7 +306,13 @@ impl<F: Fact> Trail<F> {
     /// What a call made for this request carries, but for the span: the outermost one stands in its place. `None` if the request
     /// is not recorded, or closed.
     pub fn context(&self) -> Option<TraceContext> {
-        let of = |trace_id, span_id, tracestate| TraceContext { trace_id, span_id, sampled: true, random: false, tracestate };
+        let of = |trace_id, span_id, tracestate| TraceContext {
+            trace_id,
+            span_id,
+            sampled: true,
+            random: false,
+            tracestate,
+        };
         match &self.0 {
             Recorder::Off => None,
             Recorder::Deferred(slot) => {

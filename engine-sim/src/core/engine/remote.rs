@@ -90,11 +90,7 @@ impl Engine {
         let Some(kv) = &mut self.kv else { return };
         match *input {
             KvInput::Received { .. } => self.inbox.push_back((now, Input::Kv(input))),
-            KvInput::Pull(_)
-            | KvInput::Heartbeat(_)
-            | KvInput::Done(_)
-            | KvInput::Refused(_)
-            | KvInput::NotReached => {
+            KvInput::Pull(_) | KvInput::Heartbeat(_) | KvInput::Done(_) | KvInput::Refused(_) | KvInput::NotReached => {
                 let freed = kv.handle(now, *input);
                 self.unpin(now, freed);
             }
@@ -202,7 +198,8 @@ impl Engine {
         for Pinned { pin, name, cached_tokens, span, end } in pinned {
             let Some((blocks, tokens)) = self.scheduler.pinned(pin) else { continue };
             let tensor_parallel = self.profile.tensor_parallel;
-            let said = Kept { request: Arc::clone(&name), blocks: blocks.to_vec(), tokens, cached_tokens, tensor_parallel };
+            let said =
+                Kept { request: Arc::clone(&name), blocks: blocks.to_vec(), tokens, cached_tokens, tensor_parallel };
             let request = Request { pin, blocks: said.blocks.len() as u32, span };
             if let Some(before) = kv.keep(now, name, request) {
                 self.scheduler.unpin(before);

@@ -12,8 +12,8 @@ use shared::trace::{TraceContext, Trail};
 use super::lease::Leases;
 use super::receive::Wanted;
 use super::{
-    KvInput, KvMetrics, KvOutput, KvTransferConfig, LinkKind, LoadFailurePolicy, LoadId, Notice, Pull, PullKey, RemoteBlocks,
-    SendFact, Shipment, Transfer, TransferError,
+    KvInput, KvMetrics, KvOutput, KvTransferConfig, LinkKind, LoadFailurePolicy, LoadId, Notice, Pull, PullKey,
+    RemoteBlocks, SendFact, Shipment, Transfer, TransferError,
 };
 use crate::core::latency::LatencyProfile;
 use crate::core::scheduler::{LoadStart, PinId};

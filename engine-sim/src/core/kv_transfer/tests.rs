@@ -418,12 +418,12 @@ struct Story {
 }
 
 fn stories() -> impl Strategy<Value = Vec<Story>> {
-    let one = (0u64..300, 1u32..220, prop_oneof![5 => 0u64..50, 1 => 29_000u64..32_000], 1u32..30)
-        .prop_flat_map(|(wait_ms, prompt, think_ms, output)| {
-            (proptest::option::weighted(0.3, 0u64..200), proptest::bool::weighted(0.85)).prop_map(
-                move |(abort_ms, decoded)| Story { wait_ms, prompt, think_ms, output, abort_ms, decoded },
-            )
-        });
+    let one = (0u64..300, 1u32..220, prop_oneof![5 => 0u64..50, 1 => 29_000u64..32_000], 1u32..30).prop_flat_map(
+        |(wait_ms, prompt, think_ms, output)| {
+            (proptest::option::weighted(0.3, 0u64..200), proptest::bool::weighted(0.85))
+                .prop_map(move |(abort_ms, decoded)| Story { wait_ms, prompt, think_ms, output, abort_ms, decoded })
+        },
+    );
     proptest::collection::vec(one, 1..12)
 }
 
