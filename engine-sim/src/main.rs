@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use engine_sim::core::config::{EngineConfig, Policy};
 use engine_sim::core::engine::Engine;
+use engine_sim::core::kv_transfer::KvTransferConfig;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
 use engine_sim::server::{Server, ServerConfig};
@@ -67,6 +68,10 @@ struct Cli {
     /// Schedule a step only when the one before it is complete.
     #[arg(long)]
     no_async_scheduling: bool,
+    /// KV connector, as JSON: {"kv_connector":"NixlConnector","kv_role":"kv_producer"}. Its side channel is at
+    /// VLLM_NIXL_SIDE_CHANNEL_HOST (127.0.0.1) and _PORT (any free one).
+    #[arg(long, value_name = "JSON", value_parser = KvTransferConfig::parse)]
+    kv_transfer_config: Option<KvTransferConfig>,
     /// Say in usage how much of the prompt was cached.
     #[arg(long)]
     enable_prompt_tokens_details: bool,
@@ -94,7 +99,13 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
-    let config = config(&cli);
+    let config = match config(&cli) {
+        Ok(config) => config,
+        Err(problem) => {
+            eprintln!("error: {problem:#}");
+            return ExitCode::from(2);
+        }
+    };
     let problems = config.validate();
     if !problems.is_empty() {
         problems.iter().for_each(|p| eprintln!("error: {p}"));
@@ -109,7 +120,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn config(cli: &Cli) -> EngineConfig {
+fn config(cli: &Cli) -> anyhow::Result<EngineConfig> {
     let mut config = EngineConfig { profile: cli.profile.clone(), ..EngineConfig::default() };
     config.max_model_len = cli.max_model_len.or(config.max_model_len);
     config.max_num_queued_reqs = cli.max_num_queued_reqs;
@@ -123,7 +134,27 @@ fn config(cli: &Cli) -> EngineConfig {
     config.cache.block_size = cli.block_size.unwrap_or(config.cache.block_size);
     config.cache.num_gpu_blocks = cli.num_gpu_blocks_override;
     config.cache.enable_prefix_caching = !cli.no_enable_prefix_caching;
-    config
+    config.kv_transfer = cli.kv_transfer_config.clone();
+    if let Some(kv) = &mut config.kv_transfer {
+        side_channel(kv)?;
+    }
+    Ok(config)
+}
+
+/// vLLM takes the address of the side channel from its environment.
+fn side_channel(kv: &mut KvTransferConfig) -> anyhow::Result<()> {
+    let extra = &mut kv.kv_connector_extra_config;
+    if let Ok(host) = std::env::var("VLLM_NIXL_SIDE_CHANNEL_HOST") {
+        extra.side_channel_host = host.parse().with_context(|| {
+            format!("VLLM_NIXL_SIDE_CHANNEL_HOST: found {host:?}, expected an address such as 127.0.0.1")
+        })?;
+    }
+    if let Ok(port) = std::env::var("VLLM_NIXL_SIDE_CHANNEL_PORT") {
+        extra.side_channel_port = port
+            .parse()
+            .with_context(|| format!("VLLM_NIXL_SIDE_CHANNEL_PORT: found {port:?}, expected a port in 0..=65535"))?;
+    }
+    Ok(())
 }
 
 fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {

@@ -23,8 +23,9 @@ use super::pacing::Delivery;
 use super::stop::{Stops, TextEnd};
 use super::validate::Accepted;
 use super::{App, Served};
-use crate::core::engine::{RejectReason, RequestKey};
+use crate::core::engine::{RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
+use crate::core::kv_transfer::Kept;
 use crate::core::sequence::FinishReason;
 
 /// How the text of an answer is wrapped.
@@ -44,10 +45,12 @@ pub(super) struct Shape {
 }
 
 /// How an answer ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Finish {
     reason: FinishReason,
     cached_tokens: u32,
+    /// `kv_transfer_params` as JSON, if blocks are kept for another engine.
+    kv: Option<String>,
 }
 
 impl Shape {
@@ -98,7 +101,7 @@ impl Shape {
     }
 
     /// Server-sent events for the tokens `from..to`; the filler needs no JSON escapes.
-    fn chunk(&self, from: u32, to: u32, finish: Option<Finish>, out: &mut String) {
+    fn chunk(&self, from: u32, to: u32, finish: Option<&Finish>, out: &mut String) {
         use std::fmt::Write as _;
         let head = &self.head;
         if from == 0 && self.api == Api::Chat {
@@ -112,7 +115,7 @@ impl Shape {
         let (shown, reason) = match finish {
             None => (self.stops.shown(to), "\"finish_reason\":null".to_owned()),
             Some(Finish { reason, .. }) => {
-                let TextEnd { bytes, stop_reason } = self.stops.end(self.content, to, reason);
+                let TextEnd { bytes, stop_reason } = self.stops.end(self.content, to, *reason);
                 (bytes, format!("\"finish_reason\":\"{}\",\"stop_reason\":{stop_reason}", reason.as_str()))
             }
         };
@@ -122,11 +125,15 @@ impl Shape {
             Api::Chat => format!("\"delta\":{{\"content\":\"{text}\"}}"),
         };
         let usage = self.running_usage(to);
-        let _ =
-            write!(out, "data: {{{head},\"choices\":[{{\"index\":0,{piece},\"logprobs\":null,{reason}}}]{usage}}}\n\n");
-        if let Some(Finish { cached_tokens, .. }) = finish {
+        let kv = finish.and_then(|f| f.kv.as_ref());
+        let kv = kv.map_or_else(String::new, |kv| format!(",\"kv_transfer_params\":{kv}"));
+        let _ = write!(
+            out,
+            "data: {{{head},\"choices\":[{{\"index\":0,{piece},\"logprobs\":null,{reason}}}]{usage}{kv}}}\n\n"
+        );
+        if let Some(finish) = finish {
             if self.options.include_usage {
-                let usage = self.usage(to, Some(cached_tokens));
+                let usage = self.usage(to, Some(finish.cached_tokens));
                 let _ = write!(out, "data: {{{head},\"choices\":[],\"usage\":{usage}}}\n\n");
             }
             out.push_str("data: [DONE]\n\n");
@@ -139,7 +146,7 @@ impl Shape {
     }
 
     /// The whole answer, with the nulls vLLM writes.
-    fn body(&self, output: u32, finish: Finish) -> String {
+    fn body(&self, output: u32, finish: &Finish) -> String {
         let TextEnd { bytes, stop_reason } = self.stops.end(self.content, output, finish.reason);
         let text = self.text(0, bytes);
         let choice = match self.api {
@@ -152,11 +159,12 @@ impl Shape {
         format!(
             "{{{},\"choices\":[{{\"index\":0,{choice},\"logprobs\":null,\"finish_reason\":\"{}\",\
              \"stop_reason\":{stop_reason},\"token_ids\":null,\"prompt_logprobs\":null,\"prompt_token_ids\":null}}],\
-             \"service_tier\":null,\"system_fingerprint\":null,\"usage\":{},\"kv_transfer_params\":null,\
+             \"service_tier\":null,\"system_fingerprint\":null,\"usage\":{},\"kv_transfer_params\":{},\
              \"ec_transfer_params\":null,\"metrics\":null}}",
             self.head,
             finish.reason.as_str(),
-            self.usage(output, Some(finish.cached_tokens))
+            self.usage(output, Some(finish.cached_tokens)),
+            finish.kv.as_deref().unwrap_or("null")
         )
     }
 }
@@ -207,10 +215,11 @@ impl Answer {
             match self.output.recv().await {
                 Some(Delivery::Taken) => {}
                 Some(Delivery::Tokens(n)) => output += n,
-                Some(Delivery::Finished { tokens, reason, stats, .. }) => {
+                Some(Delivery::Finished { reason: FinishReason::Error, .. }) => return self.broken().into_response(),
+                Some(Delivery::Finished { tokens, reason, stats, kept }) => {
                     self.note_first_write();
-                    let finish = Finish { reason, cached_tokens: stats.cached_tokens };
-                    let body = self.shape.body(output + tokens, finish);
+                    let finish = self.finish(reason, &stats, kept);
+                    let body = self.shape.body(output + tokens, &finish);
                     self.end();
                     return ([(CONTENT_TYPE, "application/json")], body).into_response();
                 }
@@ -283,10 +292,26 @@ impl Answer {
         self.fail(error)
     }
 
+    fn finish(&self, reason: FinishReason, stats: &RequestStats, kept: Option<Box<Kept>>) -> Finish {
+        let kv = kept.zip(self.app.peers.as_ref()).map(|(kept, peers)| peers.params(&kept).to_string());
+        Finish { reason, cached_tokens: stats.cached_tokens, kv }
+    }
+
+    /// The engine ended the request with an error.
+    fn broken(&mut self) -> ApiError {
+        let text = "Internal server error";
+        self.fail(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", text, None))
+    }
+
     fn gone(&mut self) -> ApiError {
         let text = "The server had an error while processing your request.";
         self.fail(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", text, None))
     }
+}
+
+/// An error after the head was written.
+fn error_event(error: &ApiError) -> String {
+    format!("data: {}\n\ndata: [DONE]\n\n", error.body.to_json())
 }
 
 impl http_body::Body for Answer {
@@ -303,15 +328,18 @@ impl http_body::Body for Answer {
             match self.poll_delivery(cx) {
                 Poll::Ready(Some(Delivery::Taken)) => {}
                 Poll::Ready(Some(Delivery::Tokens(n))) => to += n,
-                Poll::Ready(Some(Delivery::Finished { tokens, reason, stats, .. })) => {
+                Poll::Ready(Some(Delivery::Finished { reason: FinishReason::Error, .. })) => {
+                    text = error_event(&self.broken());
+                    break true;
+                }
+                Poll::Ready(Some(Delivery::Finished { tokens, reason, stats, kept })) => {
                     to += tokens;
-                    let finish = Finish { reason, cached_tokens: stats.cached_tokens };
-                    self.shape.chunk(self.sent, to, Some(finish), &mut text);
+                    let finish = self.finish(reason, &stats, kept);
+                    self.shape.chunk(self.sent, to, Some(&finish), &mut text);
                     break true;
                 }
                 Poll::Ready(Some(Delivery::Rejected(_)) | None) => {
-                    let error = self.gone();
-                    text = format!("data: {}\n\ndata: [DONE]\n\n", error.body.to_json());
+                    text = error_event(&self.gone());
                     break true;
                 }
                 Poll::Pending if to > self.sent => {

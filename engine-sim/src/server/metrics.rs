@@ -2,6 +2,8 @@
 //!
 //! Which of vLLM's metrics are there, and which are not, is listed in docs/engine.md.
 
+mod transfers;
+
 use std::fmt::Write as _;
 
 use crate::core::engine::Engine;
@@ -16,6 +18,7 @@ pub(super) fn render(engine: &Engine, model: &str) -> String {
         page.histogram(name, histogram);
     }
     one_choice(engine, &mut page);
+    transfers::render(engine, &mut page);
     page.text
 }
 
@@ -54,8 +57,10 @@ fn counters(engine: &Engine, page: &mut Page) {
     page.one("prompt_tokens_total", "counter", m.prompt_tokens as f64);
     page.head("prompt_tokens_by_source_total", "counter");
     let computed = m.prompt_tokens - m.prompt_tokens_cached;
-    let sources =
-        [("local_compute", computed), ("local_cache_hit", m.prompt_tokens_cached), ("external_kv_transfer", 0)];
+    // A token computed again was there: the three add up to the prompt tokens and those.
+    let local = m.prompt_tokens_cached + m.prompt_tokens_recomputed - m.prompt_tokens_external;
+    let external = m.prompt_tokens_external;
+    let sources = [("local_compute", computed), ("local_cache_hit", local), ("external_kv_transfer", external)];
     for (source, n) in sources {
         page.line("prompt_tokens_by_source_total", &format!(",source=\"{source}\""), n as f64);
     }

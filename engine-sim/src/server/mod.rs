@@ -2,6 +2,7 @@
 
 mod answer;
 mod api;
+mod kv;
 mod metrics;
 pub mod pacing;
 mod stop;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::serve::ListenerExt;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
+use shared::openai::Request;
 use shared::rng::mix64;
 use shared::time::{Dur, Time};
 use shared::trace::{Tracer, TracerCell};
@@ -22,6 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::core::config::EngineConfig;
 use crate::core::engine::RequestKey;
+use kv::{Asked, Peers, SideChannel};
 use pacing::EngineHandle;
 
 /// The version of vLLM whose behaviour the emulator follows.
@@ -62,6 +65,7 @@ pub struct Served {
 /// A bound server.
 pub struct Server {
     listener: TcpListener,
+    side_channel: Option<SideChannel>,
     app: Arc<App>,
 }
 
@@ -80,6 +84,8 @@ struct App {
     ids: AtomicU64,
     open: AtomicU64,
     on_served: Option<ServedHook>,
+    /// The engine among others, if it has a KV connector.
+    peers: Option<Arc<Peers>>,
 }
 
 impl Server {
@@ -96,23 +102,30 @@ impl Server {
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
         let started = clock.anchor().unix_nanos(clock.now());
+        let salt = mix64(started ^ u64::from(listener.local_addr()?.port()));
+        let tracer = TracerCell::new(tracer);
+        let side_channel = match &config.engine.kv_transfer {
+            None => None,
+            Some(kv) => Some(SideChannel::bind(kv, salt, engine.clone(), Arc::clone(&tracer), clock).await?),
+        };
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             engine,
-            tracer: TracerCell::new(tracer),
+            tracer,
             clock,
             model: config.model,
             engine_config: config.engine,
             max_body_bytes: config.max_body_bytes,
             prompt_tokens_details: config.prompt_tokens_details,
             started_unix: started / 1_000_000_000,
-            salt: mix64(started ^ u64::from(listener.local_addr()?.port())),
+            salt,
             keys: AtomicU64::new(0),
             ids: AtomicU64::new(0),
             open: AtomicU64::new(0),
             on_served: config.on_served,
+            peers: side_channel.as_ref().map(|side| Arc::clone(&side.peers)),
         };
-        Ok(Server { listener, app: Arc::new(app) })
+        Ok(Server { listener, side_channel, app: Arc::new(app) })
     }
 
     /// Where the server listens.
@@ -143,6 +156,11 @@ impl Server {
             shutdown.await;
             told.notify_one();
         };
+        // Dropped, and with it the side channel, when the last answer is written.
+        let mut aside = tokio::task::JoinSet::new();
+        if let Some(side_channel) = self.side_channel {
+            aside.spawn(side_channel.run());
+        }
         let serving = axum::serve(listener, api::router(self.app)).with_graceful_shutdown(shutdown);
         let patience = async {
             stopping.notified().await;
@@ -165,6 +183,23 @@ impl App {
         let n = self.ids.fetch_add(2, Ordering::Relaxed);
         let half = |n| mix64(self.salt ^ mix64(n));
         RequestId::sanitise(&format!("{:016x}{:016x}", half(n), half(n + 1)))
+    }
+
+    /// Stands for the random digits that vLLM adds to ids.
+    fn random(&self) -> u32 {
+        mix64(self.salt ^ mix64(!self.ids.fetch_add(1, Ordering::Relaxed))) as u32
+    }
+
+    /// What a request asks of the KV connector.
+    fn asked(&self, request: &Request<'_>) -> Asked {
+        match (&self.peers, &request.kv_transfer_params) {
+            (_, None) => Asked::Nothing,
+            (Some(_), Some(params)) => Asked::read(params),
+            (None, Some(_)) => {
+                tracing::warn!("kv_transfer_params are ignored: no KV connector is configured");
+                Asked::Nothing
+            }
+        }
     }
 
     fn unix_seconds(&self) -> u64 {

@@ -7,6 +7,7 @@ use shared::tokens::{ContentId, TokenId};
 
 use super::App;
 use super::api::{Api, ApiError};
+use super::kv::prompt_tokens;
 use super::stop::Stops;
 use crate::core::facts::EngineFact;
 use crate::core::filler::{natural_length, output_content};
@@ -58,7 +59,7 @@ pub(super) fn accept(
 ) -> Result<Accepted, ApiError> {
     check_model(app, request)?;
     check_sampling(request)?;
-    check_prompt(api, request, tokens)?;
+    check_prompt(app, api, request, tokens)?;
     let prompt_tokens = tokens.len() as u32;
     let room = check_length(app, prompt_tokens, request.output_limit())?;
     let asked = request.output_limit().and_then(|n| u32::try_from(n).ok());
@@ -164,10 +165,12 @@ impl std::fmt::Display for Float {
     }
 }
 
-fn check_prompt(api: Api, request: &Request<'_>, tokens: &mut Vec<TokenId>) -> Result<(), ApiError> {
+fn check_prompt(app: &App, api: Api, request: &Request<'_>, tokens: &mut Vec<TokenId>) -> Result<(), ApiError> {
     let bad = |text: &str, param| Err(ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some(param)));
     match api {
         Api::Chat if request.messages.is_none() => bad("Field required: messages", "messages"),
+        // A router may send the tokens that the prefilling engine's chat template made.
+        Api::Chat if app.peers.is_some() && kv_prompt(request, tokens) => Ok(()),
         Api::Completions if request.messages.is_some() => bad("messages are for /v1/chat/completions", "messages"),
         Api::Completions if several(request.prompt.as_ref()) => bad(
             "This emulator takes one prompt per request: prompt must be one text or one list of token ids.",
@@ -178,6 +181,10 @@ fn check_prompt(api: Api, request: &Request<'_>, tokens: &mut Vec<TokenId>) -> R
             Some(()) | None => bad("Either prompt or prompt_embeds must be provided and non-empty.", "prompt"),
         },
     }
+}
+
+fn kv_prompt(request: &Request<'_>, tokens: &mut Vec<TokenId>) -> bool {
+    request.kv_transfer_params.as_ref().is_some_and(|params| prompt_tokens(params, tokens))
 }
 
 fn several(prompt: Option<&Prompt<'_>>) -> bool {

@@ -8,3 +8,4 @@ mod pages;
 mod shapes;
 mod stops;
 mod tracing;
+mod transfers;

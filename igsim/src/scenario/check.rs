@@ -79,6 +79,12 @@ impl Scenario {
             p.check(group.model.is_some(), "model", "nothing", "the model that the real server serves");
             return;
         }
+        if let Some(kv) = group.kv_transfer.as_ref().filter(|_| group.count > 1) {
+            let (id, port) = (&kv.engine_id, kv.kv_connector_extra_config.side_channel_port);
+            p.check(id.is_none(), "kv_transfer.engine_id", "one name for several engines", "none, or count: 1");
+            let path = "kv_transfer.kv_connector_extra_config.side_channel_port";
+            p.check(port == 0, path, "one port for several engines", "0, or count: 1");
+        }
         for found in group.engine_config().validate() {
             let help = (found.path == "profile")
                 .then(|| did_you_mean(&group.profile, LatencyProfile::names()).map(|n| format!("did you mean {n}?")));

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use engine_sim::core::config::{CacheConfig, EngineConfig, SchedulerConfig};
+use engine_sim::core::kv_transfer::KvTransferConfig;
 use engine_sim::core::latency::LatencyProfile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,9 @@ pub struct EngineGroup {
     /// Whether engines report blocks stored and removed.
     #[serde(default)]
     pub enable_kv_cache_events: bool,
+    /// The KV connector: prefill in one engine, decode in another. None when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_transfer: Option<KvTransferConfig>,
 }
 
 /// What an engine does.
@@ -87,6 +91,8 @@ pub struct Network {
     pub client_gateway: HumanDur,
     /// Between gateway and engine.
     pub gateway_engine: HumanDur,
+    /// Between engines, for what their KV connectors tell each other; the cache itself takes the time of its own link.
+    pub engine_engine: HumanDur,
 }
 
 impl Default for Listen {
@@ -99,7 +105,8 @@ impl Default for Listen {
 impl Default for Network {
     /// Two machines in one rack: a model, not a measurement.
     fn default() -> Network {
-        Network { client_gateway: HumanDur(Dur::from_micros(100)), gateway_engine: HumanDur(Dur::from_micros(100)) }
+        let one_way = HumanDur(Dur::from_micros(100));
+        Network { client_gateway: one_way, gateway_engine: one_way, engine_engine: one_way }
     }
 }
 
@@ -120,6 +127,7 @@ impl EngineGroup {
             max_num_queued_reqs: defaults.max_num_queued_reqs,
             max_loras: defaults.max_loras,
             enable_kv_cache_events: defaults.enable_kv_cache_events,
+            kv_transfer: defaults.kv_transfer,
         }
     }
 
@@ -133,6 +141,7 @@ impl EngineGroup {
             max_num_queued_reqs: self.max_num_queued_reqs,
             max_loras: self.max_loras,
             enable_kv_cache_events: self.enable_kv_cache_events,
+            kv_transfer: self.kv_transfer.clone(),
         }
     }
 

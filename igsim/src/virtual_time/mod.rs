@@ -5,6 +5,7 @@
 
 pub mod cost;
 mod flight;
+mod peers;
 pub mod queue;
 pub(crate) mod world;
 

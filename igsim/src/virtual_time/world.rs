@@ -8,6 +8,7 @@ use engine_sim::core::engine::{
 use engine_sim::core::facts::{EngineFact, Operation};
 use engine_sim::core::filler::output_content;
 use engine_sim::core::hasher::prepare_prompt;
+use engine_sim::core::kv_transfer::KvInput;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::gateway::{
@@ -25,6 +26,7 @@ use shared::trace::{Resource, Telemetry, Tracer};
 
 use super::cost::{self, CostWatch};
 use super::flight::Flight;
+use super::peers::PeerNetwork;
 use super::queue::Queue;
 use super::{Ended, Observer};
 use crate::replay::ReplayError;
@@ -38,6 +40,7 @@ enum Event {
     AtGateway(usize),
     AtEngine(usize),
     InputsReady(usize),
+    Heard { engine: usize, input: Box<KvInput> },
     Step { engine: usize, generation: u64 },
     Scrape(usize),
     Scraped(usize, EndpointMetrics),
@@ -54,7 +57,7 @@ impl Event {
             Event::Send(_) => 0,
             Event::AtGateway(_) => 1,
             Event::AtEngine(_) => 2,
-            Event::InputsReady(_) => 3,
+            Event::InputsReady(_) | Event::Heard { .. } => 3,
             Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
             Event::Scraped(..) => 6,
@@ -91,6 +94,7 @@ pub(super) struct World<'a> {
     scrape_every: Dur,
     tokens: Vec<TokenId>,
     outputs: Vec<EngineOutput>,
+    peers: PeerNetwork,
     decisions: Vec<GatewayOutput>,
     now: Time,
     /// Requests planned and not sent yet.
@@ -119,6 +123,7 @@ impl<'a> World<'a> {
                 machines.push(Machine { engine, tracer, generation: 0, scheduled: None });
             }
         }
+        let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
         World {
             gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
             tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
@@ -136,6 +141,7 @@ impl<'a> World<'a> {
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
             tokens: Vec::new(),
             outputs: Vec::new(),
+            peers,
             decisions: Vec::new(),
             now: Time::ZERO,
             planned: 0,
@@ -169,6 +175,7 @@ impl<'a> World<'a> {
             Event::AtGateway(slot) => self.at_gateway(slot),
             Event::AtEngine(slot) => self.at_engine(slot),
             Event::InputsReady(slot) => self.inputs_ready(slot),
+            Event::Heard { engine, input } => self.heard(engine, input),
             Event::Step { engine, generation } => self.step(engine, generation),
             Event::Scrape(engine) => self.scrape(engine),
             Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
@@ -395,6 +402,22 @@ impl<'a> World<'a> {
             self.output(output);
         }
         self.outputs = outputs;
+        self.tell_peers(engine);
+        self.wake(engine);
+    }
+
+    /// Carries what the engine's KV connector tells other engines.
+    fn tell_peers(&mut self, engine: usize) {
+        let machine = &mut self.machines[engine];
+        for message in self.peers.carry(engine, &mut machine.engine) {
+            self.push(message.at, Event::Heard { engine: message.to, input: Box::new(message.input) });
+        }
+    }
+
+    fn heard(&mut self, engine: usize, mut input: Box<KvInput>) {
+        let machine = &mut self.machines[engine];
+        self.peers.record(&mut input, &machine.tracer, self.now);
+        machine.engine.handle(self.now, EngineInput::Kv(input));
         self.wake(engine);
     }
 

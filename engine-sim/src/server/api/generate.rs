@@ -20,6 +20,7 @@ use crate::core::engine::{NewRequest, RequestKey, prepare_prompt};
 use crate::core::facts::{EngineFact, Operation};
 use crate::server::App;
 use crate::server::answer::{Answer, Shape};
+use crate::server::kv::Asked;
 use crate::server::validate::{Accepted, accept};
 
 /// Which of the two generation endpoints.
@@ -81,11 +82,12 @@ async fn admit(
     let body = read(app, headers, body).await?;
     let body_read = app.clock.now();
     let mut tokens = Vec::new();
-    let accepted = parse(app, api, headers, &body, &mut tokens)?;
+    let (accepted, asked) = parse(app, api, headers, &body, &mut tokens)?;
     drop(body);
     let key = app.next_key();
     trail.annotate(body_read, || accepted.fact());
-    let new = engine_request(app, key, &accepted, &tokens, trail, body_read);
+    let mut new = engine_request(app, key, &accepted, &tokens, trail, body_read);
+    new.kv = asked.for_engine(id.as_str(), app.random());
     let arrived = app.clock.now();
     trail.note(arrived, || EngineFact::InputsProcessed {
         started: body_read,
@@ -118,14 +120,23 @@ fn parse(
     headers: &HeaderMap,
     body: &[u8],
     tokens: &mut Vec<TokenId>,
-) -> Result<Accepted, ApiError> {
+) -> Result<(Accepted, Asked), ApiError> {
     let request: Request<'_> = serde_json::from_slice(body).map_err(|error| {
         // serde's message can quote a value, and a value can be a prompt: say where it is wrong, not what stands there.
         let (class, line, column) = (error.classify(), error.line(), error.column());
         let text = format!("1 validation error:\n  {{'type': '{class:?}', 'loc': ('body', {line}, {column})}}");
         ApiError::new(StatusCode::BAD_REQUEST, "Bad Request", text, None)
     })?;
-    accept(app, api, headers, &request, tokens)
+    let asked = app.asked(&request);
+    match accept(app, api, headers, &request, tokens) {
+        Ok(accepted) => Ok((accepted, asked)),
+        Err(error) => {
+            if let Some(peers) = &app.peers {
+                peers.refused(&asked);
+            }
+            Err(error)
+        }
+    }
 }
 
 fn engine_request(
