@@ -27,6 +27,7 @@ impl Fact for EngineFact {
             | EngineFact::Failed { .. }
             | EngineFact::Decoded(_)
             | EngineFact::DecodeTimes(_)
+            | EngineFact::Fault(_)
             | EngineFact::Finished(_) => true,
             EngineFact::Received { .. }
             | EngineFact::Asked { .. }
@@ -158,6 +159,9 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
                     transfer::received(&mut self.inner[place], at, outcome);
                     self.last = self.last.max(self.inner[place].end());
                 }
+            }
+            EngineFact::Fault(kind) => {
+                self.root.event("vllm.fault_injected", at, &[("vllm.fault.kind", Val::Static(kind.as_str()))]);
             }
             EngineFact::Finished(end) => self.finished(at, end),
         }

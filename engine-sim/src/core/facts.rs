@@ -8,6 +8,7 @@ use std::sync::Arc;
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 
+use crate::core::faults::FaultKind;
 use crate::core::kv_transfer::{LinkKind, Peer, Transfer, TransferError};
 use crate::core::sequence::FinishReason;
 
@@ -94,6 +95,8 @@ pub enum EngineFact {
     },
     /// Core, when that ended.
     PullEnded(Result<Pulled, TransferError>),
+    /// Core, when a fault begins that the request suffers or when it arrives during one; server, when a fault strikes it alone.
+    Fault(FaultKind),
     /// Core, when the last token is handed to the stream.
     Finished(FinishFact),
 }

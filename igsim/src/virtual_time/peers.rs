@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine_sim::core::engine::Engine;
-use engine_sim::core::kv_transfer::{
-    KvInput, KvOutput, LoadId, Notice, Peer, Pull, PullKey, RemoteBlocks, TransferError,
-};
+use engine_sim::core::kv_transfer::{KvInput, KvOutput, LoadId, Notice, Peer, Pull, PullKey, TransferError};
 use engine_sim::spans::transfer_span_id;
 use shared::time::{Dur, Time};
 use shared::trace::{TraceContext, Tracer, Trail};
@@ -51,12 +49,6 @@ impl PeerNetwork {
         PeerNetwork { peers, by_id, delay, pulls, contexts, next_key: 0, said: Vec::new() }
     }
 
-    /// What a request for another engine has to say of blocks that this one keeps.
-    #[cfg(test)]
-    pub(super) fn blocks_at(&self, engine: usize, request: &Arc<str>, blocks: u32) -> Arc<RemoteBlocks> {
-        Arc::new(RemoteBlocks { peer: Arc::clone(&self.peers[engine]), request: Arc::clone(request), blocks })
-    }
-
     /// Takes what engine `from` says by now.
     pub(super) fn carry(&mut self, from: usize, engine: &mut Engine) -> Vec<Message> {
         let mut said = std::mem::take(&mut self.said);
@@ -69,8 +61,11 @@ impl PeerNetwork {
     fn route(&mut self, from: usize, output: KvOutput) -> Option<Message> {
         let at = output.at() + self.delay;
         match output {
-            KvOutput::Pull { load, remote, blocks, ranks, caller, .. } => {
-                Some(self.pull(at, (from, load), &remote, (blocks, ranks), caller))
+            KvOutput::Pull { load, remote, blocks, ranks, breaks_after, caller, .. } => {
+                let trail = Trail::off();
+                let (request, peer) = (Arc::clone(&remote.request), Arc::clone(&self.peers[from].engine_id));
+                let pull = Pull { key: self.key(), request, blocks, ranks, breaks_after, peer, trail };
+                Some(self.pull(at, (from, load), &remote.peer, pull, caller))
             }
             KvOutput::Notify { peer, what, requests, .. } => {
                 let Some(to) = self.find(&peer) else {
@@ -97,22 +92,24 @@ impl PeerNetwork {
         &mut self,
         at: Time,
         (from, load): (usize, LoadId),
-        remote: &RemoteBlocks,
-        (blocks, ranks): (u32, u32),
+        peer: &Peer,
+        pull: Pull,
         caller: Option<TraceContext>,
     ) -> Message {
-        let Some(to) = self.find(&remote.peer) else {
+        let Some(to) = self.find(peer) else {
             let outcome = Err(TransferError::Unreachable);
             return Message { at: at + self.delay, to: from, input: KvInput::Received { load, outcome } };
         };
-        let key = PullKey(self.next_key);
-        self.next_key += 1;
-        self.pulls.insert(key, (from, load));
+        self.pulls.insert(pull.key, (from, load));
         if let Some(caller) = caller {
-            self.contexts.insert(key, caller.child(transfer_span_id(caller.span_id)));
+            self.contexts.insert(pull.key, caller.child(transfer_span_id(caller.span_id)));
         }
-        let (request, peer) = (Arc::clone(&remote.request), Arc::clone(&self.peers[from].engine_id));
-        Message { at, to, input: KvInput::Pull(Pull { key, request, blocks, ranks, peer, trail: Trail::off() }) }
+        Message { at, to, input: KvInput::Pull(pull) }
+    }
+
+    fn key(&mut self) -> PullKey {
+        self.next_key += 1;
+        PullKey(self.next_key)
     }
 
     /// Opens the sender's record of a pull that arrives at `now`, if the request that reads is recorded.

@@ -8,6 +8,7 @@
 //! engine knows no socket, no text and no clock.
 
 mod api;
+mod faults;
 mod notes;
 mod remote;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use shared::trace::Trail;
 
 use crate::core::config::EngineConfig;
 use crate::core::facts::EngineFact;
+use crate::core::faults::Faults;
 use crate::core::kv_cache::KvEvent;
 use crate::core::kv_transfer::Connector;
 use crate::core::latency::LatencyProfile;
@@ -59,6 +61,8 @@ pub struct Engine {
     /// The KV connector, and loads that ended and that no completed step has seen.
     kv: Option<Connector>,
     received: Vec<remote::Received>,
+    /// What goes wrong, if anything shall.
+    faults: Option<Box<Faults>>,
 }
 
 /// What the core does next.
@@ -131,6 +135,7 @@ impl Engine {
             quiet: false,
             kv,
             received: Vec::new(),
+            faults: None,
         }
     }
 
@@ -148,7 +153,7 @@ impl Engine {
         match input {
             Input::Add(request) => match self.refusal(&request) {
                 Some(reason) => self.refuse(now, &request, reason),
-                None => self.inbox.push_back((now, Input::Add(request))),
+                None => self.admit(now, request),
             },
             Input::Abort(key) => self.inbox.push_back((now, Input::Abort(key))),
             Input::Kv(input) => self.hear(now, input),
@@ -159,14 +164,18 @@ impl Engine {
     pub fn next_wakeup(&self) -> Option<Time> {
         let output = self.outbox.front().map(Output::at);
         let kv = self.kv.as_ref().and_then(Connector::next_wakeup);
-        output.into_iter().chain(kv).chain(self.next_event()).min()
+        output.into_iter().chain(kv).chain(self.next_event()).chain(self.next_fault()).min()
     }
 
     /// Does everything that is due at `now` and appends what is handed over by then to `out`, in planned order.
     pub fn advance(&mut self, now: Time, out: &mut Vec<Output>) {
-        while let Some(at) = self.next_event()
-            && at <= now
-        {
+        loop {
+            let event = self.next_event();
+            // What goes wrong at a time goes wrong before what happens at it.
+            if self.suffer(event.map_or(now, |at| at.min(now))) {
+                continue;
+            }
+            let Some(at) = event.filter(|at| *at <= now) else { break };
             self.core_time = self.core_time.max(at);
             if self.connector_due(at) {
                 continue;
@@ -231,11 +240,22 @@ impl Engine {
 
     fn next_event(&self) -> Option<Time> {
         let planned = match self.plan {
-            Plan::Idle => self.inbox.front().map(|(at, _)| (*at).max(self.core_time)),
+            Plan::Idle => self.inbox.front().map(|(at, _)| *at),
             Plan::Turn(at) | Plan::Complete(at) => Some(at),
         };
         let own = self.kv.as_ref().and_then(Connector::next_event);
-        planned.into_iter().chain(own).min()
+        // What a hang held back happens when it is over.
+        let next = planned.into_iter().chain(own).min()?.max(self.core_time);
+        self.faults.as_deref().map_or(Some(next), |faults| faults.released(next))
+    }
+
+    /// Takes a request in, unless nobody is there.
+    fn admit(&mut self, now: Time, request: Box<NewRequest>) {
+        self.tell(now, &request);
+        match self.down() {
+            Some(down) => self.emit(Output::Broken { key: request.key, at: now, down }),
+            None => self.inbox.push_back((now, Input::Add(request))),
+        }
     }
 
     fn refusal(&self, request: &NewRequest) -> Option<RejectReason> {
@@ -346,7 +366,7 @@ impl Engine {
         let batch = self.scheduler.schedule();
         let cost = self.profile.schedule_cost(&batch.shape);
         let end = start + cost.total();
-        let step_ps = self.profile.step_ps(&batch.shape);
+        let step_ps = faults::slowed(self.faults.as_deref(), self.profile.step_ps(&batch.shape));
         let mut flight = plan_step(&mut self.run, self.gpu_free, end, batch.composition, step_ps);
         flight.empty = batch.entries.is_empty();
         self.quiet = !batch.changes_something();

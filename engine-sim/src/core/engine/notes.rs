@@ -152,6 +152,7 @@ fn decoded(open: &Open, step: &Step, stale: bool) {
         | EngineFact::Allocated(_)
         | EngineFact::PullStarted { .. }
         | EngineFact::PullEnded(_)
+        | EngineFact::Fault(_)
         | EngineFact::Finished(_) => None,
     };
     let mut first = false;

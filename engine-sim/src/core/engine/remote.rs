@@ -10,6 +10,7 @@ use shared::time::Time;
 
 use super::{Engine, Input, NewRequest, Open, Output, Plan, count_end, notes};
 use crate::core::facts::{EngineFact, QueueReason};
+use crate::core::faults::FaultKind;
 use crate::core::kv_transfer::{
     Connector, FetchStages, Freed, Kept, KvAsk, KvInput, KvMetrics, KvOutput, LoadFailurePolicy, LoadId, RemoteBlocks,
     Request, Transfer, TransferError,
@@ -87,13 +88,25 @@ impl Engine {
 
     /// Word from another engine. A load's end waits for the next step; everything else counts at once.
     pub(super) fn hear(&mut self, now: Time, input: Box<KvInput>) {
+        let down = self.down().is_some();
         let Some(kv) = &mut self.kv else { return };
+        if down {
+            return kv.nobody_is_there(now, *input);
+        }
         match *input {
             KvInput::Received { .. } => self.inbox.push_back((now, Input::Kv(input))),
             KvInput::Pull(_) | KvInput::Heartbeat(_) | KvInput::Done(_) | KvInput::Refused(_) | KvInput::NotReached => {
                 let freed = kv.handle(now, *input);
                 self.unpin(now, freed);
             }
+        }
+    }
+
+    /// The engine goes down: who reads from it learns that, and `fresh`, which comes after it, is not taken for it.
+    pub(super) fn leave_peers(&mut self, at: Time, fresh: &mut Engine) {
+        fresh.scheduler.never_reuse_loads_of(&self.scheduler);
+        if let (Some(before), Some(after)) = (self.kv.take(), &mut fresh.kv) {
+            before.go_down(at, after);
         }
     }
 
@@ -186,8 +199,13 @@ impl Engine {
                 running: self.scheduler.running().len() as u32,
             });
             let (peer, link) = (Arc::clone(&remote.peer), kv.link());
+            let fault = self.faults.as_deref_mut().and_then(|faults| faults.kv_transfer(launch));
             open.trail.note(launch, || EngineFact::PullStarted { peer, blocks: load.blocks, link });
-            kv.receive(launch, load, &remote, open.trail.context());
+            if fault.is_some() {
+                open.trail.note(launch, || EngineFact::Fault(FaultKind::KvTransfer));
+            }
+            let breaks_after = fault.map(|fault| fault.moved(load.blocks));
+            kv.receive(launch, load, &remote, breaks_after, open.trail.context());
             open.kv = OpenKv::Loading(remote, *load);
         }
     }
@@ -214,29 +232,30 @@ impl Engine {
     pub(super) fn end_loads(&mut self, now: Time) {
         for Received { at, load, outcome } in std::mem::take(&mut self.received) {
             self.quiet = false;
-            let Some(ix) = self.kv.as_mut().and_then(|kv| kv.received(load, &outcome)) else { continue };
+            let Some((ix, arrived)) = self.kv.as_mut().and_then(|kv| kv.received(load, &outcome)) else { continue };
             let slot = &mut self.open[ix.0 as usize];
             let open = slot.as_mut().filter(|o| matches!(&o.kv, OpenKv::Loading(_, start) if start.load == load));
             match outcome {
                 Ok(transfer) => {
                     if let Some(open) = open {
-                        arrived(open, at, &transfer);
+                        loaded(open, at, &transfer);
                     }
                     self.scheduler.load_arrived(load);
                 }
                 Err(error) => {
                     if let Some(open) = open {
                         open.kv = OpenKv::Nothing;
+                        open.stats.external_tokens = arrived * self.config.cache.block_size;
                         open.trail.note(at, || EngineFact::PullEnded(Err(error)));
                     }
-                    self.fail_load(now, load);
+                    self.fail_load(now, load, arrived);
                 }
             }
         }
     }
 
-    fn fail_load(&mut self, now: Time, load: LoadId) {
-        let Some(ix) = self.scheduler.load_failed(load) else { return };
+    fn fail_load(&mut self, now: Time, load: LoadId, arrived: u32) {
+        let Some(ix) = self.scheduler.load_failed(load, arrived) else { return };
         match self.kv.as_ref().map_or(LoadFailurePolicy::Fail, Connector::policy) {
             LoadFailurePolicy::Recompute => {}
             LoadFailurePolicy::Fail => self.fail(now, ix),
@@ -256,7 +275,7 @@ impl Engine {
     }
 }
 
-fn arrived(open: &mut Open, at: Time, transfer: &Transfer) {
+fn loaded(open: &mut Open, at: Time, transfer: &Transfer) {
     let OpenKv::Loading(_, start) = std::mem::take(&mut open.kv) else { return };
     open.stats.external_tokens = start.tokens;
     let whole = start.local_tokens + start.tokens == open.stats.prompt_tokens;

@@ -31,11 +31,22 @@ pub(crate) struct Request {
     pub(crate) span: Option<(TraceId, SpanId)>,
 }
 
+/// A load under way.
+#[derive(Debug)]
+struct Load {
+    remote: Arc<RemoteBlocks>,
+    ix: SeqIx,
+    /// Blocks that arrive before the link breaks, if it does.
+    breaks_after: Option<u32>,
+}
+
 /// A send under way.
 #[derive(Debug)]
 struct Sending {
     request: Arc<str>,
     transfer: Transfer,
+    /// Whether the link breaks then.
+    breaks: bool,
     trail: Trail<SendFact>,
 }
 
@@ -49,7 +60,7 @@ pub(crate) struct Connector {
     sends: BTreeMap<(Time, PullKey), Sending>,
     wanted: Wanted,
     /// Loads under way.
-    loads: BTreeMap<LoadId, (Arc<RemoteBlocks>, SeqIx)>,
+    loads: BTreeMap<LoadId, Load>,
     /// Not handed over, in time order.
     outbox: VecDeque<KvOutput>,
     /// Handed over by the engine's last advance, not taken by the driver.
@@ -114,23 +125,53 @@ impl Connector {
         at: Time,
         start: &LoadStart,
         remote: &Arc<RemoteBlocks>,
+        breaks_after: Option<u32>,
         caller: Option<TraceContext>,
     ) {
         let LoadStart { load, ix, blocks, .. } = *start;
-        self.loads.insert(load, (Arc::clone(remote), ix));
+        self.loads.insert(load, Load { remote: Arc::clone(remote), ix, breaks_after });
         let (remote, ranks) = (Arc::clone(remote), self.profile.tensor_parallel);
-        self.emit(KvOutput::Pull { at, load, remote, blocks, ranks, caller });
+        self.emit(KvOutput::Pull { at, load, remote, blocks, ranks, breaks_after, caller });
     }
 
-    /// D's load ended. Returns the slot of the request it was for, `None` if there is no such load.
-    pub(crate) fn received(&mut self, load: LoadId, outcome: &Result<Transfer, TransferError>) -> Option<SeqIx> {
-        let (remote, ix) = self.loads.remove(&load)?;
+    /// D's load ended. Returns the slot of the request it was for and, if it failed, how many blocks had arrived; `None` if there
+    /// is no such load.
+    pub(crate) fn received(&mut self, load: LoadId, outcome: &Result<Transfer, TransferError>) -> Option<(SeqIx, u32)> {
+        let Load { remote, ix, breaks_after } = self.loads.remove(&load)?;
         self.unwant(&remote);
         match outcome {
             Ok(transfer) => self.metrics.observe(transfer),
             Err(_) => self.metrics.nixl_num_failed_transfers += 1,
         }
-        Some(ix)
+        let arrived = match outcome {
+            Err(TransferError::Broken) => breaks_after.unwrap_or(0),
+            Ok(_) | Err(_) => 0,
+        };
+        Some((ix, arrived))
+    }
+
+    /// The engine is down: whoever wants to read learns that, and nothing else matters.
+    pub(crate) fn nobody_is_there(&mut self, now: Time, input: KvInput) {
+        if let KvInput::Pull(Pull { key, blocks, peer, trail, .. }) = input {
+            let link = self.link();
+            trail.note(now, || SendFact::Asked { blocks, link, peer });
+            self.refuse(now, key, TransferError::Unreachable, trail);
+        }
+    }
+
+    /// The engine goes down: `after`, which takes its place, says so to whoever reads, and hands over what was said before.
+    pub(crate) fn go_down(mut self, at: Time, after: &mut Connector) {
+        self.hand_over(at);
+        after.due = self.due;
+        for ((_, key), Sending { trail, .. }) in self.sends {
+            after.refuse(at, key, TransferError::Unreachable, trail);
+        }
+    }
+
+    fn refuse(&mut self, at: Time, key: PullKey, error: TransferError, trail: Trail<SendFact>) {
+        trail.note(at, || SendFact::Failed(error));
+        trail.finish(at);
+        self.emit(KvOutput::Sent { at, key, outcome: Err(error) });
     }
 
     /// What happens at P, and outside any request at D.
@@ -160,7 +201,7 @@ impl Connector {
     }
 
     fn asked(&mut self, now: Time, pull: Pull) {
-        let Pull { key, request, blocks, ranks, peer, trail } = pull;
+        let Pull { key, request, blocks, ranks, breaks_after, peer, trail } = pull;
         let link = self.link();
         trail.note(now, || SendFact::Asked { blocks, link, peer });
         let refused = match self.leases.get(&request) {
@@ -170,16 +211,16 @@ impl Connector {
                 if let Some((trace, span)) = kept.span {
                     trail.note(now, || SendFact::Computed(trace, span));
                 }
-                let shipment = Shipment { blocks, block_size: self.block_size, receiver_ranks: ranks };
+                let moved = breaks_after.map_or(blocks, |after| after.min(blocks));
+                let shipment = Shipment { blocks: moved, block_size: self.block_size, receiver_ranks: ranks };
                 let transfer = Transfer::over(link, &self.profile, shipment);
                 trail.note(now, || SendFact::Sending(transfer));
-                self.sends.insert((now.saturating_add(transfer.time), key), Sending { request, transfer, trail });
+                let sending = Sending { request, transfer, breaks: breaks_after.is_some(), trail };
+                self.sends.insert((now.saturating_add(transfer.time), key), sending);
                 return;
             }
         };
-        trail.note(now, || SendFact::Failed(refused));
-        trail.finish(now);
-        self.emit(KvOutput::Sent { at: now, key, outcome: Err(refused) });
+        self.refuse(now, key, refused, trail);
     }
 
     /// When the connector has something to do of its own or to hand over.
@@ -198,7 +239,12 @@ impl Connector {
     pub(crate) fn advance(&mut self, now: Time) -> Freed {
         let mut freed = Freed::new();
         while let Some(entry) = self.sends.first_entry().filter(|e| e.key().0 <= now) {
-            let ((at, key), Sending { request, transfer, trail }) = entry.remove_entry();
+            let ((at, key), Sending { request, transfer, breaks, trail }) = entry.remove_entry();
+            if breaks {
+                // No notification comes, so the lease ends by itself.
+                self.refuse(at, key, TransferError::Broken, trail);
+                continue;
+            }
             freed.extend(self.let_go(&request));
             trail.finish(at);
             self.emit(KvOutput::Sent { at, key, outcome: Ok(transfer) });

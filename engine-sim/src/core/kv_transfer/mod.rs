@@ -115,6 +115,8 @@ pub struct Pull {
     pub blocks: u32,
     /// The reader's tensor parallelism.
     pub ranks: u32,
+    /// An injected fault: the link breaks when so many of the blocks have arrived.
+    pub breaks_after: Option<u32>,
     /// The reader's name.
     pub peer: Arc<str>,
     /// The record of P's side. The connector notes facts and finishes it.
@@ -136,6 +138,8 @@ pub enum KvOutput {
         blocks: u32,
         /// D's tensor parallelism.
         ranks: u32,
+        /// An injected fault: the link breaks when so many of the blocks have arrived.
+        breaks_after: Option<u32>,
         /// The place of the request that needs them in its trace, if it is recorded.
         caller: Option<TraceContext>,
     },
@@ -190,17 +194,20 @@ pub enum TransferError {
     Unreachable,
     /// P did not answer in time.
     Timeout,
+    /// The link broke under way.
+    Broken,
     /// P refused, or its answer makes no sense.
     BadAnswer,
 }
 
 impl TransferError {
     /// All of them.
-    pub const ALL: [TransferError; 5] = [
+    pub const ALL: [TransferError; 6] = [
         TransferError::NotKept,
         TransferError::TooMany,
         TransferError::Unreachable,
         TransferError::Timeout,
+        TransferError::Broken,
         TransferError::BadAnswer,
     ];
 
@@ -211,6 +218,7 @@ impl TransferError {
             TransferError::TooMany => "kv_blocks_too_many",
             TransferError::Unreachable => "kv_peer_unreachable",
             TransferError::Timeout => "kv_transfer_timeout",
+            TransferError::Broken => "kv_transfer_broken",
             TransferError::BadAnswer => "kv_peer_bad_answer",
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use shared::rng::Seed;
 use shared::time::{Dur, Time};
 use shared::trace::Trail;
 
@@ -10,6 +11,7 @@ use super::*;
 use crate::core::config::EngineConfig;
 use crate::core::engine::tests::{engine, request};
 use crate::core::engine::{Engine, Input, Output, RequestKey, RequestStats};
+use crate::core::faults::{FaultRule, Faults};
 use crate::core::sequence::FinishReason;
 
 const P: usize = 0;
@@ -109,12 +111,12 @@ impl Net {
                 KvOutput::Notify { .. } if self.wire == Wire::Cut => {
                     self.push(arrives, D, Input::Kv(Box::new(KvInput::NotReached)));
                 }
-                KvOutput::Pull { load, remote, blocks, ranks, .. } => {
+                KvOutput::Pull { load, remote, blocks, ranks, breaks_after, .. } => {
                     self.sequence += 1;
                     let key = PullKey(self.sequence);
                     self.pulls.insert(key, load);
                     let (request, peer) = (Arc::clone(&remote.request), "d".into());
-                    let pull = Pull { key, request, blocks, ranks, peer, trail: Trail::off() };
+                    let pull = Pull { key, request, blocks, ranks, breaks_after, peer, trail: Trail::off() };
                     self.push(arrives, P, Input::Kv(Box::new(KvInput::Pull(pull))));
                 }
                 KvOutput::Notify { what, requests, .. } => {
@@ -144,14 +146,14 @@ impl Net {
     fn kept(&self, key: u64) -> Option<Kept> {
         self.outputs[P].iter().find_map(|o| match o {
             Output::Finished { key: k, kept, .. } if k.0 == key => kept.as_deref().cloned(),
-            Output::Finished { .. } | Output::Tokens { .. } | Output::Rejected { .. } => None,
+            Output::Finished { .. } | Output::Tokens { .. } | Output::Rejected { .. } | Output::Broken { .. } => None,
         })
     }
 
     fn end(&self, engine: usize, key: u64) -> Option<(Time, FinishReason, RequestStats)> {
         self.outputs[engine].iter().find_map(|o| match o {
             Output::Finished { key: k, at, reason, stats, .. } if k.0 == key => Some((*at, *reason, **stats)),
-            Output::Finished { .. } | Output::Tokens { .. } | Output::Rejected { .. } => None,
+            Output::Finished { .. } | Output::Tokens { .. } | Output::Rejected { .. } | Output::Broken { .. } => None,
         })
     }
 
@@ -401,6 +403,74 @@ fn a_waiting_decoder_sleeps_until_its_load_ends() {
     assert!(before >= ms(9000), "the next heartbeat, not {before:?}");
     net.run(ms(9000));
     assert_eq!(net.end(D, 1).unwrap().1, FinishReason::Length);
+}
+
+fn faulty(config: EngineConfig, rule: &str) -> Engine {
+    let rule: FaultRule = serde_json::from_str(rule).unwrap();
+    engine(config).with_faults(Faults::new(Seed(1), "engine", &[rule]))
+}
+
+/// A link that breaks after half of the blocks: they are here, and the lease ends by itself, since nobody says that all were read.
+#[test]
+fn a_broken_link_leaves_what_has_arrived() {
+    for (policy, reason, cached) in
+        [(LoadFailurePolicy::Fail, FinishReason::Error, 0), (LoadFailurePolicy::Recompute, FinishReason::Length, 512)]
+    {
+        let d = config(KvRole::KvConsumer, |c| {
+            c.kv_transfer.as_mut().unwrap().kv_load_failure_policy = policy;
+        });
+        let mut net = Net::default();
+        net.engines[D] = faulty(d, r#"{"kind": "kv_transfer", "moved": 0.5}"#);
+        let ask = net.prefill(Time::ZERO, 1, 1024);
+        net.add(ms(1000), D, 1, 1024, 2, Some(ask));
+        net.run(ms(3000));
+        let (_, ended, stats) = net.end(D, 1).unwrap();
+        assert_eq!((ended, stats.cached_tokens), (reason, cached), "{policy:?}");
+        assert_eq!((net.metrics(D).nixl_num_failed_transfers, net.engines[P].leases()), (1, 1));
+        net.run(ms(60_000));
+        assert_eq!(net.metrics(P).nixl_num_kv_expired_reqs, 1);
+        nothing_is_held(&net);
+    }
+}
+
+#[test]
+fn a_sender_that_crashes_fails_the_reads_under_way_and_forgets_the_others() {
+    let mut net = Net::default();
+    let p = config(KvRole::KvProducer, |_| ());
+    net.engines[P] = faulty(p, r#"{"kind": "crash", "at": "1010ms", "for": "2s"}"#);
+    let ask = net.prefill(Time::ZERO, 1, 1024);
+    net.add(ms(1000), D, 1, 1024, 2, Some(ask.clone()));
+    // While nobody is there, and when somebody is again.
+    net.add(ms(2000), D, 2, 512, 2, Some(ask.clone()));
+    net.add(ms(4000), D, 3, 512, 2, Some(ask));
+    net.run(ms(9000));
+    for (key, at) in [(1, ms(1010)), (2, ms(2000)), (3, ms(4000))] {
+        let (end, reason, _) = net.end(D, key).unwrap();
+        assert_eq!(reason, FinishReason::Error, "{key}");
+        assert!(end > at && end < at + Dur::from_millis(2), "{key}: {end:?}");
+    }
+    let sent: Vec<&String> = net.said.iter().filter(|s| s.contains("sent")).collect();
+    let errors: Vec<&str> = sent.iter().map(|s| s.split("sent ").nth(1).unwrap()).collect();
+    assert_eq!(errors, ["Err(Unreachable)", "Err(Unreachable)", "Err(NotKept)"]);
+    nothing_is_held(&net);
+}
+
+/// What was read for a decoder that crashed is not taken for what the next one reads.
+#[test]
+fn a_reader_that_crashes_does_not_mix_up_its_loads() {
+    let mut net = Net::default();
+    let d = config(KvRole::KvConsumer, |_| ());
+    net.engines[D] = faulty(d, r#"{"kind": "crash", "at": "1005ms", "for": "1ms"}"#);
+    let first = net.prefill(Time::ZERO, 1, 1024);
+    let second = net.prefill(ms(0), 2, 2048);
+    net.add(ms(1000), D, 1, 1024, 2, Some(first));
+    net.add(ms(1008), D, 2, 2048, 2, Some(second));
+    net.run(ms(5000));
+    let (_, reason, stats) = net.end(D, 2).unwrap();
+    assert_eq!((reason, stats.external_tokens), (FinishReason::Length, 2048));
+    assert_eq!(net.metrics(D).nixl_bytes_transferred.sum, 128 << 21);
+    net.run(ms(60_000));
+    nothing_is_held(&net);
 }
 
 /// A request at random: where its answer is asked for, what becomes of it.

@@ -81,6 +81,11 @@ impl Scheduler {
         });
     }
 
+    /// Takes care that no load of `before`, which this scheduler comes after, is taken for one of its own.
+    pub(crate) fn never_reuse_loads_of(&mut self, before: &Scheduler) {
+        self.next_load = before.next_load;
+    }
+
     /// Leaves the blocks of an aborted request to its load.
     pub(super) fn orphan(&mut self, ix: SeqIx) {
         let seq = &mut self.slab[ix];
@@ -97,9 +102,9 @@ impl Scheduler {
         }
     }
 
-    /// Reports that a load failed and nothing arrived: what was found here stays, the rest of the prompt is computed.
-    /// Returns the request, unless it was aborted.
-    pub fn load_failed(&mut self, load: LoadId) -> Option<SeqIx> {
+    /// Reports that a load failed after its first `arrived` blocks: those and what was found here stay, the rest of the prompt is
+    /// computed. Returns the request, unless it was aborted.
+    pub fn load_failed(&mut self, load: LoadId, arrived: u32) -> Option<SeqIx> {
         let ix = match self.loads.remove(&load)? {
             Destination::Nobody(blocks) => {
                 self.kv.release_blocks(&blocks);
@@ -110,10 +115,12 @@ impl Scheduler {
         self.holding.remove(&self.slab, ix);
         let seq = &mut self.slab[ix];
         seq.status = if seq.preemptions > 0 { Status::Preempted } else { Status::Waiting };
-        seq.computed = seq.local_tokens;
+        seq.computed = (seq.local_tokens + arrived * self.params.block_size).min(seq.num_tokens() - 1);
         seq.reserving = seq.computed > 0;
         if seq.computed == 0 {
             self.kv.release(seq);
+        } else {
+            self.kv.register(seq, seq.computed);
         }
         let queue = if holds_blocks(&self.slab[ix]) { &mut self.holding } else { &mut self.waiting };
         queue.push_front(&self.slab, ix);

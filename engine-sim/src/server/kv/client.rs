@@ -16,9 +16,7 @@ use tokio::task::JoinSet;
 
 use super::wire::{MAX_BODY, NOTIFY, Notification, PULL, PullAnswer, PullRequest, Refusal};
 use super::{Outcome, Peers};
-use crate::core::kv_transfer::{
-    KvInput, KvOutput, LONGEST_TRANSFER, Notice, Peer, RemoteBlocks, Transfer, TransferError,
-};
+use crate::core::kv_transfer::{KvInput, KvOutput, LONGEST_TRANSFER, Notice, Peer, Transfer, TransferError};
 use crate::spans::transfer_span_id;
 
 /// Until a peer that does not take a connection is given up.
@@ -45,9 +43,17 @@ pub(super) async fn carry(peers: Arc<Peers>, mut said: UnboundedReceiver<KvOutpu
         match output {
             None => return,
             Some(KvOutput::Sent { key, outcome, .. }) => peers.pull_ended(key, outcome),
-            Some(KvOutput::Pull { load, remote, blocks, ranks, caller, .. }) => {
+            Some(KvOutput::Pull { load, remote, blocks, ranks, breaks_after, caller, .. }) => {
                 tasks.spawn(async move {
-                    let read = pull(&http, &peers, &remote, (blocks, ranks), caller);
+                    let asked = PullRequest {
+                        engine_id: remote.peer.engine_id.to_string(),
+                        request_id: remote.request.to_string(),
+                        blocks,
+                        tp_size: ranks,
+                        breaks_after,
+                        reader: peers.engine_id.to_string(),
+                    };
+                    let read = pull(&http, &peers, &remote.peer, &asked, caller);
                     let outcome = tokio::time::timeout(LONGEST_TRANSFER.to_std(), read).await;
                     let outcome = outcome.unwrap_or(Err(TransferError::Timeout));
                     peers.engine.hear(peers.clock.now(), KvInput::Received { load, outcome });
@@ -65,30 +71,17 @@ pub(super) async fn carry(peers: Arc<Peers>, mut said: UnboundedReceiver<KvOutpu
     }
 }
 
-async fn pull(
-    http: &Http,
-    peers: &Peers,
-    remote: &RemoteBlocks,
-    (blocks, ranks): (u32, u32),
-    caller: Option<TraceContext>,
-) -> Outcome {
-    let body = PullRequest {
-        engine_id: remote.peer.engine_id.to_string(),
-        request_id: remote.request.to_string(),
-        blocks,
-        tp_size: ranks,
-        reader: peers.engine_id.to_string(),
-    };
+async fn pull(http: &Http, peers: &Peers, peer: &Peer, asked: &PullRequest, caller: Option<TraceContext>) -> Outcome {
     let mut headers = HeaderMap::new();
     if let Some(caller) = caller {
         peers.tracer.load().inject(&caller.child(transfer_span_id(caller.span_id)), &mut headers);
     }
-    let request = request(&remote.peer, PULL, &body, headers).ok_or(TransferError::Unreachable)?;
+    let request = request(peer, PULL, asked, headers).ok_or(TransferError::Unreachable)?;
     let answer = http.request(request).await.map_err(|_| TransferError::Unreachable)?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), MAX_BODY).collect().await;
     let body = body.map_err(|_| TransferError::Unreachable)?.to_bytes();
-    judge(status, &body, blocks, ranks)
+    judge(status, &body, asked.blocks, asked.tp_size)
 }
 
 fn judge(status: StatusCode, body: &[u8], blocks: u32, ranks: u32) -> Result<Transfer, TransferError> {

@@ -40,9 +40,11 @@ async fn pull(State(peers): State<Arc<Peers>>, request: Request) -> Response {
         return refuse_at_once(&peers, received, &asked, trail);
     }
     let Some((key, ended)) = peers.await_pull() else { return refusal(TransferError::Unreachable) };
-    let PullRequest { request_id, blocks, tp_size, reader, .. } = asked;
+    let PullRequest { request_id, blocks, tp_size, breaks_after, reader, .. } = asked;
     let (request, peer) = (request_id.into(), reader.into());
-    peers.engine.hear(received, KvInput::Pull(Pull { key, request, blocks, ranks: tp_size, peer, trail }));
+    peers
+        .engine
+        .hear(received, KvInput::Pull(Pull { key, request, blocks, ranks: tp_size, breaks_after, peer, trail }));
     let outcome = match tokio::time::timeout(LONGEST_TRANSFER.to_std(), ended).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(TransferError::Unreachable),
@@ -102,7 +104,7 @@ fn refusal(error: TransferError) -> Response {
     let status = match error {
         TransferError::NotKept => StatusCode::NOT_FOUND,
         TransferError::TooMany => StatusCode::CONFLICT,
-        TransferError::Unreachable | TransferError::Timeout | TransferError::BadAnswer => {
+        TransferError::Unreachable | TransferError::Timeout | TransferError::Broken | TransferError::BadAnswer => {
             StatusCode::SERVICE_UNAVAILABLE
         }
     };

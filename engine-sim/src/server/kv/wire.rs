@@ -22,6 +22,9 @@ pub(super) struct PullRequest {
     pub(super) blocks: u32,
     /// The reader's tensor parallelism.
     pub(super) tp_size: u32,
+    /// An injected fault: the link breaks when so many blocks have arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) breaks_after: Option<u32>,
     /// The reader.
     pub(super) reader: String,
 }

@@ -4,7 +4,7 @@ use engine_sim::core::config::EngineConfig;
 use engine_sim::core::engine::{Input, NewRequest, Output, RequestKey};
 use engine_sim::core::facts::{EngineFact, Operation};
 use engine_sim::core::hasher::prepare_prompt;
-use engine_sim::core::kv_transfer::{KvAsk, KvRole, KvTransferConfig, LinkKind, Shipment, Transfer};
+use engine_sim::core::kv_transfer::{KvAsk, KvRole, KvTransferConfig, LinkKind, RemoteBlocks, Shipment, Transfer};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use shared::block_hash::ExtraKeys;
@@ -31,6 +31,15 @@ enum Event {
     Step(usize),
 }
 
+/// How a request ended at one engine, with its tokens that came from another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    engine: usize,
+    at: Time,
+    reason: FinishReason,
+    external: u32,
+}
+
 /// What a router in front of the two engines does, as far as this needs it.
 struct Router {
     engines: [Engine; 2],
@@ -39,9 +48,9 @@ struct Router {
     queue: Queue<Event>,
     caller: Option<TraceContext>,
     trails: [Trail<EngineFact>; 2],
-    ends: Vec<(usize, Time, FinishReason, u32)>,
-    /// Whom the decoding engine is told to ask; the prefilling engine, unless a test has another idea.
-    asks: usize,
+    ends: Vec<End>,
+    /// Whom the decoding engine is told to ask.
+    asks: Arc<Peer>,
 }
 
 impl Router {
@@ -53,6 +62,7 @@ impl Router {
         let engines = [engine(KvRole::KvProducer), engine(KvRole::KvConsumer)];
         let tracer = |i: usize| telemetry.tracer(Resource::new("vllm", format!("engine-{i}")));
         let network = PeerNetwork::new(engines.iter(), Dur::from_micros(100));
+        let asks = Arc::clone(&network.peers[PREFILL]);
         let (trace_id, span_id) = (TraceId::new(7).unwrap(), SpanId::new(9).unwrap());
         let caller = TraceContext { trace_id, span_id, sampled, random: false, tracestate: None };
         Router {
@@ -63,7 +73,7 @@ impl Router {
             caller: Some(caller),
             trails: [Trail::off(), Trail::off()],
             ends: Vec::new(),
-            asks: PREFILL,
+            asks,
         }
     }
 
@@ -115,16 +125,13 @@ impl Router {
         self.engines[engine].advance(now, &mut outputs);
         for output in outputs {
             let Output::Finished { at, reason, stats, kept, .. } = output else { continue };
-            self.ends.push((engine, at, reason, stats.external_tokens));
+            self.ends.push(End { engine, at, reason, external: stats.external_tokens });
             let trail = std::mem::take(&mut self.trails[engine]);
             trail.note(at, || EngineFact::LastWrite);
             trail.finish(at);
             if let Some(kept) = kept {
-                let mut remote = self.network.blocks_at(self.asks, &kept.request, kept.blocks.len() as u32);
-                if self.asks == DECODE {
-                    let peer = Peer { engine_id: "nobody".into(), ..Peer::clone(&remote.peer) };
-                    remote = Arc::new(RemoteBlocks { peer: Arc::new(peer), ..RemoteBlocks::clone(&remote) });
-                }
+                let (peer, blocks) = (Arc::clone(&self.asks), kept.blocks.len() as u32);
+                let remote = Arc::new(RemoteBlocks { peer, request: kept.request, blocks });
                 self.queue.push(at + Dur::from_millis(1), 0, Event::Send(DECODE, Some(remote)));
             }
         }
@@ -137,7 +144,7 @@ impl Router {
     }
 }
 
-fn run(sampled: bool, change: impl FnOnce(&mut Router)) -> (Vec<(usize, Time, FinishReason, u32)>, Vec<Span>) {
+fn run(sampled: bool, change: impl FnOnce(&mut Router)) -> (Vec<End>, Vec<Span>) {
     let spans = MemorySpans::default();
     let sampler = SamplerKind::ParentBasedAlwaysOn.with(Ratio::new(1.0).unwrap());
     let exporters = vec![ExporterConfig::Memory(spans.clone())];
@@ -164,22 +171,17 @@ fn transfers(spans: &[Span]) -> (&Span, &Span) {
 #[test]
 fn a_transfer_has_two_spans_in_one_trace_and_takes_the_time_of_its_link() {
     let (ends, spans) = run(true, |_| ());
-    assert_eq!(
-        ends.iter().map(|e| (e.0, e.2, e.3)).collect::<Vec<_>>(),
-        [(PREFILL, FinishReason::Length, 0), (DECODE, FinishReason::Length, PROMPT)]
-    );
+    let told: Vec<_> = ends.iter().map(|e| (e.engine, e.reason, e.external)).collect();
+    assert_eq!(told, [(PREFILL, FinishReason::Length, 0), (DECODE, FinishReason::Length, PROMPT)]);
     let (client, server) = transfers(&spans);
-    let request = |kind: &str| {
-        let of = |s: &&Span| {
-            s.name == "vllm.engine.request" && s.instance == if kind == "p" { server.instance } else { client.instance }
-        };
-        spans.iter().find(of).unwrap()
+    let request = |at: &Span| {
+        spans.iter().find(|s| s.name == "vllm.engine.request" && s.instance == at.instance).expect("its request")
     };
-    assert_eq!(client.parent, Some(request("d").span_id));
+    assert_eq!(client.parent, Some(request(client).span_id));
     assert_eq!(server.parent, Some(client.span_id));
     assert_eq!(client.trace_id, server.trace_id);
     let link = &server.links[0];
-    assert_eq!((link.trace_id, link.span_id), (request("p").trace_id, request("p").span_id));
+    assert_eq!((link.trace_id, link.span_id), (request(server).trace_id, request(server).span_id));
     let shipment = Shipment { blocks: PROMPT / 16, block_size: 16, receiver_ranks: 1 };
     let moved = Transfer::over(LinkKind::InfiniBand, &LatencyProfile::DEFAULT, shipment);
     assert_eq!(server.end - server.start, moved.time);
@@ -209,9 +211,11 @@ fn the_same_run_gives_the_same_spans() {
 
 #[test]
 fn an_engine_that_is_not_there_cannot_be_read_from() {
-    let (ends, spans) = run(true, |router| router.asks = DECODE);
-    let decoded = ends.iter().find(|e| e.0 == DECODE).unwrap();
-    assert_eq!(decoded.2, FinishReason::Error);
+    let (ends, spans) = run(true, |router| {
+        router.asks = Arc::new(Peer { engine_id: "nobody".into(), ..Peer::clone(&router.asks) });
+    });
+    let decoded = ends.iter().find(|e| e.engine == DECODE).unwrap();
+    assert_eq!(decoded.reason, FinishReason::Error);
     let client = spans.iter().find(|s| s.name == "vllm.kv_cache.transfer").unwrap();
     assert_eq!(client.get("error.type").and_then(|v| v.as_str()), Some("kv_peer_unreachable"));
     let request = spans.iter().find(|s| Some(s.span_id) == client.parent).unwrap();
