@@ -307,7 +307,9 @@ impl Drop for Epilogue<'_> {
         drop(unseen);
         let now = self.0.clock.now();
         for cell in &self.0.engines {
-            for (_, listener) in lock(cell).open.drain() {
+            let mut cell = lock(cell);
+            cell.peers = None;
+            for (_, listener) in cell.open.drain() {
                 // Its caller has left; that the core will not hear of it changes nothing about that.
                 if let Listener::Aborted(trail) = listener {
                     trail.finish(now);

@@ -341,9 +341,9 @@ async fn blocks_that_are_gone_fail_the_request() {
     let pair = Pair::start(role(KvRole::KvConsumer)).await;
     let params = prefill(&pair, true).await;
     decode(&pair, &params, true).await;
-    // They were read and are not kept any more.
+    // They were read and are not kept any more; this prompt is not found here either.
     let mut body = for_decode(&params);
-    body["prompt"] = json!(format!("{}!", prompt()).repeat(2));
+    body["prompt"] = json!(format!("not {}", prompt()));
     let reply = pair.post(D, COMPLETIONS, &body, true).await;
     assert_eq!((reply.status, reply.text.as_str()), (500, FAILED));
     body["stream"] = json!(true);
@@ -377,6 +377,19 @@ async fn an_engine_that_cannot_be_reached_costs_the_request_or_a_prefill() {
         let client = spans.iter().find(|s| s.name == "vllm.kv_cache.transfer").unwrap();
         assert_eq!(client.get("error.type").and_then(|v| v.as_str()), Some("kv_peer_unreachable"));
     }
+}
+
+/// The prefilling engine dies under its server: whoever reads from it learns that and does not wait.
+#[tokio::test]
+async fn an_engine_that_died_is_not_waited_for() {
+    let (first, second) = (Pair::start(role(KvRole::KvConsumer)).await, Pair::start(role(KvRole::KvConsumer)).await);
+    let params = prefill(&first, true).await;
+    drop(first.pacer);
+    let reply = second.post(D, COMPLETIONS, &for_decode(&params), true).await;
+    assert_eq!((reply.status, reply.text.as_str()), (500, FAILED));
+    let spans = second.stop().await;
+    let client = spans.iter().find(|s| s.name == "vllm.kv_cache.transfer").unwrap();
+    assert_eq!(client.get("error.type").and_then(|v| v.as_str()), Some("kv_peer_unreachable"));
 }
 
 /// Whoever has the place of an engine that was restarted is not asked for the old one's blocks.

@@ -12,6 +12,8 @@ use crate::core::config::EngineConfig;
 use crate::core::engine::tests::{engine, request};
 use crate::core::engine::{Engine, Input, Output, RequestKey, RequestStats};
 use crate::core::faults::{FaultRule, Faults};
+use crate::core::latency::LatencyProfile;
+use crate::core::scheduler::SchedulerParams;
 use crate::core::sequence::FinishReason;
 
 const P: usize = 0;
@@ -184,6 +186,22 @@ fn describe(output: &KvOutput) -> String {
     }
 }
 
+/// What the roles mean for the scheduler: vLLM's deferred frees and dropped stale outputs.
+#[test]
+fn a_role_decides_when_blocks_are_free_and_stale_tokens_count() {
+    let check = |role: Option<KvRole>, async_scheduling: bool, expect: (bool, bool)| {
+        let mut c = EngineConfig { kv_transfer: role.map(KvTransferConfig::nixl), ..EngineConfig::default() };
+        c.scheduler.async_scheduling = async_scheduling;
+        let params = SchedulerParams::new(&c, &LatencyProfile::DEFAULT);
+        assert_eq!((params.defer_frees, params.drop_stale_outputs), expect, "{role:?} {async_scheduling}");
+    };
+    check(None, true, (false, false));
+    check(Some(KvRole::KvProducer), true, (false, true));
+    check(Some(KvRole::KvConsumer), true, (true, false));
+    check(Some(KvRole::KvConsumer), false, (false, false));
+    check(Some(KvRole::KvBoth), true, (true, true));
+}
+
 /// I2 where nothing is open any more.
 fn nothing_is_held(net: &Net) {
     for i in [P, D] {
@@ -205,7 +223,7 @@ fn the_prompt_moves_and_one_token_of_it_is_computed_again() {
     // 64 blocks of 2 MiB over InfiniBand: 1 ms + 4,096 descriptors + bytes; and two ways on the network.
     let moved = Transfer::over(
         LinkKind::InfiniBand,
-        &crate::core::latency::LatencyProfile::DEFAULT,
+        &LatencyProfile::DEFAULT,
         Shipment { blocks: 64, block_size: 16, receiver_ranks: 1 },
     );
     let waited = stats.first_scheduled.unwrap() - stats.queued;

@@ -41,7 +41,7 @@ pub(super) async fn carry(peers: Arc<Peers>, mut said: UnboundedReceiver<KvOutpu
         };
         let (http, peers) = (http.clone(), Arc::clone(&peers));
         match output {
-            None => return,
+            None => return peers.end_all_pulls(),
             Some(KvOutput::Sent { key, outcome, .. }) => peers.pull_ended(key, outcome),
             Some(KvOutput::Pull { load, remote, blocks, ranks, breaks_after, caller, .. }) => {
                 tasks.spawn(async move {

@@ -110,6 +110,11 @@ impl Peers {
         Some((key, receiver))
     }
 
+    /// The engine stopped: nobody will end these.
+    fn end_all_pulls(&self) {
+        self.lock().clear();
+    }
+
     fn pull_ended(&self, key: PullKey, outcome: Outcome) {
         if let Some(sender) = self.lock().remove(&key) {
             // A reader that has gone away does not wait.

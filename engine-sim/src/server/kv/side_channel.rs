@@ -45,6 +45,10 @@ async fn pull(State(peers): State<Arc<Peers>>, request: Request) -> Response {
     peers
         .engine
         .hear(received, KvInput::Pull(Pull { key, request, blocks, ranks: tp_size, breaks_after, peer, trail }));
+    if !peers.engine.alive() {
+        // It may not have heard.
+        peers.pull_ended(key, Err(TransferError::Unreachable));
+    }
     let outcome = match tokio::time::timeout(LONGEST_TRANSFER.to_std(), ended).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(TransferError::Unreachable),
