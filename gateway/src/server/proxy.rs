@@ -290,7 +290,9 @@ impl Exchange {
     /// Adds what every response carries.
     fn decorate(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.id_header.clone());
+        // Nobody can look up a trace that is not kept: its name is not worth a header of every answer.
         if let Some(started) = &self.started
+            && started.context.sampled
             && self.tracer.propagates()
         {
             headers.insert(TRACERESPONSE, started.context.traceparent());
