@@ -114,9 +114,7 @@ pub fn inject(context: &TraceContext, headers: &mut HeaderMap) {
         Some(state) => {
             headers.insert(TRACESTATE, state);
         }
-        None => {
-            headers.remove(TRACESTATE);
-        }
+        None => drop(headers.remove(TRACESTATE)),
     }
 }
 
