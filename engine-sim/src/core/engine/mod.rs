@@ -13,6 +13,7 @@ mod notes;
 pub(crate) mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use shared::time::{Dur, Time};
@@ -34,7 +35,7 @@ pub use api::{Input, NewRequest, Output, RejectReason, RequestKey, RequestStats,
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
-    profile: LatencyProfile,
+    profile: Arc<LatencyProfile>,
     scheduler: Scheduler,
     /// Requests in the scheduler, by slot.
     open: Vec<Option<Open>>,
@@ -97,7 +98,7 @@ struct Open {
 
 impl Engine {
     /// An idle engine at time zero with an empty cache. The configuration has passed [`EngineConfig::validate`].
-    pub fn new(config: EngineConfig, profile: LatencyProfile) -> Engine {
+    pub fn new(config: EngineConfig, profile: Arc<LatencyProfile>) -> Engine {
         let mut params = SchedulerParams::new(&config, &profile);
         // A request that never fits would wait for ever. Validation refuses such a configuration; this keeps the promise alone.
         let fits = params.num_blocks.saturating_sub(1).saturating_mul(params.block_size);
@@ -122,21 +123,21 @@ impl Engine {
 
     /// A new engine like this one, idle and with an empty cache.
     pub fn renewed(&self) -> Engine {
-        Engine::new(self.config.clone(), self.profile)
+        Engine::new(self.config.clone(), Arc::clone(&self.profile))
     }
 
     /// Takes an input that arrived at `now`. One that is handed over late counts as arrived at [`Engine::core_time`].
     ///
-    /// A request takes part in the first step whose planned start is not before its arrival.
+    /// A request takes part in the first step whose planned start is not before its arrival and the frontend's work on it. An
+    /// abort passes the same frontend and never overtakes its request.
     pub fn handle(&mut self, now: Time, input: Input) {
         let last = self.inbox.back().map_or(self.core_time, |(at, _)| *at);
-        let now = now.max(last);
         match input {
             Input::Add(request) => match self.refusal(&request) {
-                Some(reason) => self.refuse(now, &request, reason),
-                None => self.inbox.push_back((now, Input::Add(request))),
+                Some(reason) => self.refuse(now.max(last), &request, reason),
+                None => self.inbox.push_back((last.max(now + self.profile.frontend_cost()), Input::Add(request))),
             },
-            Input::Abort(key) => self.inbox.push_back((now, Input::Abort(key))),
+            Input::Abort(key) => self.inbox.push_back((now.max(last), Input::Abort(key))),
         }
     }
 
@@ -194,7 +195,7 @@ impl Engine {
     }
 
     /// The model and GPU it imitates.
-    pub const fn profile(&self) -> &LatencyProfile {
+    pub fn profile(&self) -> &Arc<LatencyProfile> {
         &self.profile
     }
 

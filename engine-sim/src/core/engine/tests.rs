@@ -24,8 +24,8 @@ pub(crate) fn request(config: &EngineConfig, key: u64, prompt: u32, max_tokens: 
 }
 
 pub(crate) fn engine(config: EngineConfig) -> Engine {
-    assert_eq!(config.validate(), []);
     let profile = LatencyProfile::named(&config.profile).unwrap();
+    assert_eq!(config.validate(&profile), []);
     Engine::new(config, profile)
 }
 
@@ -162,7 +162,7 @@ fn an_abort_ends_a_request_once() {
 
 #[test]
 fn the_end_of_k_steps_is_the_floor_of_their_sum() {
-    let profile = LatencyProfile::DEFAULT;
+    let profile = LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap();
     let mut engine = engine(config(|_| ()));
     let request = request(engine.config(), 1, 100, 2001, Time::ZERO);
     engine.handle(Time::ZERO, Input::Add(Box::new(request)));

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine_sim::core::engine::Engine;
-use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
 use engine_sim::server::{Served, ServedHook, Server, ServerConfig, VLLM_VERSION};
 use shared::clock::RunClock;
@@ -108,9 +107,8 @@ fn engines(groups: &[EngineGroup]) -> Result<Vec<Engine>, String> {
         if let Some(url) = &group.url {
             return Err(format!("the engine at {url} is not ours: the lab measures simulated ones"));
         }
-        let profile = LatencyProfile::named(&group.profile);
-        let profile = profile.ok_or_else(|| format!("there is no latency profile `{}`", group.profile))?;
-        engines.extend((0..group.count).map(|_| Engine::new(group.engine_config(), profile)));
+        let profile = engine_sim::profiles::find(&group.profile).map_err(|e| format!("profile: {e}"))?;
+        engines.extend((0..group.count).map(|_| Engine::new(group.engine_config(), Arc::clone(&profile))));
     }
     Ok(engines)
 }
