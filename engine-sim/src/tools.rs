@@ -181,8 +181,10 @@ fn run_calibrate(args: &CalibrateArgs) -> Result<(), String> {
 }
 
 fn print_calibration(found: &Calibration) {
-    println!("mean absolute error of predicted step times, %; unseen: each half by the fit to the other");
-    println!("{:<8} {:>6} {:>8} {:>8} {:>8} {:>8}", "steps", "rows", "seen", "unseen", "p95", "bias");
+    println!(
+        "mean absolute error of predicted step times, %; before: of the profile given; unseen: each half by the fit to the other"
+    );
+    println!("{:<8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8}", "steps", "rows", "before", "seen", "unseen", "p95", "bias");
     for report in &found.reports {
         let cell =
             |e: Option<Errors>, f: fn(Errors) -> f64| e.map_or("-".to_owned(), |e| format!("{:.2}", 100.0 * f(e)));
@@ -191,10 +193,10 @@ fn print_calibration(found: &Calibration) {
             Origin::Composed => (0, "  composed of the other two"),
             Origin::Kept => (0, "  as before"),
         };
-        let seen = cell(report.in_sample, |e| e.mean);
+        let [before, seen] = [report.before, report.in_sample].map(|e| cell(e, |e| e.mean));
         let unseen = [|e: Errors| e.mean, |e: Errors| e.p95, |e: Errors| e.bias].map(|f| cell(report.held_out, f));
         let [mean, p95, bias] = unseen;
-        println!("{:<8} {rows:>6} {seen:>8} {mean:>8} {p95:>8} {bias:>8}{note}", report.regime.as_str());
+        println!("{:<8} {rows:>6} {before:>8} {seen:>8} {mean:>8} {p95:>8} {bias:>8}{note}", report.regime.as_str());
     }
     if let Some(frontend) = found.frontend {
         println!("frontend: {frontend} us from arrival to the engine core");

@@ -27,6 +27,8 @@ pub struct RegimeReport {
     pub regime: Regime,
     /// Where its terms come from.
     pub origin: Origin,
+    /// Of the profile as it was.
+    pub before: Option<Errors>,
     /// Of the fit to all rows.
     pub in_sample: Option<Errors>,
     /// Each half judged by the fit to the other; nothing with fewer than [`LEAST_ROWS`] rows.
@@ -92,7 +94,7 @@ pub fn calibrate(profile: &ProfileFile, rows: &[StepRow]) -> Calibration {
             let terms = (regime == Regime::Mixed).then(|| found.composed()).flatten();
             let origin = if terms.is_some() { Origin::Composed } else { Origin::Kept };
             *found.step.terms_mut(regime) = terms.unwrap_or(*found.step.terms(regime));
-            found.reports.push(RegimeReport { regime, origin, in_sample: None, held_out: None });
+            found.reports.push(RegimeReport { regime, origin, before: None, in_sample: None, held_out: None });
             continue;
         }
         let only_ttft = regime == Regime::Prefill && rows.iter().all(|r| r.kind == Kind::Ttft);
@@ -100,11 +102,14 @@ pub fn calibrate(profile: &ProfileFile, rows: &[StepRow]) -> Calibration {
         // The constant of a time to first token is a step's base and the frontend; a decode step has the same base.
         let decode = found.step.decode;
         let base = only_ttft.then_some(decode.base + decode.floor + decode.all_reduce);
+        let frontend = only_ttft.then_some(profile.host.frontend);
+        let before = Fitted { terms: *profile.step.terms(regime), frontend };
         let fitted = fit(&rows, base);
         found.frontend = fitted.frontend.or(found.frontend);
         found.reports.push(RegimeReport {
             regime,
             origin: Origin::Fitted(rows.len()),
+            before: Some(Errors::of(&before.errors(&rows))),
             in_sample: Some(Errors::of(&fitted.errors(&rows))),
             held_out: held_out(&rows, base),
         });
@@ -209,7 +214,8 @@ pub fn predict(t: &TermTimes, row: &StepRow) -> f64 {
         if floor == 0.0 { tokens } else { (floor.powf(t.exponent) + tokens.powf(t.exponent)).powf(1.0 / t.exponent) };
     linear
         + t.base
-        + t.per_sequence * row.seqs()
+        + t.per_sequence * row.decode_seqs
+        + t.per_chunk * row.prefill_seqs
         + t.per_context_token * row.decode_context
         + t.per_past_token * row.prefill_past
         + t.per_pair * row.prefill_pairs
@@ -255,8 +261,9 @@ fn fit_with(rows: &[StepRow], base: Option<f64>, knee: Option<Knee>) -> Fitted {
     let mut terms = all_reduce(rows);
     terms.base = base.unwrap_or(0.0);
     let decode = rows[0].regime() == Regime::Decode;
-    let columns: [Column; 5] = [
-        (StepRow::seqs, |t| &mut t.per_sequence),
+    let columns: [Column; 6] = [
+        (|r| r.decode_seqs, |t| &mut t.per_sequence),
+        (|r| r.prefill_seqs, |t| &mut t.per_chunk),
         (|r| r.decode_context, |t| &mut t.per_context_token),
         (|r| r.prefill_past, |t| &mut t.per_past_token),
         (|r| r.prefill_pairs, |t| &mut t.per_pair),
@@ -264,7 +271,7 @@ fn fit_with(rows: &[StepRow], base: Option<f64>, knee: Option<Knee>) -> Fitted {
         (StepRow::tokens, |t| &mut t.per_token),
     ];
     let varies = |f: fn(&StepRow) -> f64| rows.iter().any(|r| (f(r) - f(&rows[0])).abs() > 1e-9);
-    let wanted = |i: usize| if i == 4 { knee.is_none() && !decode } else { varies(columns[i].0) };
+    let wanted = |i: usize| if i == 5 { knee.is_none() && !decode } else { varies(columns[i].0) };
     let chosen: Vec<usize> = (0..columns.len()).filter(|&i| wanted(i)).collect();
 
     let constant = vec![1.0; rows.len()];

@@ -90,7 +90,7 @@ impl Load {
                     );
                     ends.push(at);
                 }
-                Output::Rejected { key, reason, .. } => panic!("{key:?} was refused: {reason:?}"),
+                Output::Rejected { .. } | Output::Broken { .. } => panic!("{output:?}"),
             }
         }
         ends

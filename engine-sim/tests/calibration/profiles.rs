@@ -3,7 +3,7 @@
 use engine_sim::calibrate::fit::{Calibration, Origin, calibrate};
 use engine_sim::calibrate::steps::{read_steps, write_steps};
 use engine_sim::calibrate::tables::steps_of;
-use engine_sim::core::latency::{LatencyProfile, ProfileFile, Regime};
+use engine_sim::core::latency::{Fit, LatencyProfile, ProfileFile, Regime};
 
 use crate::data;
 
@@ -23,12 +23,19 @@ fn shipped_profiles_are_what_the_commands_make_of_the_tables() {
             continue;
         }
         let found = calibrated(file, &folder);
+        let by_hand = file.fit == Fit::default();
         for report in &found.reports {
             let Origin::Fitted(rows) = report.origin else { continue };
+            if by_hand {
+                let before = 100.0 * report.before.unwrap().mean;
+                println!("{name:<28} {:<8} {rows:>6} {before:>7.2}       -  set by hand", report.regime.as_str());
+                assert!(before < 10.0, "{name}, {:?}", report.before);
+                continue;
+            }
             let [seen, unseen] = [report.in_sample, report.held_out].map(|e| 100.0 * e.unwrap().mean);
             println!("{name:<28} {:<8} {rows:>6} {seen:>7.2} {unseen:>7.2}", report.regime.as_str());
         }
-        assert_eq!(&found.apply(file), file, "{name} is not what engine-sim calibrate makes of its tables");
+        assert!(by_hand || &found.apply(file) == file, "{name} is not what engine-sim calibrate makes of its tables");
     }
 }
 

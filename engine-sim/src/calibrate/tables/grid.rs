@@ -47,7 +47,9 @@ mod tests {
     #[test]
     fn a_curve_is_straight_between_its_points_and_in_proportion_beyond() {
         let mut curve = Curve::default();
-        [(2.0, 10.0), (4.0, 20.0), (8.0, 60.0)].map(|(x, y)| curve.insert(x, y));
+        for (x, y) in [(2.0, 10.0), (4.0, 20.0), (8.0, 60.0)] {
+            curve.insert(x, y);
+        }
         assert_eq!([1.0, 2.0, 3.0, 6.0, 16.0].map(|x| curve.at(x)), [10.0, 10.0, 15.0, 40.0, 120.0]);
     }
 }

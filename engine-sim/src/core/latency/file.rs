@@ -218,10 +218,14 @@ pub struct TermTimes {
     #[schemars(range(min = 0, max = 10_000_000))]
     #[serde(skip_serializing_if = "is_zero")]
     pub base: f64,
-    /// Each request.
+    /// Each decoding request.
     #[schemars(range(min = 0, max = 100_000))]
     #[serde(skip_serializing_if = "is_zero")]
     pub per_sequence: f64,
+    /// Each request with a chunk of prefill.
+    #[schemars(range(min = 0, max = 100_000))]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub per_chunk: f64,
     /// Each token of KV cache that a decoding request reads.
     #[schemars(range(min = 0, max = 1000))]
     #[serde(skip_serializing_if = "is_zero")]
@@ -297,6 +301,7 @@ impl Default for TermTimes {
             exponent: 1.0,
             base: 0.0,
             per_sequence: 0.0,
+            per_chunk: 0.0,
             per_context_token: 0.0,
             per_past_token: 0.0,
             per_pair: 0.0,
@@ -438,6 +443,7 @@ impl TermTimes {
             p_16ths: (self.exponent * 16.0).round() as u32,
             base: picos(self.base),
             per_sequence: picos(self.per_sequence),
+            per_chunk: picos(self.per_chunk),
             per_context_token: picos(self.per_context_token),
             per_past_token: picos(self.per_past_token),
             per_pair: picos(self.per_pair),

@@ -4,8 +4,9 @@
 //! prefill and steps that do both each have terms of their own, since different kernels run in them (decode-only steps run from
 //! CUDA graphs, attention of mixed steps is one kernel for both):
 //!
-//! `step = pnorm(floor, per_token * tokens) + base + per_sequence * requests + per_context_token * KV tokens of decodes
-//!  + per_past_token * KV tokens of chunks + per_pair * query-key pairs of chunks + all_reduce + all_reduce_per_token * tokens`
+//! `step = pnorm(floor, per_token * tokens) + base + per_sequence * decodes + per_chunk * chunks
+//!  + per_context_token * KV tokens of decodes + per_past_token * KV tokens of chunks + per_pair * query-key pairs of chunks
+//!  + all_reduce + all_reduce_per_token * tokens`
 //!
 //! All terms but the norm are affine, and a run of decode steps changes only the context: within it the time is affine, too.
 //! Constants come from [`ProfileFile`]s; how they are fitted is in [`crate::calibrate`], how well in `docs/latency.md`.
@@ -128,8 +129,10 @@ pub struct StepTerms {
     pub p_16ths: u32,
     /// Everything that does not depend on the batch: logits, sampling, norms, launch gaps.
     pub base: u64,
-    /// Each request.
+    /// Each decoding request.
     pub per_sequence: u64,
+    /// Each request with a chunk of prefill.
+    pub per_chunk: u64,
     /// Each token of KV cache that a decoding request reads.
     pub per_context_token: u64,
     /// Each token of KV cache that a chunk reads besides its own.
@@ -150,6 +153,7 @@ impl Default for StepTerms {
             p_16ths: 16,
             base: 0,
             per_sequence: 0,
+            per_chunk: 0,
             per_context_token: 0,
             per_past_token: 0,
             per_pair: 0,
@@ -192,7 +196,8 @@ impl StepTerms {
         StepParts {
             linear: p_norm(self.floor, self.per_token * tokens, self.p_16ths),
             base: self.base,
-            sequences: self.per_sequence * shape.seqs(),
+            sequences: self.per_sequence * u64::from(shape.decode_seqs)
+                + self.per_chunk * u64::from(shape.prefill_seqs),
             decode_attention: self.per_context_token * shape.decode_context,
             prefill_attention: self.per_past_token * shape.prefill_past + pairs,
             all_reduce: self.all_reduce + self.all_reduce_per_token * tokens,
