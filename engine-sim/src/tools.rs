@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use engine_sim::calibrate::fit::{Calibration, Errors, Origin, calibrate};
 use engine_sim::calibrate::steps::{read_steps, write_steps};
+use engine_sim::calibrate::table::read_text;
 use engine_sim::calibrate::tables;
 use engine_sim::core::latency::{BatchShape, LatencyProfile, ProfileFile, RegimeFit};
 use engine_sim::profiles::{self, ProfileError};
@@ -169,8 +170,8 @@ fn print_step(profile: &LatencyProfile, decode: u32, context: u32, prefill: u32,
 
 fn run_calibrate(args: &CalibrateArgs) -> Result<(), String> {
     let profile = profiles::find_file(&args.profile).map_err(|e| profile_problem(&e))?;
-    let text = std::fs::read_to_string(&args.steps)
-        .map_err(|e| format!("{}: found {e}, expected a readable CSV", args.steps.display()))?;
+    let text =
+        read_text(&args.steps).map_err(|e| format!("{}: found {e}, expected a readable CSV", args.steps.display()))?;
     let rows = read_steps(&args.steps.display().to_string(), &text).map_err(|e| e.to_string())?;
     let found = calibrate(&profile, &rows);
     print_calibration(&found);

@@ -1,9 +1,13 @@
 //! A CSV with a first line of names, read column by column, and errors that say where.
 
 use std::fmt;
+use std::io::{self, Read};
+use std::path::Path;
 
 /// Most rows that are read.
 pub const MAX_ROWS: usize = 1 << 20;
+/// Largest file that is read, in bytes after decompression.
+const MAX_BYTES: u64 = 256 << 20;
 /// A million seconds in microseconds, and more tokens than any cache holds.
 const MOST: f64 = 1e12;
 
@@ -28,6 +32,28 @@ impl fmt::Display for CsvError {
         }
         write!(f, "found {found}, expected {expected}")
     }
+}
+
+/// The text of a file, or of the file with `.gz` after its name where there is no such file.
+///
+/// # Errors
+/// What the system says, or a file of more than 256 MiB.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    match std::fs::File::open(path) {
+        Ok(file) => bounded(file),
+        Err(missing) => {
+            let mut packed = path.as_os_str().to_owned();
+            packed.push(".gz");
+            let file = std::fs::File::open(packed).map_err(|_| missing)?;
+            bounded(flate2::read::GzDecoder::new(file))
+        }
+    }
+}
+
+fn bounded(from: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    let read = from.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if read as u64 > MAX_BYTES { Err(io::Error::other(format!("more than {MAX_BYTES} bytes"))) } else { Ok(text) }
 }
 
 /// The text of a CSV, cut into cells.

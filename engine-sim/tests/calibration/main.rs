@@ -23,7 +23,7 @@ fn data() -> Option<PathBuf> {
 /// The table at `path` below the folder.
 fn table(folder: &std::path::Path, path: &str) -> engine_sim::calibrate::table::Table {
     let path = folder.join(path);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let text = engine_sim::calibrate::table::read_text(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     engine_sim::calibrate::table::Table::read(&path.display().to_string(), &text).unwrap()
 }
 

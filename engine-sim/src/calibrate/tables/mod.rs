@@ -8,11 +8,10 @@ mod grid;
 mod llmservingsim;
 mod splitwise;
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::steps::StepRow;
-use super::table::{CsvError, Table};
+use super::table::{CsvError, Table, read_text};
 use crate::core::latency::{ProfileFile, Tables};
 
 /// Why tables gave no steps.
@@ -82,31 +81,13 @@ pub fn steps_of(profile: &ProfileFile, data: &Path) -> Result<Vec<StepRow>, Tabl
     Ok(rows)
 }
 
-/// Largest file that is read, in bytes after decompression.
-const MAX_BYTES: u64 = 256 << 20;
-
 /// The folder that paths in [`Tables`] are relative to.
 struct Folder<'a>(&'a Path);
 
 impl Folder<'_> {
     fn table(&self, name: &str) -> Result<Table, TablesError> {
         let path = self.0.join(name);
-        let text = text_of(&path).map_err(|e| TablesError::File { path: path.clone(), why: e.to_string() })?;
+        let text = read_text(&path).map_err(|e| TablesError::File { path: path.clone(), why: e.to_string() })?;
         Ok(Table::read(&path.display().to_string(), &text)?)
     }
-}
-
-/// The text of a file, or of the file with `.gz` after its name.
-fn text_of(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    match std::fs::File::open(path) {
-        Ok(file) => file.take(MAX_BYTES).read_to_string(&mut text)?,
-        Err(missing) => {
-            let mut packed = path.as_os_str().to_owned();
-            packed.push(".gz");
-            let file = std::fs::File::open(packed).map_err(|_| missing)?;
-            flate2::read::GzDecoder::new(file).take(MAX_BYTES).read_to_string(&mut text)?
-        }
-    };
-    Ok(text)
 }
