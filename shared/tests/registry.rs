@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 2] = ["gateway/src/spans.rs", "engine-sim/src/spans.rs"];
+const FOLDS: [&str; 4] = [
+    "gateway/src/spans.rs",
+    "engine-sim/src/spans.rs",
+    "engine-sim/src/spans/fine.rs",
+    "engine-sim/src/spans/step.rs",
+];
 
 /// Registered, yet not written out in any fold.
 const NOT_IN_FOLDS: [&str; 0] = [];
