@@ -156,6 +156,17 @@ impl Engine {
         }
     }
 
+    /// Completes the steps in flight if no request is open, for the end of a run: when they end was planned when they were
+    /// launched, and nobody needs to wait for them any more.
+    pub fn settle(&mut self) {
+        let mut nothing = Vec::new();
+        while self.open_requests() == 0
+            && let Some(at) = self.next_wakeup()
+        {
+            self.advance(at, &mut nothing);
+        }
+    }
+
     /// When [`Engine::advance`] has something to do; `None` when the engine is idle.
     pub fn next_wakeup(&self) -> Option<Time> {
         let output = self.outbox.front().map(Output::at);

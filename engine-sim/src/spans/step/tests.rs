@@ -1,14 +1,11 @@
 //! Traces of steps, driven through an engine.
 
-use std::sync::Arc;
-
 use http::HeaderMap;
 use shared::rng::Seed;
 use shared::time::Anchor;
 use shared::trace::check::{CheckOptions, check_spans};
 use shared::trace::config::ExporterConfig;
 use shared::trace::exporter::memory::MemorySpans;
-use shared::trace::otlp_bytes::Encoder;
 use shared::trace::registry::Registry;
 use shared::trace::tree::outline;
 use shared::trace::{Ratio, Resource, Sampler, Span, Stats, Status, Telemetry, TelemetryConfig, Tracer, Trail};
@@ -95,9 +92,19 @@ fn a_step_has_a_trace_of_its_own() {
     rig.add(0, 100, 5);
     rig.add(8_000, 64, 2);
     let (spans, _) = rig.run();
-    let mixed = roots(&spans).into_iter().find(|r| child(r, "vllm.output.process_batch", &spans).get("vllm.output.phase")
-        .is_some_and(|v| v.as_str() == Some("mixed"))).expect("a step of both kinds");
-    insta::assert_snapshot!(outline(&trace(mixed, &spans)), @"");
+    let is_mixed = |s: &&Span| s.get("vllm.batch.phase").and_then(|v| v.as_str()) == Some("mixed");
+    let mixed = roots(&spans).into_iter().find(is_mixed).expect("a step of both kinds");
+    insta::assert_snapshot!(outline(&trace(mixed, &spans)), @r"
+    vllm.engine.step (internal) vllm.scheduler.iteration=4 vllm.batch.phase=mixed vllm.batch.size=2 vllm.batch.total_tokens=65
+      ~ link
+      ~ link
+      vllm.scheduler.schedule (internal) vllm.scheduler.iteration=4 vllm.batch.phase=mixed vllm.batch.prefill_requests=1 vllm.batch.decode_requests=1 vllm.batch.total_tokens=65 vllm.batch.max_seq_len=103 vllm.kv_cache.blocks_available=28152 vllm.kv_cache.blocks_allocated=4 vllm.kv_cache.blocks_freed=0
+        vllm.scheduler.admit_requests (internal) vllm.requests.waiting=1 vllm.requests.admitted=1 vllm.requests.preempted=0 vllm.blocks.needed=4 vllm.blocks.available=28152
+        vllm.scheduler.allocate_blocks (internal) vllm.allocation.blocks_allocated=4 vllm.allocation.blocks_freed=0 vllm.allocation.blocks_evicted=0 vllm.prefix_cache.hit=false vllm.prefix_cache.blocks_reused=0
+        vllm.scheduler.create_batch (internal) vllm.batch.size=2 vllm.batch.total_tokens=65 vllm.batch.prefill_tokens=64 vllm.batch.decode_tokens=1
+      vllm.executor.execute_model (internal) vllm.executor.phase=mixed vllm.executor.iterations=1 vllm.batch.size_mean=2 vllm.batch.size_max=2 vllm.model.forward_duration_ms=7.157428
+      vllm.output.process_batch (internal) vllm.output.phase=mixed vllm.outputs.processed=2 vllm.outputs.finished=0 vllm.tokens.new=2
+    ");
 }
 
 #[test]
@@ -107,7 +114,12 @@ fn the_finest_detail_shows_the_parts_of_the_execution() {
     let (spans, _) = rig.run();
     let step = trace(roots(&spans)[0], &spans);
     let parts: Vec<&Span> = step.iter().filter(|s| level(&s.name) == 3).collect();
-    insta::assert_snapshot!(outline(&parts.iter().map(|s| (*s).clone()).collect::<Vec<_>>()), @"");
+    let text = outline(&parts.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
+    insta::assert_snapshot!(text, @r"
+    vllm.worker.prepare_inputs (internal) vllm.attention.backend=FLASH_ATTN
+    vllm.model.forward (internal) vllm.model.name=meta-llama/Llama-3.1-8B-Instruct vllm.model.num_layers=32 vllm.model.hidden_size=4096
+    vllm.sampler.sample (internal) vllm.sampling.tokens=1
+    ");
     let execute = child(&step[0], "vllm.executor.execute_model", &step);
     assert!(parts.is_sorted_by(|a, b| a.end == b.start), "one after the other");
     assert_eq!((parts[0].start, parts[2].end), (execute.start, execute.end), "nothing is left over");
