@@ -8,8 +8,12 @@
 //! (placeholders).
 
 mod complete;
+#[cfg(test)]
+mod properties;
 mod queue;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
