@@ -10,6 +10,8 @@
 mod api;
 mod faults;
 mod notes;
+#[cfg(test)]
+mod properties;
 mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
