@@ -346,7 +346,9 @@ fn preempted_and_aborted(recorder: RecorderKind) -> String {
 fn preempted_and_aborted_requests_give_the_same_trees() {
     let [deferred, eager] = [RecorderKind::Deferred, RecorderKind::Eager].map(preempted_and_aborted);
     assert_same(&deferred, &eager);
-    for sign in ["! vllm.preempted", "! vllm.resumed", "vllm.late=true", "vllm.engine.step", "~ 0", "vllm.sampler.sample"] {
+    for sign in
+        ["! vllm.preempted", "! vllm.resumed", "vllm.late=true", "vllm.engine.step", "~ 0", "vllm.sampler.sample"]
+    {
         assert!(eager.contains(sign), "{sign}:\n{eager}");
     }
 }

@@ -125,9 +125,8 @@ fn steps_of_engines_are_traces_beside_those_of_requests() {
     let (_, without) = run("without", "0");
     let (report, with) = run("with", "0.05");
     assert_eq!(findings(&with).first(), None);
-    let (steps, requests): (Vec<_>, Vec<_>) = by_trace(&with)
-        .into_values()
-        .partition(|spans| spans.iter().any(|s| s.name == "vllm.engine.step"));
+    let (steps, requests): (Vec<_>, Vec<_>) =
+        by_trace(&with).into_values().partition(|spans| spans.iter().any(|s| s.name == "vllm.engine.step"));
     assert_eq!(requests.len(), by_trace(&without).len());
     for (found, expect) in requests.iter().zip(by_trace(&without).into_values()) {
         assert_eq!(*found, expect, "the trace of a request is what it is without");

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 
-use crate::core::latency::LatencyProfile;
 use crate::core::faults::FaultKind;
+use crate::core::latency::LatencyProfile;
 use crate::core::sequence::FinishReason;
 
 /// A fact about one request; the time it is noted at is given with each variant.

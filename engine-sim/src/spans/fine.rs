@@ -33,8 +33,7 @@ pub(super) struct Fine {
 
 impl Fine {
     pub(super) fn ended(&mut self, end: &FinishFact) {
-        self.stopped_by_text =
-            end.reason == FinishReason::Stop && self.asked.stop_string_at == Some(end.output_tokens);
+        self.stopped_by_text = end.reason == FinishReason::Stop && self.asked.stop_string_at == Some(end.output_tokens);
     }
 }
 

@@ -153,8 +153,12 @@ impl<D: Draft> StepFold<D> {
         let forwarded = prepared + Dur::from_nanos(run.forward_ns);
         let sampled = forwarded + nanos(run.sample_ns);
         let model = self.model.take();
-        self.span(cx, "vllm.worker.prepare_inputs", parent, (at, prepared), |span| fine::prepare(span, model.as_deref()));
-        self.span(cx, "vllm.model.forward", parent, (prepared, forwarded), |span| fine::forward(span, model.as_deref()));
+        self.span(cx, "vllm.worker.prepare_inputs", parent, (at, prepared), |span| {
+            fine::prepare(span, model.as_deref())
+        });
+        self.span(cx, "vllm.model.forward", parent, (prepared, forwarded), |span| {
+            fine::forward(span, model.as_deref())
+        });
         self.span(cx, "vllm.sampler.sample", parent, (forwarded, sampled), |span| {
             span.set("vllm.sampling.tokens", run.sampled);
         });

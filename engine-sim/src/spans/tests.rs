@@ -555,7 +555,8 @@ fn a_finer_level_only_adds_spans() {
     for pair in levels.windows(2) {
         let finer: Vec<&Span> = pair[1].iter().collect();
         for span in &pair[0] {
-            let same = |s: &&&Span| (s.span_id, &s.name, s.start, s.end) == (span.span_id, &span.name, span.start, span.end);
+            let same =
+                |s: &&&Span| (s.span_id, &s.name, s.start, s.end) == (span.span_id, &span.name, span.start, span.end);
             assert!(finer.iter().any(|s| same(&s)), "{} is not the same", span.name);
         }
     }
@@ -614,7 +615,27 @@ fn aborted_in_the_queue_in_the_prefill_and_after_a_preemption() {
     rig.add(0, 60, 60);
     rig.add(10, 61, 60);
     rig.engine.handle(Time::from_nanos(90_000_000), Input::Abort(RequestKey(1)));
-    insta::assert_snapshot!(tree(&of(61, &rig.run())), @"");
+    insta::assert_snapshot!(tree(&of(61, &rig.run())), @r#"
+    vllm.engine.request output_tokens=Int(4) late=Bool(true)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.preempted
+      ! vllm.queued
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(61)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(3)
+      vllm.engine.queue reason=preempted
+      vllm.output.process_batch phase=decode new=Int(3)
+    "#);
 }
 
 /// The spans of the request with a prompt of this length.
@@ -627,7 +648,8 @@ fn of(prompt: u32, spans: &[Span]) -> Vec<Span> {
 /// `vllm.engine.request` has what vLLM's own span has: the keys, always or if they say anything, the types and the units.
 #[test]
 fn a_request_has_the_attributes_of_vllms_own_span() {
-    let fixture: serde_json::Value = serde_json::from_str(include_str!("../../tests/fixtures/llm_request.json")).unwrap();
+    let fixture: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/fixtures/llm_request.json")).unwrap();
     let keys = |part: &str| fixture[part].as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>();
     let (always, if_truthy) = (keys("always"), keys("if_truthy"));
     let run = |temperature: Option<f32>| {

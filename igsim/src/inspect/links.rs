@@ -46,7 +46,8 @@ mod tests {
     use super::*;
 
     fn span(trace: u128, name: &'static str, links: &[u128]) -> Span {
-        let link = |t: &u128| Link { trace_id: TraceId::new(*t).unwrap(), span_id: SpanId::new(1).unwrap(), attrs: vec![] };
+        let link =
+            |t: &u128| Link { trace_id: TraceId::new(*t).unwrap(), span_id: SpanId::new(1).unwrap(), attrs: vec![] };
         Span {
             trace_id: TraceId::new(trace).unwrap(),
             span_id: SpanId::new(1).unwrap(),

@@ -7,8 +7,8 @@ use shared::trace::Trail;
 
 use super::{Open, Step};
 use crate::core::facts::{
-    AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FineFact, FinishFact, ModelFact, QueueReason, StepFact,
-    TokenTimes,
+    AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FineFact, FinishFact, ModelFact, QueueReason,
+    StepFact, TokenTimes,
 };
 use crate::core::latency::ScheduleCost;
 use crate::core::scheduler::{Batch, Entry, Origin, Scheduler, TokenOut};
@@ -18,13 +18,7 @@ use crate::core::sequence::{FinishReason, SeqIx};
 pub(super) const FINE: u8 = 3;
 
 /// A request entered the waiting queue for the first time.
-pub(super) fn queued(
-    scheduler: &Scheduler,
-    ix: SeqIx,
-    trail: &Trail<EngineFact>,
-    model: &Arc<ModelFact>,
-    now: Time,
-) {
+pub(super) fn queued(scheduler: &Scheduler, ix: SeqIx, trail: &Trail<EngineFact>, model: &Arc<ModelFact>, now: Time) {
     if trail.detail() >= FINE {
         trail.note(now, || EngineFact::Model(Arc::clone(model)));
     }

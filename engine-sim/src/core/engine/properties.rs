@@ -39,11 +39,13 @@ fn acts() -> impl Strategy<Value = Vec<(u32, Act)>> {
 fn configs() -> impl Strategy<Value = EngineConfig> {
     let switches = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let sizes = (18u32..40, 1u32..8, 8u32..128, 0u32..40, prop_oneof![Just(0.0), Just(0.1)]);
-    let others = (prop_oneof![Just(None), (1u32..3).prop_map(Some)], prop_oneof![Just(None), (2u32..12).prop_map(Some)]);
+    let others =
+        (prop_oneof![Just(None), (1u32..3).prop_map(Some)], prop_oneof![Just(None), (2u32..12).prop_map(Some)]);
     (switches, sizes, others).prop_map(|(switches, sizes, (max_loras, max_num_queued_reqs))| {
         let (priority, async_scheduling, enable_prefix_caching, reserve) = switches;
         let (blocks, seqs, budget, threshold, watermark) = sizes;
-        let mut c = EngineConfig { max_model_len: Some(250), max_loras, max_num_queued_reqs, ..EngineConfig::default() };
+        let mut c =
+            EngineConfig { max_model_len: Some(250), max_loras, max_num_queued_reqs, ..EngineConfig::default() };
         c.enable_kv_cache_events = true;
         c.cache.num_gpu_blocks = Some(blocks);
         c.cache.enable_prefix_caching = enable_prefix_caching;
@@ -143,7 +145,7 @@ impl Run {
         let engine = &self.engine;
         assert!(engine.open_requests() == 0 || engine.next_wakeup().is_some(), "an open request has a wake-up (I5)");
         let (now, most) = (engine.snapshot(), engine.config().scheduler.max_num_seqs);
-        assert!(now.running <= most, "no more run than may (I12)");
+        assert!(now.running <= most, "no more run than may (I14)");
         for flight in engine.in_flight.iter().filter(|f| f.ready > f.launch) {
             let planned = *self.planned.entry(flight.launch).or_insert(flight.ready);
             assert_eq!(planned, flight.ready, "a planned end never moves (I7)");
@@ -151,7 +153,7 @@ impl Run {
         self.check_events();
     }
 
-    /// I13: whoever counts the events knows what is in the cache.
+    /// I15: whoever counts the events knows what is in the cache.
     fn check_events(&mut self) {
         let mut events = Vec::new();
         self.engine.drain_kv_events(&mut events);
@@ -167,7 +169,7 @@ impl Run {
         for BlockKey(key) in (1..pool.num_blocks()).filter_map(|b| pool.content(b)) {
             *found.entry(key).or_default() += 1;
         }
-        assert_eq!(self.cached, found, "the events tell the cache's content (I13)");
+        assert_eq!(self.cached, found, "the events tell the cache's content (I15)");
     }
 
     fn to_idle(&mut self, from: Time) {

@@ -11,7 +11,15 @@ use super::*;
 /// What a client or a connector does before a turn.
 #[derive(Clone, Debug)]
 enum Act {
-    Add { content: u64, prompt: u32, max_tokens: u32, priority: i32, lora: Option<u32>, stop: bool, remote: bool },
+    Add {
+        content: u64,
+        prompt: u32,
+        max_tokens: u32,
+        priority: i32,
+        lora: Option<u32>,
+        stop: bool,
+        remote: bool,
+    },
     /// Aborts the open request with this place among all open ones.
     Abort(usize),
     /// Reports that the load of the request with this place among those under way has arrived.
@@ -147,7 +155,8 @@ impl World {
             tokens = self.scheduler.schedule().total_tokens();
             self.check_batch();
             // What moved from waiting to holding loads.
-            let loading = waiting.into_iter().filter(|ix| matches!(self.scheduler.slab[*ix].status, Status::Loading { .. }));
+            let loading =
+                waiting.into_iter().filter(|ix| matches!(self.scheduler.slab[*ix].status, Status::Loading { .. }));
             let loading: Vec<_> = loading.map(|ix| (ix, self.scheduler.tag(ix))).collect();
             self.loads.extend(loading);
             self.check();
@@ -175,7 +184,7 @@ impl World {
         self.check_blocks();
         self.check_events();
         let s = &self.scheduler;
-        assert!(s.running.len() <= s.params.max_num_seqs as usize, "no more run than may (I12)");
+        assert!(s.running.len() <= s.params.max_num_seqs as usize, "no more run than may (I14)");
         assert_eq!(s.slab.len(), self.open.len(), "every open request is somewhere (I1)");
         let queued = s.running.len() + s.waiting.len() + s.holding.len();
         assert_eq!(queued, self.open.len(), "in one queue (I1)");
@@ -197,7 +206,8 @@ impl World {
                 contents.entry(block).or_default().push(seq.new.keys.get(i).map(|k| k.0));
             }
         }
-        let set_aside = s.pending_frees.iter().map(|(_, blocks)| blocks).chain(s.orphans.iter().map(|(_, blocks)| blocks));
+        let set_aside =
+            s.pending_frees.iter().map(|(_, blocks)| blocks).chain(s.orphans.iter().map(|(_, blocks)| blocks));
         set_aside.flatten().for_each(|block| *holders.entry(*block).or_default() += 1);
         assert!(!holders.contains_key(&0), "the null block is never handed out (I2)");
         let mut free = 0;
@@ -210,11 +220,14 @@ impl World {
         assert_eq!(pool.free_list().len() as u32, free);
         for (block, keys) in contents.iter().filter(|(_, keys)| keys.len() > 1) {
             let content = pool.content(*block).map(|k| k.0);
-            assert!(content.is_some() && keys.iter().all(|k| *k == content), "block {block} is shared by its content (I2)");
+            assert!(
+                content.is_some() && keys.iter().all(|k| *k == content),
+                "block {block} is shared by its content (I2)"
+            );
         }
     }
 
-    /// I13: whoever counts the events knows what is in the cache.
+    /// I15: whoever counts the events knows what is in the cache.
     fn check_events(&mut self) {
         let mut events = Vec::new();
         self.scheduler.drain_kv_events(&mut events);
@@ -230,22 +243,22 @@ impl World {
         for key in (1..pool.num_blocks()).filter_map(|b| pool.content(b)) {
             *found.entry(key.0).or_default() += 1;
         }
-        assert_eq!(self.cached, found, "the events tell the cache's content (I13)");
+        assert_eq!(self.cached, found, "the events tell the cache's content (I15)");
         assert!(found.keys().all(|k| pool.lookup(shared::block_hash::BlockKey(*k)).is_some()));
     }
 
-    /// I12: the newest batch keeps every limit.
+    /// I14: the newest batch keeps every limit.
     fn check_batch(&self) {
         let s = &self.scheduler;
         let p = &s.params;
         let batch = s.in_flight.back().expect("it was just scheduled");
         let tokens: u32 = batch.entries.iter().map(|e| e.tokens).sum();
-        assert!(tokens <= p.max_num_batched_tokens, "{tokens} tokens (I12)");
-        assert!(batch.entries.len() <= p.max_num_seqs as usize, "(I12)");
+        assert!(tokens <= p.max_num_batched_tokens, "{tokens} tokens (I14)");
+        assert!(batch.entries.len() <= p.max_num_seqs as usize, "(I14)");
         for entry in &batch.entries {
             let seq = &s.slab[entry.ix];
             assert!(entry.tokens > 0 && s.running.contains(&entry.ix));
-            assert!(entry.computed + entry.tokens <= p.max_model_len, "no longer than the model (I12)");
+            assert!(entry.computed + entry.tokens <= p.max_model_len, "no longer than the model (I14)");
             assert!(seq.blocks.len() as u32 * p.block_size >= entry.computed + entry.tokens, "every token has a place");
             assert!(batch.entries.iter().filter(|e| e.ix == entry.ix).count() == 1);
         }
@@ -253,7 +266,7 @@ impl World {
             let mut loras: Vec<u32> = s.running.iter().filter_map(|ix| s.slab[*ix].new.lora).collect();
             loras.sort_unstable();
             loras.dedup();
-            assert!(loras.len() <= most as usize, "{loras:?} (I12)");
+            assert!(loras.len() <= most as usize, "{loras:?} (I14)");
         }
     }
 

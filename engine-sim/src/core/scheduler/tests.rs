@@ -120,7 +120,8 @@ fn an_aborted_request_keeps_its_blocks_while_a_batch_holds_it() {
 #[test]
 fn a_victim_that_was_skipped_moves_those_behind_it_up() {
     // Under the priority policy the victim is the worst by priority, here the first that was admitted.
-    let tight = SchedulerParams { policy: Policy::Priority, async_scheduling: true, prefix_caching: false, ..params(6) };
+    let tight =
+        SchedulerParams { policy: Policy::Priority, async_scheduling: true, prefix_caching: false, ..params(6) };
     let mut s = Scheduler::new(tight);
     // Prompts of two full blocks each; the first one is done with the token after next, so it is soon skipped.
     for (tag, priority, max_tokens) in [(1, 9, 2), (2, 0, 20), (3, 0, 20)] {
@@ -190,7 +191,10 @@ fn an_abort_during_a_remote_load_keeps_the_blocks_until_it_arrives() {
     assert_eq!(scheduled(&mut s), [(2, 8)]);
     let mut events = Vec::new();
     s.drain_kv_events(&mut events);
-    assert!(matches!(events[..], [KvEvent::Stored { tag: 2, .. }]), "what was loaded for nobody is not found: {events:?}");
+    assert!(
+        matches!(events[..], [KvEvent::Stored { tag: 2, .. }]),
+        "what was loaded for nobody is not found: {events:?}"
+    );
 }
 
 /// A load that has arrived writes no more: an abort before the request is looked at again frees its blocks at once.

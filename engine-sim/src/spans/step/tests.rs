@@ -153,7 +153,8 @@ fn a_step_links_to_the_recorded_requests_in_it() {
     for root in roots(&spans) {
         assert_eq!(root.get("vllm.batch.size").and_then(|v| v.as_int()), Some(8));
         assert_eq!(root.links.len(), recorded);
-        let target = |l: &shared::trace::Link| spans.iter().find(|s| (s.trace_id, s.span_id) == (l.trace_id, l.span_id));
+        let target =
+            |l: &shared::trace::Link| spans.iter().find(|s| (s.trace_id, s.span_id) == (l.trace_id, l.span_id));
         assert!(root.links.iter().all(|l| target(l).is_some_and(|s| s.name == "vllm.engine.request")));
     }
 }
@@ -193,9 +194,9 @@ fn steps_change_nothing_about_the_traces_of_requests() {
         let mut rig = Rig::new(|_, telemetry| telemetry.engine_steps = Ratio::new(ratio).unwrap());
         (0..5).for_each(|i| rig.add(1_000 * i, 50, 40));
         let (spans, stats) = rig.run();
-        let (steps, requests): (Vec<Span>, Vec<Span>) = spans.into_iter().partition(|s| {
-            s.name == "vllm.engine.step" || !s.tracestate.as_deref().unwrap_or_default().is_empty()
-        });
+        let (steps, requests): (Vec<Span>, Vec<Span>) = spans
+            .into_iter()
+            .partition(|s| s.name == "vllm.engine.step" || !s.tracestate.as_deref().unwrap_or_default().is_empty());
         (requests, steps, stats.own_traces_sampled, stats.traces_started)
     };
     let (without, none, ..) = run(0.0);
