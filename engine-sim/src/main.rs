@@ -82,6 +82,15 @@ struct Cli {
     /// Write spans to this file as OTLP JSON lines.
     #[arg(long, value_name = "PATH")]
     trace_file: Option<std::path::PathBuf>,
+    /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
+    detail: Option<u8>,
+    /// vLLM's option for timings of the model's execution: the same as a detail of 3.
+    #[arg(long, value_parser = ["model", "worker", "all"], value_delimiter = ',', conflicts_with = "detail")]
+    collect_detailed_traces: Vec<String>,
+    /// Share of engine steps that get a trace of their own, 0 to 1; none if not given.
+    #[arg(long, value_name = "R")]
+    engine_steps: Option<f64>,
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
@@ -173,7 +182,12 @@ fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
     });
     let file = cli.trace_file.clone().map(ExporterChoice::File);
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
-    let layer = Layer { exporters: (!exporters.is_empty()).then_some(exporters), ..Layer::default() };
+    let layer = Layer {
+        exporters: (!exporters.is_empty()).then_some(exporters),
+        detail: if cli.collect_detailed_traces.is_empty() { cli.detail } else { Some(3) },
+        engine_steps: cli.engine_steps,
+        ..Layer::default()
+    };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|key| std::env::var(key).ok())?;
     warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     Ok(config)

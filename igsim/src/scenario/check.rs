@@ -314,6 +314,8 @@ fn check_trace(trace: &Trace, p: &mut Problems) {
 fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     let eager = tracing.recorder == Some(Recorder::Eager);
     p.check(!eager || mode == Mode::Live, "recorder", "eager in virtual mode", "deferred, or eager in live mode");
+    let steps = tracing.engine_steps.unwrap_or(0.0);
+    p.check((0.0..=1.0).contains(&steps), "engine_steps", steps, "a number from 0 to 1");
     for (i, exporter) in tracing.exporters.iter().flatten().enumerate() {
         if let Exporter::Otlp(otlp) = exporter {
             let ok =

@@ -114,7 +114,8 @@ impl<'a> World<'a> {
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
                 let tracer = telemetry.tracer(resource);
-                let engine = Engine::new(config.clone(), Arc::clone(&profile));
+                let mut engine = Engine::new(config.clone(), Arc::clone(&profile));
+                engine.trace_steps(tracer.engine_steps());
                 machines.push(Machine { engine, tracer, generation: 0, scheduled: None });
             }
         }
@@ -158,6 +159,7 @@ impl<'a> World<'a> {
                 self.stopping = true;
             }
         }
+        self.machines.iter_mut().for_each(|m| m.engine.settle());
         Ok(Ended { engines: self.figures(), at: self.now, interrupted: self.stopping })
     }
 

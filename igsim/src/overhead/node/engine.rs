@@ -156,7 +156,13 @@ impl Node for EngineNode {
 
     fn handle(&mut self, runtime: &Runtime, order: Order) -> Result<Answer, String> {
         match order {
-            Order::Arm(tracing) => self.pipelines.arm(tracing).map(|()| Answer::Done),
+            Order::Arm(tracing) => {
+                self.pipelines.arm(tracing)?;
+                for (i, tracer) in self.pipelines.tracers().enumerate() {
+                    self.pacer.engine(i).trace_steps(tracer.engine_steps());
+                }
+                Ok(Answer::Done)
+            }
             Order::Reset => self.reset(runtime),
             Order::Flush(ms) => Ok(Answer::Settled(self.pipelines.flush(Dur::from_millis(ms)))),
             Order::Counters => Ok(Answer::Counters(self.pipelines.counters())),
