@@ -42,6 +42,15 @@ pub struct Request<'a> {
     /// Nucleus sampling.
     #[serde(default)]
     pub top_p: Option<f64>,
+    /// Likeliest tokens to choose from; vLLM takes -1 and 0 for all.
+    #[serde(default)]
+    pub top_k: Option<i64>,
+    /// Log probabilities of the output.
+    #[serde(default)]
+    pub logprobs: Option<Logprobs>,
+    /// Chat only: alternatives to each token, if `logprobs` is true.
+    #[serde(default)]
+    pub top_logprobs: Option<u32>,
     /// Choices to generate.
     #[serde(default)]
     pub n: Option<u32>,
@@ -69,6 +78,16 @@ pub struct Request<'a> {
     /// What a router tells vLLM's KV connector; whatever it is, it is no error.
     #[serde(default)]
     pub kv_transfer_params: Option<serde_json::Value>,
+}
+
+/// Whether log probabilities are wanted, as chat asks, or with how many alternatives, as completions do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Logprobs {
+    /// Chat.
+    Wanted(bool),
+    /// Completions.
+    Alternatives(i64),
 }
 
 /// One text or several.

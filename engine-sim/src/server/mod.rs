@@ -102,6 +102,7 @@ impl Server {
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
         let started = clock.anchor().unix_nanos(clock.now());
+        engine.trace_steps(tracer.engine_steps());
         let salt = mix64(started ^ u64::from(listener.local_addr()?.port()));
         let tracer = TracerCell::new(tracer);
         let side_channel = match &config.engine.kv_transfer {

@@ -64,11 +64,11 @@ impl Pair {
         let telemetry = Telemetry::live(telemetry, clock).unwrap();
         let configs = [role(KvRole::KvProducer), decode];
         let profile = LatencyProfile::named("instant").unwrap();
-        let engines = configs.iter().map(|c| Engine::new(c.clone(), profile)).collect();
+        let engines = configs.iter().map(|c| Engine::new(c.clone(), profile.clone())).collect();
         let pacer = Pacer::start(clock, engines).unwrap();
         let (mut urls, mut stop, mut servers) = (Vec::new(), Vec::new(), Vec::new());
         for (i, engine) in configs.into_iter().enumerate() {
-            assert_eq!(engine.validate(), []);
+            assert_eq!(engine.validate(&profile), []);
             let config = ServerConfig {
                 engine,
                 model: profile.model.into(),

@@ -94,7 +94,11 @@ impl Engine {
             return kv.nobody_is_there(now, *input);
         }
         match *input {
-            KvInput::Received { .. } => self.inbox.push_back((now, Input::Kv(input))),
+            // What a request's way through the frontend holds back is not its concern.
+            KvInput::Received { .. } => {
+                let later = self.inbox.iter().rev().take_while(|(at, _)| *at > now).count();
+                self.inbox.insert(self.inbox.len() - later, (now, Input::Kv(input)));
+            }
             KvInput::Pull(_) | KvInput::Heartbeat(_) | KvInput::Done(_) | KvInput::Refused(_) | KvInput::NotReached => {
                 let freed = kv.handle(now, *input);
                 self.unpin(now, freed);

@@ -53,7 +53,7 @@ struct Sending {
 #[derive(Debug)]
 pub(crate) struct Connector {
     config: KvTransferConfig,
-    profile: LatencyProfile,
+    profile: Arc<LatencyProfile>,
     block_size: u32,
     leases: Leases<Request>,
     /// By the time at which the last block is sent.
@@ -69,7 +69,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    pub(crate) fn new(config: KvTransferConfig, profile: LatencyProfile, block_size: u32) -> Connector {
+    pub(crate) fn new(config: KvTransferConfig, profile: Arc<LatencyProfile>, block_size: u32) -> Connector {
         Connector {
             wanted: Wanted::new(config.heartbeat_interval()),
             config,

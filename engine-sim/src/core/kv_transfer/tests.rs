@@ -192,7 +192,7 @@ fn a_role_decides_when_blocks_are_free_and_stale_tokens_count() {
     let check = |role: Option<KvRole>, async_scheduling: bool, expect: (bool, bool)| {
         let mut c = EngineConfig { kv_transfer: role.map(KvTransferConfig::nixl), ..EngineConfig::default() };
         c.scheduler.async_scheduling = async_scheduling;
-        let params = SchedulerParams::new(&c, &LatencyProfile::DEFAULT);
+        let params = SchedulerParams::new(&c, &LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap());
         assert_eq!((params.defer_frees, params.drop_stale_outputs), expect, "{role:?} {async_scheduling}");
     };
     check(None, true, (false, false));
@@ -223,7 +223,7 @@ fn the_prompt_moves_and_one_token_of_it_is_computed_again() {
     // 64 blocks of 2 MiB over InfiniBand: 1 ms + 4,096 descriptors + bytes; and two ways on the network.
     let moved = Transfer::over(
         LinkKind::InfiniBand,
-        &LatencyProfile::DEFAULT,
+        &LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap(),
         Shipment { blocks: 64, block_size: 16, receiver_ranks: 1 },
     );
     let waited = stats.first_scheduled.unwrap() - stats.queued;

@@ -8,9 +8,13 @@
 //! (placeholders).
 
 mod complete;
+#[cfg(test)]
+mod properties;
 mod queue;
 mod remote;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -304,6 +308,7 @@ impl Scheduler {
                 self.running.retain(|&other| other != ix);
                 self.membership += 1;
             }
+            // Nothing writes into the blocks of a load that has arrived.
             Status::Waiting | Status::Preempted | Status::Loading { arrived: true } => self.unqueue(ix),
             Status::Loading { arrived: false } => {
                 self.unqueue(ix);

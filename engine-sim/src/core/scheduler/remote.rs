@@ -49,7 +49,8 @@ pub(super) struct Pinned {
 pub(super) fn remote_tokens(seq: &Sequence, local: u32) -> u32 {
     match seq.new.remote {
         Remote::None | Remote::Keep => 0,
-        Remote::Beyond(tokens) => tokens,
+        // No connector offers more than is missing.
+        Remote::Beyond(tokens) => tokens.min(seq.num_tokens() - local),
         Remote::Prompt(tokens) => tokens.min(seq.new.prompt_tokens).saturating_sub(local),
     }
 }

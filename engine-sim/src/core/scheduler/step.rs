@@ -375,6 +375,7 @@ impl Scheduler {
             } else {
                 shape.prefill_seqs += 1;
                 shape.prefill_tokens += k;
+                shape.prefill_past += u64::from(past);
                 shape.prefill_pairs_x2 += u64::from(k) * (2 * u64::from(past) + u64::from(k));
             }
         }

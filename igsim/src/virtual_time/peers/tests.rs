@@ -57,7 +57,7 @@ impl Router {
     fn new(telemetry: &Telemetry, sampled: bool) -> Router {
         let engine = |role| {
             let config = EngineConfig { kv_transfer: Some(KvTransferConfig::nixl(role)), ..EngineConfig::default() };
-            Engine::new(config, LatencyProfile::DEFAULT)
+            Engine::new(config, LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap())
         };
         let engines = [engine(KvRole::KvProducer), engine(KvRole::KvConsumer)];
         let tracer = |i: usize| telemetry.tracer(Resource::new("vllm", format!("engine-{i}")));
@@ -183,7 +183,8 @@ fn a_transfer_has_two_spans_in_one_trace_and_takes_the_time_of_its_link() {
     let link = &server.links[0];
     assert_eq!((link.trace_id, link.span_id), (request(server).trace_id, request(server).span_id));
     let shipment = Shipment { blocks: PROMPT / 16, block_size: 16, receiver_ranks: 1 };
-    let moved = Transfer::over(LinkKind::InfiniBand, &LatencyProfile::DEFAULT, shipment);
+    let moved =
+        Transfer::over(LinkKind::InfiniBand, &LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap(), shipment);
     assert_eq!(server.end - server.start, moved.time);
     // One way there, one way back.
     assert_eq!(client.end - client.start, moved.time + Dur::from_micros(200));
