@@ -8,10 +8,14 @@ use anyhow::Context as _;
 use clap::Parser;
 use engine_sim::core::config::{EngineConfig, Policy};
 use engine_sim::core::engine::Engine;
+use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::latency::LatencyProfile;
-use engine_sim::server::pacing::Pacer;
+use engine_sim::server::control::Control;
+use engine_sim::server::pacing::{EngineHandle, Pacer};
 use engine_sim::server::{Server, ServerConfig};
 use shared::clock::RunClock;
+use shared::open_files::OpenFiles;
+use shared::rng::Seed;
 use shared::trace::config::{ExporterChoice, Layer};
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 
@@ -76,6 +80,18 @@ struct Cli {
     /// Write spans to this file as OTLP JSON lines.
     #[arg(long, value_name = "PATH")]
     trace_file: Option<std::path::PathBuf>,
+    /// A fault, as in a scenario, for example '{kind: slow, at: 5s, for: 2s, factor: 3}'; may be repeated. See docs/faults.md.
+    #[arg(long, value_name = "RULE", value_parser = fault)]
+    fault: Vec<FaultRule>,
+    /// Let requests ask for a fault of their own with the header X-Igsim-Fault or X-Return-Error.
+    #[arg(long)]
+    fault_headers: bool,
+    /// A loopback address at which faults can be asked for while the engine runs.
+    #[arg(long, value_name = "ADDRESS")]
+    control: Option<SocketAddr>,
+    /// Seed of what faults draw.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
@@ -88,12 +104,29 @@ fn profile(name: &str) -> Result<String, String> {
     }
 }
 
+fn fault(text: &str) -> Result<FaultRule, String> {
+    shared::config::load_str("--fault", text, &[]).map(|loaded| loaded.config).map_err(|e| e.to_string())
+}
+
+/// The engine, with faults if any are wanted.
+fn engine(cli: &Cli, config: &EngineConfig, profile: LatencyProfile) -> Engine {
+    let engine = Engine::new(config.clone(), profile);
+    if cli.fault.is_empty() && !cli.fault_headers && cli.control.is_none() {
+        return engine;
+    }
+    let faults = Faults::new(Seed(cli.seed), &cli.instance, &cli.fault);
+    engine.with_faults(faults.by_header(cli.fault_headers))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
+    // Every stream is a connection, and a connection is an open file.
+    let files = OpenFiles::raise();
+    tracing::info!(limit = files.limit, "open files");
     let config = config(&cli);
     let problems = config.validate();
     if !problems.is_empty() {
@@ -135,7 +168,7 @@ fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
     resource.version = Some(engine_sim::server::VLLM_VERSION.into());
     let tracer = telemetry.tracer(resource);
     let profile = LatencyProfile::named(&config.profile).context("the profile was checked")?;
-    let pacer = Pacer::start(clock, vec![Engine::new(config.clone(), profile)])?;
+    let pacer = Pacer::start(clock, vec![engine(cli, &config, profile)])?;
     let server = ServerConfig {
         model: cli.served_model_name.as_deref().unwrap_or(profile.model).into(),
         engine: config,
@@ -149,6 +182,7 @@ fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
         let address = SocketAddr::new(cli.host, cli.port);
         let bound = Server::bind(address, server, pacer.engine(0), tracer, clock).await;
         let bound = bound.with_context(|| format!("cannot listen on {address}"))?;
+        control(cli, pacer.engine(0), clock).await?;
         println!("engine-sim {} serves {model} on http://{}", env!("CARGO_PKG_VERSION"), bound.local_addr()?);
         bound.run(stop_signal()).await.map_err(anyhow::Error::from)
     })?;
@@ -157,6 +191,16 @@ fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
         let why = exporter.last_error.as_deref().unwrap_or("no reason given");
         eprintln!("warning: {}: {} spans dropped ({why})", exporter.name, exporter.dropped.total());
     }
+    Ok(())
+}
+
+/// Serves the control address, if there is one, until the process ends.
+async fn control(cli: &Cli, engine: EngineHandle, clock: RunClock) -> anyhow::Result<()> {
+    let Some(address) = cli.control else { return Ok(()) };
+    let control = Control::bind(address, vec![(cli.instance.clone(), engine)], clock).await;
+    let control = control.with_context(|| format!("cannot take faults at {address}"))?;
+    println!("faults of {} at http://{}/faults", cli.instance, control.local_addr()?);
+    tokio::spawn(control.run(std::future::pending()));
     Ok(())
 }
 

@@ -23,6 +23,7 @@ fn run(rules: &[&str], requests: &[(u64, u32)]) -> String {
     let mut out = Vec::new();
     for (key, (at, tokens)) in requests.iter().enumerate() {
         engine.advance(us(*at - 1), &mut out);
+        engine.request_fault(us(*at), RequestKey(key as u64), None);
         engine.handle(us(*at), Input::Add(Box::new(request(engine.config(), key as u64, 100, *tokens, us(*at)))));
     }
     out.extend(run_to_idle(&mut engine));
@@ -82,6 +83,14 @@ fn a_slow_engine_takes_so_many_times_as_long() {
 }
 
 #[test]
+fn a_connection_breaks_after_so_many_tokens() {
+    let rules = [r#"{"kind": "cut_stream", "after_tokens": 2}"#];
+    insta::assert_snapshot!(run(&rules, &[(1, 5), (2, 2), (3, 1)]), @r"");
+    let at_once = [r#"{"kind": "cut_stream", "after_tokens": 0}"#];
+    insta::assert_snapshot!(run(&at_once, &[(1, 5), (20_000, 2)]), @r"");
+}
+
+#[test]
 fn faults_can_be_added_and_taken_back() {
     let mut engine = faulty(&[]);
     let rule: FaultRule = serde_json::from_str(r#"{"kind": "crash", "at": "1ms"}"#).unwrap();
@@ -110,6 +119,7 @@ proptest! {
             format!(r#"{{"kind": "crash", "at": "{crash}ms", "for": "7ms"}}"#),
             format!(r#"{{"kind": "hang", "at": "{hang}ms", "for": "9ms"}}"#),
             format!(r#"{{"kind": "slow", "at": "{slow}ms", "for": "9ms", "factor": 2.5}}"#),
+            r#"{"kind": "cut_stream", "rate": 0.3, "after_tokens": {"min": 0, "max": 5}}"#.to_owned(),
         ];
         let mut engine = faulty(&rules.each_ref().map(String::as_str));
         let mut arrivals = arrivals;
@@ -117,6 +127,7 @@ proptest! {
         let mut out = Vec::new();
         for (key, (at, prompt, tokens)) in arrivals.iter().enumerate() {
             engine.advance(us(*at - 1), &mut out);
+            engine.request_fault(us(*at), RequestKey(key as u64), None);
             let new = request(engine.config(), key as u64, *prompt, *tokens, us(*at));
             engine.handle(us(*at), Input::Add(Box::new(new)));
         }
