@@ -180,6 +180,8 @@ impl<'a> World<'a> {
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Ended, ReplayError> {
         self.first_scrapes();
+        // Faults have times of their own.
+        (0..self.machines.len()).for_each(|engine| self.wake(engine));
         // Closed-loop clients all start at once; of an open loop one request is known ahead.
         while self.pull()? {}
         let mut events = 0u64;

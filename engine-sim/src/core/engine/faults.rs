@@ -127,8 +127,7 @@ impl Engine {
             return Some(Lost::Down(down));
         }
         self.tell(now, request);
-        let cut = self.faults.as_deref_mut()?.cut(|key| (key == request.key).then_some(0));
-        if cut.is_empty() {
+        if !self.faults.as_deref_mut()?.cut_at_once(request.key) {
             return None;
         }
         lose(&request.trail, now, FaultKind::CutStream, Lost::Cut);

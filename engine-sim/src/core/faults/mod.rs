@@ -425,6 +425,12 @@ impl Faults {
         now
     }
 
+    /// Whether the connection of a request that arrives breaks before its first token.
+    pub(crate) fn cut_at_once(&mut self, key: RequestKey) -> bool {
+        let found = self.cuts.iter().position(|cut| cut.key == key && cut.after_tokens == 0);
+        found.map(|i| self.cuts.swap_remove(i)).is_some()
+    }
+
     /// Forgets a request that ended.
     pub(crate) fn spare(&mut self, key: RequestKey) {
         self.cuts.retain(|cut| cut.key != key);

@@ -82,12 +82,27 @@ fn a_slow_engine_takes_so_many_times_as_long() {
     "#);
 }
 
+/// How many tokens each request was given, and how it ended.
+fn ends(rules: &[&str], requests: &[(u64, u32)]) -> Vec<(usize, bool)> {
+    let table = run(rules, requests);
+    let of = |key: usize, what: &str| table.lines().filter(|l| l.contains(&format!(" us  {key} {what}"))).count();
+    let end = |key| {
+        assert_eq!(of(key, "length") + of(key, "stream_cut"), 1, "{table}");
+        (of(key, "+1"), of(key, "stream_cut") == 1)
+    };
+    (0..requests.len()).map(end).collect()
+}
+
 #[test]
 fn a_connection_breaks_after_so_many_tokens() {
-    let rules = [r#"{"kind": "cut_stream", "after_tokens": 2}"#];
-    insta::assert_snapshot!(run(&rules, &[(1, 5), (2, 2), (3, 1)]), @r"");
+    // One that is over before, or with its last token, is whole.
+    let two = [r#"{"kind": "cut_stream", "after_tokens": 2}"#];
+    assert_eq!(ends(&two, &[(1, 5), (2, 2), (3, 1)]), [(2, true), (2, false), (1, false)]);
     let at_once = [r#"{"kind": "cut_stream", "after_tokens": 0}"#];
-    insta::assert_snapshot!(run(&at_once, &[(1, 5), (20_000, 2)]), @r"");
+    assert_eq!(ends(&at_once, &[(1, 5), (20_000, 2)]), [(0, true), (0, true)]);
+    // Whatever else arrives meanwhile.
+    let late = [r#"{"kind": "cut_stream", "after_tokens": 4}"#];
+    assert_eq!(ends(&late, &[(1, 9), (10_000, 9), (16_000, 1)]), [(4, true), (4, true), (1, false)]);
 }
 
 #[test]
