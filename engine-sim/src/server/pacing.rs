@@ -280,6 +280,7 @@ impl EngineHandle {
         inner.input(&mut cell, Item { at, engine: self.index, what }, &mut out);
         inner.due(&mut cell.engine, inner.clock.now(), &mut out);
         deliver(&mut cell, &mut out);
+        cell.publish();
         if cell.engine.next_wakeup().is_some() {
             lock(&inner.inbox).look = true;
             inner.wake.notify_one();
