@@ -3,8 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use engine_sim::core::config::{CacheConfig, EngineConfig, SchedulerConfig};
+use engine_sim::core::faults::{FaultRule, Faults};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use shared::rng::Seed;
 use shared::time::Dur;
 use shared::units::HumanDur;
 
@@ -52,6 +54,13 @@ pub struct EngineGroup {
     /// Whether engines report blocks stored and removed.
     #[serde(default)]
     pub enable_kv_cache_events: bool,
+    /// What goes wrong in each of them: at times, by rates, drawn for each engine on its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub faults: Vec<FaultRule>,
+    /// Whether a request may ask for a fault of its own with the header `X-Igsim-Fault` or `X-Return-Error`. Live mode only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fault_headers: bool,
 }
 
 /// What an engine does.
@@ -77,6 +86,10 @@ pub struct Listen {
     /// The first engine's address; the others take the ports after it. Port 0 takes any free ones.
     #[schemars(with = "String", extend("x-expected" = "an address such as 127.0.0.1:8100"))]
     pub engines: SocketAddr,
+    /// A loopback address at which faults of the engines can be asked for while they run; nowhere when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("x-expected" = "a loopback address such as 127.0.0.1:8099"))]
+    pub control: Option<SocketAddr>,
 }
 
 /// Delays of a virtual run, one way.
@@ -92,7 +105,7 @@ pub struct Network {
 impl Default for Listen {
     fn default() -> Listen {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Listen { gateway: local(8080), engines: local(8100) }
+        Listen { gateway: local(8080), engines: local(8100), control: None }
     }
 }
 
@@ -120,7 +133,15 @@ impl EngineGroup {
             max_num_queued_reqs: defaults.max_num_queued_reqs,
             max_loras: defaults.max_loras,
             enable_kv_cache_events: defaults.enable_kv_cache_events,
+            faults: Vec::new(),
+            fault_headers: false,
         }
+    }
+
+    /// What goes wrong in the engine called `engine`; `None` if nothing can. `controlled` says whether more may be asked for.
+    pub fn faults(&self, seed: Seed, engine: &str, controlled: bool) -> Option<Faults> {
+        let wanted = controlled || self.fault_headers || !self.faults.is_empty();
+        wanted.then(|| Faults::new(seed, engine, &self.faults).by_header(self.fault_headers))
     }
 
     /// What each engine of the group is configured with.
@@ -157,6 +178,10 @@ impl EngineGroup {
 
 /// What a real server of unknown length is taken to accept, in tokens: the context of the Llama 3.1 family.
 const UNKNOWN_CONTEXT: u32 = 131_072;
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
 
 fn one() -> u32 {
     1
