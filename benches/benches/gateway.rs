@@ -39,12 +39,7 @@ fn schedule_epp(c: &mut Criterion) {
     decisions(c, "schedule_sim_pd", |n| scheduling_gateway(pd, n), Trail::off);
 }
 
-fn decisions(
-    c: &mut Criterion,
-    name: &str,
-    gateway: impl Fn(u32) -> Gateway,
-    trail: impl Fn() -> Trail<GatewayFact>,
-) {
+fn decisions(c: &mut Criterion, name: &str, gateway: impl Fn(u32) -> Gateway, trail: impl Fn() -> Trail<GatewayFact>) {
     let mut group = c.benchmark_group(name);
     for endpoints in ENDPOINTS {
         let mut gateway = gateway(endpoints);

@@ -11,9 +11,8 @@ const MOONCAKE: &str = "{\"timestamp\": 0, \"input_length\": 3, \"output_length\
 
 fn library() -> Vec<PathBuf> {
     let dir = &Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
-    let listed = |dir: PathBuf| {
-        std::fs::read_dir(dir).expect("the library is there").map(|e| e.expect("it can be read").path())
-    };
+    let listed =
+        |dir: PathBuf| std::fs::read_dir(dir).expect("the library is there").map(|e| e.expect("it can be read").path());
     let entries = listed(dir.to_path_buf()).chain(listed(dir.join("epp")));
     let scenario = |p: &PathBuf| p.extension().is_some_and(|e| e == "yaml") && !p.to_string_lossy().contains(".epp.");
     let mut files: Vec<PathBuf> = entries.filter(scenario).collect();

@@ -1,7 +1,5 @@
 //! llm-d's plugins: what each type is here, and why some are nothing.
 
-use shared::config::one_of;
-
 use crate::core::scheduler::registry;
 
 /// What a type of plugin is in the gateway.
@@ -146,12 +144,12 @@ pub(super) fn why_not(kind: &str) -> Option<&'static str> {
 }
 
 /// The types there are.
-pub(super) fn supported() -> String {
+pub(super) fn supported() -> Vec<&'static str> {
     let plugins = registry::filters().chain(registry::scorers()).chain(registry::pickers()).chain(registry::deciders());
-    let mut all: Vec<&str> = plugins.chain(OTHERS.iter().map(|(k, _)| *k)).collect();
+    let mut all: Vec<&'static str> = plugins.chain(OTHERS.iter().map(|(k, _)| *k)).collect();
     all.sort_unstable();
     all.dedup();
-    one_of(all)
+    all
 }
 
 #[cfg(test)]

@@ -118,7 +118,9 @@ fn named<T: Default + serde::de::DeserializeOwned>(
 
 fn usage_limit(m: &mut Mapper<'_>, name: Option<&str>) -> f64 {
     let path = format!("{PATH}.usageLimitPolicyPluginRef");
-    let Some(name) = name.filter(|n| !n.is_empty() && *n != STATIC_USAGE_LIMIT || is_declared(m, n)) else { return 1.0 };
+    let Some(name) = name.filter(|n| !n.is_empty() && *n != STATIC_USAGE_LIMIT || is_declared(m, n)) else {
+        return 1.0;
+    };
     let Some(i) = m.find(&path, name) else { return 1.0 };
     if m.declared[i].kind != STATIC_USAGE_LIMIT {
         m.problems.add(&path, format!("a plugin of type {}", m.declared[i].kind), STATIC_USAGE_LIMIT);

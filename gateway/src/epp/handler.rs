@@ -126,7 +126,8 @@ fn nested(p: &mut Reader<'_>) -> Result<Told, PluginError> {
 /// The deprecated form, also that of `pd-profile-handler`.
 fn flat(p: &mut Reader<'_>) -> Result<Told, PluginError> {
     let order = order(p)?;
-    for name in ["encodeProfile", "prefixPluginType", "prefixPluginName", "primaryPort", "prefixMatchInfoProducerName"] {
+    for name in ["encodeProfile", "prefixPluginType", "prefixPluginName", "primaryPort", "prefixMatchInfoProducerName"]
+    {
         p.ignored(name);
     }
     let older = p.text("deciderPluginName")?.to_owned();

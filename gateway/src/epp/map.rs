@@ -106,7 +106,11 @@ impl Mapper<'_> {
                 "flowControl" => flow_control = on,
                 // Replicas of the endpoint picker, of which there is one.
                 "haPopulateNonLeaderDatastore" => {}
-                _ => self.unsupported(&path, &format!("the gate {name:?}"), "flowControl or haPopulateNonLeaderDatastore"),
+                _ => self.unsupported(
+                    &path,
+                    &format!("the gate {name:?}"),
+                    "flowControl or haPopulateNonLeaderDatastore",
+                ),
             }
             if name == "flowControl" && on {
                 self.unsupported(&path, "the gate flowControl", "no queue in the gateway: flow control is not built");
@@ -135,10 +139,8 @@ impl Mapper<'_> {
             return part;
         }
         let path = format!("{path}.type");
-        match catalogue::why_not(kind) {
-            Some(why) => self.unsupported(&path, &format!("{kind:?} ({why})"), &catalogue::supported()),
-            None => self.unsupported(&path, &format!("{kind:?}"), &catalogue::supported()),
-        }
+        let why = catalogue::why_not(kind).map(|why| format!(" ({why})")).unwrap_or_default();
+        self.unsupported(&path, &format!("{kind:?}{why}"), &one_of(catalogue::supported()));
         None
     }
 
@@ -225,17 +227,20 @@ impl Mapper<'_> {
         if given.is_empty() {
             return vec![self.default_profile()];
         }
-        given.iter().enumerate().map(|(i, p)| self.profile(&format!("schedulingProfiles[{i}]"), p)).collect()
+        let all = given.iter().enumerate();
+        all.map(|(i, p)| self.profile(|j| format!("schedulingProfiles[{i}].plugins[{j}]"), p)).collect()
     }
 
     fn default_profile(&mut self) -> ProfileConfig {
         let of_profile = |d: &&Declared| matches!(d.part, Some(Part::Plugin { .. } | Part::Picker));
         let all = self.declared.iter().filter(of_profile);
-        let plugins = all.map(|d| ProfilePlugin { plugin_ref: d.name.clone(), weight: None }).collect();
-        self.profile("plugins", &Profile { name: "default".to_owned(), plugins: Some(plugins) })
+        let (paths, names): (Vec<_>, Vec<_>) = all.map(|d| (d.path.clone(), d.name.clone())).unzip();
+        let plugins = names.into_iter().map(|plugin_ref| ProfilePlugin { plugin_ref, weight: None }).collect();
+        self.profile(|j| paths[j].clone(), &Profile { name: "default".to_owned(), plugins: Some(plugins) })
     }
 
-    fn profile(&mut self, path: &str, profile: &Profile) -> ProfileConfig {
+    /// A profile; `place` is the path of each of its plugins.
+    fn profile(&mut self, place: impl Fn(usize) -> String, profile: &Profile) -> ProfileConfig {
         let mut out = ProfileConfig {
             name: profile.name.clone(),
             filters: vec![PluginConfig::of(HEALTHY)],
@@ -244,7 +249,7 @@ impl Mapper<'_> {
         };
         let mut picker = false;
         for (j, plugin) in profile.plugins.iter().flatten().enumerate() {
-            let path = format!("{path}.plugins[{j}]");
+            let path = place(j);
             let Some(i) = self.find(&format!("{path}.pluginRef"), &plugin.plugin_ref) else { continue };
             match self.declared[i].part {
                 Some(Part::Plugin { filter, scorer }) => {

@@ -88,7 +88,6 @@ pub fn is_epp(path: &Path) -> bool {
     kind.as_deref() == Some(file::KIND)
 }
 
-
 impl Epp {
     /// Puts what the file says into `config`, and returns the warnings.
     pub fn apply(self, config: &mut GatewayConfig) -> Vec<String> {

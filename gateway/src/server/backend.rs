@@ -69,7 +69,8 @@ impl FromStr for Backend {
 
     /// Reads `NAME=URL`, and labels after it: `NAME=URL,LABEL=VALUE,LABEL=VALUE`.
     fn from_str(text: &str) -> Result<Backend, BadBackend> {
-        let allowed = "NAME=URL or NAME=URL,LABEL=VALUE, for example engine-0=http://127.0.0.1:8000,llm-d.ai/role=decode";
+        let allowed =
+            "NAME=URL or NAME=URL,LABEL=VALUE, for example engine-0=http://127.0.0.1:8000,llm-d.ai/role=decode";
         let wrong = || BadBackend { found: text.to_owned(), allowed };
         let mut parts = text.split(',');
         let endpoint = parts.next().unwrap_or_default();

@@ -189,11 +189,7 @@ impl Exchange {
     }
 
     /// Where the request goes next, who prefills, and the attempt; `last` is what went wrong before.
-    fn ask(
-        &mut self,
-        input: Input,
-        last: Option<Failure>,
-    ) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
+    fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
         let output = self.shared.ask(self.shared.clock.now(), input, self.trail.is_recording());
         match output {
             Output::Dispatch { endpoint, prefill, attempt, .. } => {

@@ -314,7 +314,10 @@ mod tests {
     #[test]
     fn other_paths_need_no_json() {
         assert_eq!(parse(Route::Other, b"not json", &blocks(64)).unwrap().model, None);
-        assert_eq!(parse(Route::Other, br#"{"model":"m","input":"x"}"#, &blocks(64)).unwrap().model.as_deref(), Some("m"));
+        assert_eq!(
+            parse(Route::Other, br#"{"model":"m","input":"x"}"#, &blocks(64)).unwrap().model.as_deref(),
+            Some("m")
+        );
     }
 
     #[test]

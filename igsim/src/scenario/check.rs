@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use engine_sim::core::latency::LatencyProfile;
 use shared::config::{Problems, Validate, did_you_mean, one_of};
 
+use super::fleet::ROLE_LABEL;
 use super::{
     Arrivals, Builtin, EngineGroup, Exporter, Length, Mode, Prefixes, Recorder, Scenario, Sessions, Shape, Trace,
     Tracing, Workload,
 };
-use super::fleet::ROLE_LABEL;
 use crate::report::figure_exists;
 
 impl Validate for Scenario {

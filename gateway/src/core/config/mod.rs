@@ -15,8 +15,8 @@ pub use shared::config::ConfigProblem;
 use shared::units::HumanDur;
 
 pub use flow_control::{BandConfig, FairnessPolicy, FlowControlConfig, OrderingPolicy};
-pub(crate) use profile::{WEIGHT, is_weight};
 pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
+pub(crate) use profile::{WEIGHT, is_weight};
 
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
 use crate::core::scheduler::parameters::Reader;
@@ -177,11 +177,7 @@ impl Default for PrefixConfig {
 impl Default for InFlightConfig {
     /// llm-d's `inflight-load-producer`.
     fn default() -> InFlightConfig {
-        InFlightConfig {
-            add_estimated_output_tokens: false,
-            output_ratio: 1.5,
-            max_estimated_output_tokens: None,
-        }
+        InFlightConfig { add_estimated_output_tokens: false, output_ratio: 1.5, max_estimated_output_tokens: None }
     }
 }
 

@@ -164,7 +164,8 @@ fn disaggregating(roles: &[&str], order: StageOrder) -> Gateway {
     decider.parameters.insert("nonCachedTokens".into(), 16.into());
     let disaggregation =
         Some(DisaggregationConfig { profile: profile("prefill", "prefill-filter"), decider, stage_order: order });
-    let config = GatewayConfig { profile: profile("decode", "decode-filter"), disaggregation, ..GatewayConfig::default() };
+    let config =
+        GatewayConfig { profile: profile("decode", "decode-filter"), disaggregation, ..GatewayConfig::default() };
     let endpoints = roles.iter().enumerate().map(|(i, role)| {
         let labels = [("llm-d.ai/role".to_owned(), (*role).to_owned())].into();
         EndpointConfig::new(&format!("e{i}"), "127.0.0.1", 8000).with_labels(labels)

@@ -160,7 +160,8 @@ pub fn deciders() -> impl Iterator<Item = &'static str> {
 
 fn make<T: ?Sized>(lines: &[Line<T>], kind: &str, parameters: &Parameters) -> Result<Made<Box<T>>, PluginError> {
     let line = lines.iter().find(|l| l.0 == kind);
-    let (kind, reads, build) = line.ok_or_else(|| PluginError::Unknown { known: lines.iter().map(|l| l.0).collect() })?;
+    let (kind, reads, build) =
+        line.ok_or_else(|| PluginError::Unknown { known: lines.iter().map(|l| l.0).collect() })?;
     Ok(Made { kind, reads: *reads, plugin: Reader::all(parameters, *build)? })
 }
 

@@ -4,9 +4,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::harness::{CHAT, Engine, Running, Tracing, header, json, stream, text};
-use crate::core::config::{
-    DisaggregationConfig, GatewayConfig, PluginConfig, ProfileConfig, ScorerConfig, StageOrder,
-};
+use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 use crate::server::Backend;
 
 #[tokio::test]

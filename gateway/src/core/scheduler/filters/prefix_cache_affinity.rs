@@ -123,7 +123,7 @@ mod tests {
         // 18 s at 15,928 tokens/s are 286,704 tokens.
         check(json!({}), [10, 0, 0], [286_704, 0, 0], &[0]);
         check(json!({}), [10, 0, 0], [286_705, 0, 0], &[0, 1, 2]);
-        check(json!({}), [10, 0, 0], [286_705, 1, 1], &[0]);
+        check(json!({}), [10, 0, 0], [286_705, 2, 2], &[0]);
         check(json!({}), [10, 10, 0], [286_705, 10, 0], &[0, 1]);
         check(json!({"maxTTFTPenaltyMs": 0}), [10, 0, 0], [u64::MAX, 0, 0], &[0]);
         check(json!({"peakPrefillThroughput": 1000, "maxTTFTPenaltyMs": 100}), [10, 0, 0], [101, 0, 0], &[0, 1, 2]);
@@ -135,8 +135,7 @@ mod tests {
     fn a_predictor_may_say_how_busy_they_are() {
         let pool = Pool::default();
         let filter = read(json!({"ttftSource": "latencyPredictor"}), PrefixCacheAffinity::read).unwrap();
-        let says =
-            |ttft_ms| Some(Prediction { ttft_ms, ttft_headroom_ms: 0.0, tpot_headroom_ms: 0.0, dispatched: 0 });
+        let says = |ttft_ms| Some(Prediction { ttft_ms, ttft_headroom_ms: 0.0, tpot_headroom_ms: 0.0, dispatched: 0 });
         let check = |predictions: &[Option<Prediction>], expect: &[u32]| {
             let view = View { prefix_blocks: 10, predictions, ..view(&pool) };
             let all = candidates(2, |i, c| c.matched_blocks = [10, 0][i]);

@@ -29,9 +29,8 @@ impl Filter for SloHeadroomTier {
             return;
         }
         // What nobody predicts cannot be relied on.
-        let meets = |c: &Candidate| {
-            view.prediction(c).is_some_and(|p| p.ttft_headroom_ms >= 0.0 && p.tpot_headroom_ms >= 0.0)
-        };
+        let meets =
+            |c: &Candidate| view.prediction(c).is_some_and(|p| p.ttft_headroom_ms >= 0.0 && p.tpot_headroom_ms >= 0.0);
         let good = candidates.iter().filter(|c| meets(c)).count();
         if good == 0 || good == candidates.len() {
             return;

@@ -54,7 +54,13 @@ impl Latency {
     }
 
     /// Rates the candidates of one group; the others keep their 0.
-    fn rate(&self, all: &[Candidate], scores: &mut [f64], most: bool, headroom: impl Fn(&Candidate) -> Option<[f64; 2]>) {
+    fn rate(
+        &self,
+        all: &[Candidate],
+        scores: &mut [f64],
+        most: bool,
+        headroom: impl Fn(&Candidate) -> Option<[f64; 2]>,
+    ) {
         let mut spans = [Span::NONE; 2];
         for values in all.iter().filter_map(&headroom) {
             spans.iter_mut().zip(values).for_each(|(span, v)| span.take(v.abs()));

@@ -57,6 +57,11 @@ mod tests {
         check(&scorer(json!({"queueThresholdTokens": 1000})), &view, all(), [0.872, 0.0, 0.128, 0.0]);
         let output = View { output_tokens: 72, ..view };
         check(&scorer(json!({"queueThresholdTokens": 2000})), &output, all(), [0.9, 0.464, 0.528, 0.0]);
-        check(&scorer(json!({})), &View { prompt_tokens: 0, prefix_blocks: 0, ..view }, candidates(1, |_, _| {}), [1.0]);
+        check(
+            &scorer(json!({})),
+            &View { prompt_tokens: 0, prefix_blocks: 0, ..view },
+            candidates(1, |_, _| {}),
+            [1.0],
+        );
     }
 }
