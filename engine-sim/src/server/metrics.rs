@@ -5,9 +5,27 @@
 mod transfers;
 
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
+
+use shared::time::Time;
 
 use crate::core::engine::Engine;
 use crate::core::metrics::{Histogram, Unit};
+
+/// The page that is shown while it does not change.
+#[derive(Debug, Default)]
+pub(super) struct Frozen(Mutex<Option<(Time, String)>>);
+
+impl Frozen {
+    /// The page since `since`: as it was when it was first asked for.
+    pub(super) fn page(&self, since: Time, render: impl FnOnce() -> String) -> String {
+        let mut frozen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*frozen {
+            Some((begun, page)) if *begun == since => page.clone(),
+            Some(_) | None => frozen.insert((since, render())).1.clone(),
+        }
+    }
+}
 
 /// Writes the metrics of `engine`, which serves `model`.
 pub(super) fn render(engine: &Engine, model: &str) -> String {

@@ -1,11 +1,15 @@
 //! The engine as a server: sockets, HTTP, real time. It moves data, waits and drains; decisions are the core's.
 
+mod accept;
 mod answer;
 mod api;
+pub mod condition;
+pub mod control;
 mod kv;
 mod metrics;
 pub mod pacing;
 mod stop;
+mod strike;
 mod validate;
 
 use std::future::Future;
@@ -13,7 +17,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::serve::ListenerExt;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::openai::Request;
@@ -21,9 +24,11 @@ use shared::rng::mix64;
 use shared::time::{Dur, Time};
 use shared::trace::{Tracer, TracerCell};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::core::config::EngineConfig;
 use crate::core::engine::RequestKey;
+use condition::Condition;
 use kv::{Asked, Peers, SideChannel};
 use pacing::EngineHandle;
 
@@ -86,6 +91,10 @@ struct App {
     on_served: Option<ServedHook>,
     /// The engine among others, if it has a KV connector.
     peers: Option<Arc<Peers>>,
+    /// Whether faults are wanted, and what the engine is like.
+    faulty: bool,
+    condition: watch::Receiver<Condition>,
+    frozen: metrics::Frozen,
 }
 
 impl Server {
@@ -111,6 +120,9 @@ impl Server {
         };
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
+            faulty: engine.inspect(|e| e.faults().is_some()),
+            condition: engine.condition(),
+            frozen: metrics::Frozen::default(),
             engine,
             tracer,
             clock,
@@ -147,30 +159,13 @@ impl Server {
     /// # Errors
     /// If the socket cannot be accepted from any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
-        // Tokens are small and late ones are wrong ones: no waiting for more to send.
-        let listener = self.listener.tap_io(|socket| {
-            let _ = socket.set_nodelay(true);
-        });
-        let stopping = Arc::new(tokio::sync::Notify::new());
-        let told = Arc::clone(&stopping);
-        let shutdown = async move {
-            shutdown.await;
-            told.notify_one();
-        };
         // Dropped, and with it the side channel, when the last answer is written.
         let mut aside = tokio::task::JoinSet::new();
         if let Some(side_channel) = self.side_channel {
             aside.spawn(side_channel.run());
         }
-        let serving = axum::serve(listener, api::router(self.app)).with_graceful_shutdown(shutdown);
-        let patience = async {
-            stopping.notified().await;
-            tokio::time::sleep(DRAIN.to_std()).await;
-        };
-        tokio::select! {
-            served = std::future::IntoFuture::into_future(serving) => served,
-            () = patience => Ok(()),
-        }
+        let condition = self.app.condition.clone();
+        accept::serve(self.listener, api::router(self.app), condition, shutdown).await
     }
 }
 

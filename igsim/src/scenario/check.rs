@@ -6,6 +6,7 @@ use engine_sim::core::latency::LatencyProfile;
 use engine_sim::profiles::{self, ProfileError};
 use shared::config::{Problems, Validate, did_you_mean, one_of};
 
+use super::fleet::ROLE_LABEL;
 use super::{
     Arrivals, Builtin, EngineGroup, Exporter, Length, Mode, Prefixes, Recorder, Scenario, Sessions, Shape, Trace,
     Tracing, Workload,
@@ -25,6 +26,7 @@ impl Validate for Scenario {
             problems.at(&format!("engines[{i}]"), |p| self.check_engines(group, p));
         }
         self.check_ports(problems);
+        self.check_control(problems);
         self.check_models(problems);
         problems.at("workload", |p| self.check_workload(&self.workload, p));
         if let Some(trace) = &self.trace {
@@ -72,11 +74,15 @@ impl Scenario {
     }
 
     fn check_engines(&self, group: &EngineGroup, p: &mut Problems) {
+        let twice = group.role.is_some() && group.labels.contains_key(ROLE_LABEL);
+        p.check(!twice, "role", format!("a role beside the label {ROLE_LABEL}"), "one of the two");
         if let Some(url) = &group.url {
             let ok = ["http://", "https://"].iter().any(|s| url.strip_prefix(s).is_some_and(|host| !host.is_empty()));
             p.check(ok, "url", format!("{url:?}"), "an address such as http://10.0.0.5:8000");
             p.check(self.mode == Mode::Live, "url", "a real server in virtual mode", "mode: live");
             p.check(group.count == 1, "count", group.count, "1 for a real server: give each its own group");
+            let faulty = !group.faults.is_empty() || group.fault_headers;
+            p.check(!faulty, "faults", "faults of a real server", "none: only simulated engines fail on request");
             p.check(group.model.is_some(), "model", "nothing", "the model that the real server serves");
             return;
         }
@@ -105,6 +111,21 @@ impl Scenario {
         };
         for found in group.engine_config().validate(&profile) {
             p.add(&found.path, found.found, found.allowed);
+        }
+        for (i, rule) in group.faults.iter().enumerate() {
+            for found in rule.validate() {
+                p.add(&format!("faults[{i}].{}", found.path), found.found, found.allowed);
+            }
+        }
+        let by_header = !group.fault_headers || self.mode == Mode::Live;
+        p.check(by_header, "fault_headers", "headers in virtual mode", "mode: live");
+    }
+
+    /// Who can reach the control address can stop engines.
+    fn check_control(&self, p: &mut Problems) {
+        if let Some(address) = self.listen.control {
+            p.check(address.ip().is_loopback(), "listen.control", address, "a loopback address such as 127.0.0.1:8099");
+            p.check(self.mode == Mode::Live, "listen.control", "an address in virtual mode", "mode: live");
         }
     }
 
@@ -144,8 +165,8 @@ impl Scenario {
                 p.add(&format!("engines[{i}].model"), format!("{model:?}"), format!("{wanted:?}, {asked} model"));
             }
         }
-        let serves = |role| self.engines.iter().any(|g| g.role == super::Role::Both || g.role == role);
-        p.check(serves(super::Role::Decode), "engines", "no engine that decodes", "an engine of role both or decode");
+        let decodes = self.engines.iter().any(|g| gateway::core::pool::Role::of(&g.endpoint_labels()).decodes());
+        p.check(decodes, "engines", "no engine that decodes", "an engine of role both or decode, or of none");
     }
 
     fn check_workload(&self, w: &Workload, p: &mut Problems) {

@@ -1,11 +1,14 @@
 //! The engines of a scenario and what lies between them and the client.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use engine_sim::core::config::{CacheConfig, EngineConfig, SchedulerConfig};
+use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::kv_transfer::KvTransferConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use shared::rng::Seed;
 use shared::time::Dur;
 use shared::units::HumanDur;
 
@@ -17,9 +20,12 @@ pub struct EngineGroup {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 100000))]
     pub count: u32,
-    /// What they do.
-    #[serde(default)]
-    pub role: Role,
+    /// What they do, as the label llm-d.ai/role. Without it they do both, and get no other engine's prefills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Labels, as pods have them, for filters and scorers of the gateway.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// The model they serve; that of the profile when absent. A real server must be given its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
@@ -53,17 +59,23 @@ pub struct EngineGroup {
     /// Whether engines report blocks stored and removed.
     #[serde(default)]
     pub enable_kv_cache_events: bool,
+    /// What goes wrong in each of them: at times, by rates, drawn for each engine on its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub faults: Vec<FaultRule>,
+    /// Whether a request may ask for a fault of its own with the header `X-Igsim-Fault` or `X-Return-Error`. Live mode only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fault_headers: bool,
     /// The KV connector: prefill in one engine, decode in another. None when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransferConfig>,
 }
 
 /// What an engine does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Prefill and decode.
-    #[default]
     Both,
     /// Prefill only.
     Prefill,
@@ -81,6 +93,10 @@ pub struct Listen {
     /// The first engine's address; the others take the ports after it. Port 0 takes any free ones.
     #[schemars(with = "String", extend("x-expected" = "an address such as 127.0.0.1:8100"))]
     pub engines: SocketAddr,
+    /// A loopback address at which faults of the engines can be asked for while they run; nowhere when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("x-expected" = "a loopback address such as 127.0.0.1:8099"))]
+    pub control: Option<SocketAddr>,
 }
 
 /// Delays of a virtual run, one way.
@@ -98,7 +114,7 @@ pub struct Network {
 impl Default for Listen {
     fn default() -> Listen {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Listen { gateway: local(8080), engines: local(8100) }
+        Listen { gateway: local(8080), engines: local(8100), control: None }
     }
 }
 
@@ -116,7 +132,8 @@ impl EngineGroup {
         let defaults = EngineConfig::default();
         EngineGroup {
             count,
-            role: Role::default(),
+            role: None,
+            labels: BTreeMap::new(),
             model: None,
             url: None,
             port: None,
@@ -127,8 +144,16 @@ impl EngineGroup {
             max_num_queued_reqs: defaults.max_num_queued_reqs,
             max_loras: defaults.max_loras,
             enable_kv_cache_events: defaults.enable_kv_cache_events,
+            faults: Vec::new(),
+            fault_headers: false,
             kv_transfer: defaults.kv_transfer,
         }
+    }
+
+    /// What goes wrong in the engine called `engine`; `None` if nothing can. `controlled` says whether more may be asked for.
+    pub fn faults(&self, seed: Seed, engine: &str, controlled: bool) -> Option<Faults> {
+        let wanted = controlled || self.fault_headers || !self.faults.is_empty();
+        wanted.then(|| Faults::new(seed, engine, &self.faults).by_header(self.fault_headers))
     }
 
     /// What each engine of the group is configured with.
@@ -143,6 +168,18 @@ impl EngineGroup {
             enable_kv_cache_events: self.enable_kv_cache_events,
             kv_transfer: self.kv_transfer.clone(),
         }
+    }
+
+    /// The labels of their endpoints: their own, and that of their role.
+    pub fn endpoint_labels(&self) -> BTreeMap<String, String> {
+        let role = self.role.map(|role| match role {
+            Role::Both => "prefill-decode",
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+        });
+        let mut labels = self.labels.clone();
+        labels.extend(role.map(|r| (ROLE_LABEL.to_owned(), r.to_owned())));
+        labels
     }
 
     /// The model these engines serve.
@@ -164,8 +201,15 @@ impl EngineGroup {
     }
 }
 
+/// The label of an endpoint's role.
+pub(super) const ROLE_LABEL: &str = gateway::core::pool::Role::LABEL;
+
 /// What a real server of unknown length is taken to accept, in tokens: the context of the Llama 3.1 family.
 const UNKNOWN_CONTEXT: u32 = 131_072;
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
 
 fn one() -> u32 {
     1

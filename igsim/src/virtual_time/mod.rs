@@ -5,8 +5,10 @@
 
 pub mod cost;
 mod flight;
+mod loss;
 mod peers;
 pub mod queue;
+mod scrapes;
 pub(crate) mod world;
 
 use shared::rng::Seed;

@@ -8,15 +8,29 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
 use super::json;
+use crate::core::faults::PageFault;
+use crate::server::strike::refusal;
 use crate::server::{App, metrics as page};
 
-/// 200, or 503 once the engine is dead.
+/// 200, or 503 once the engine is dead. One that hangs is not dead: vLLM's page does not ask its core either.
 pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
-    if app.engine.alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    let dead = app.condition.borrow().down.is_some();
+    if app.engine.alive() && !dead { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.engine.inspect(|engine| page::render(engine, &app.model));
+    let fault = app.condition.borrow().page;
+    let render = || app.engine.inspect(|engine| page::render(engine, &app.model));
+    let text = match fault {
+        None => render(),
+        Some(PageFault::Stale(since)) => app.frozen.page(since, render),
+        Some(PageFault::Status(status)) => return refusal(status).into_response(),
+        Some(PageFault::Timeout) => {
+            // Whoever asked gives up first, or is answered when it is over.
+            let _ = app.condition.clone().wait_for(|c| c.page != Some(PageFault::Timeout)).await;
+            render()
+        }
+    };
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
