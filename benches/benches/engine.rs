@@ -31,6 +31,7 @@ fn sequence(config: &EngineConfig, tag: u64) -> NewSequence {
         tie: tag,
         lora: None,
         remote_tokens: None,
+        source: None,
     }
 }
 

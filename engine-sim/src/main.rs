@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use engine_sim::core::config::{EngineConfig, Policy};
+use engine_sim::core::config::{EngineConfig, HashAlgo, KvEventsConfig, Policy};
 use engine_sim::core::engine::Engine;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
@@ -61,6 +61,12 @@ struct Cli {
     /// Requests that may wait before further ones are refused with 503.
     #[arg(long)]
     max_num_queued_reqs: Option<u32>,
+    /// How blocks are named; only `sha256_cbor` gives the names that a vLLM with the same setting gives.
+    #[arg(long, value_parser = ["chain", "sha256_cbor"], default_value = "chain")]
+    prefix_caching_hash_algo: String,
+    /// Publish KV events, configured as vLLM's are: JSON with the fields of `kv_events_config` in a scenario.
+    #[arg(long, value_name = "JSON", value_parser = kv_events)]
+    kv_events_config: Option<KvEventsConfig>,
     /// Turn prefix caching off.
     #[arg(long)]
     no_enable_prefix_caching: bool,
@@ -86,6 +92,10 @@ fn profile(name: &str) -> Result<String, String> {
         Some(_) => Ok(name.to_owned()),
         None => Err(format!("expected one of {}", LatencyProfile::names().collect::<Vec<_>>().join(", "))),
     }
+}
+
+fn kv_events(json: &str) -> Result<KvEventsConfig, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
 }
 
 fn main() -> ExitCode {
@@ -123,6 +133,13 @@ fn config(cli: &Cli) -> EngineConfig {
     config.cache.block_size = cli.block_size.unwrap_or(config.cache.block_size);
     config.cache.num_gpu_blocks = cli.num_gpu_blocks_override;
     config.cache.enable_prefix_caching = !cli.no_enable_prefix_caching;
+    config.cache.prefix_caching_hash_algo =
+        if cli.prefix_caching_hash_algo == "chain" { HashAlgo::Chain } else { HashAlgo::Sha256Cbor };
+    config.kv_events_config = cli.kv_events_config.clone().unwrap_or_default();
+    // vLLM's name for it.
+    if std::env::var("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES").is_ok_and(|v| v == "0") {
+        config.kv_events_config.use_int_block_hashes = false;
+    }
     config
 }
 

@@ -5,6 +5,7 @@
 use shared::block_hash::BlockKey;
 
 use crate::core::block_pool::{BlockIx, BlockPool};
+use crate::core::kv_events::StoredContent;
 use crate::core::sequence::Sequence;
 
 /// Something that happened to the cache, in order. Hashes are [`BlockKey::event_hash`]es on the wire.
@@ -20,9 +21,13 @@ pub enum KvEvent {
         first_block: u32,
         /// Keys of the new blocks.
         keys: Vec<BlockKey>,
+        /// Tokens and the like, where the request keeps them for its events.
+        content: Option<Box<StoredContent>>,
     },
     /// A block was reused and is found no more.
     Removed(BlockKey),
+    /// All blocks lost their content.
+    Cleared,
 }
 
 /// What an allocation has to leave free.
@@ -164,9 +169,19 @@ impl KvCache {
                 parent: range.start.checked_sub(1).map(|i| seq.new.keys[i]),
                 first_block: seq.registered,
                 keys: seq.new.keys[range.clone()].to_vec(),
+                content: seq.new.source.as_ref().map(|s| Box::new(s.content(&range, self.block_size))),
             });
         }
         seq.registered = seq.registered.max(range.end as u32);
+    }
+
+    /// Forgets the content of all blocks. False, and nothing happens, while any block is held.
+    pub(crate) fn reset(&mut self) -> bool {
+        let done = self.pool.clear();
+        if let Some(events) = self.events.as_mut().filter(|_| done) {
+            events.push(KvEvent::Cleared);
+        }
+        done
     }
 
     /// Takes all blocks from `seq`.

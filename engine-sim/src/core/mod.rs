@@ -9,6 +9,7 @@ pub mod facts;
 pub mod filler;
 pub mod hasher;
 pub mod kv_cache;
+pub mod kv_events;
 pub mod latency;
 pub mod metrics;
 pub mod scheduler;

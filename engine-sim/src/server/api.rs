@@ -25,6 +25,7 @@ use super::answer::{Answer, Shape};
 use super::validate::{Accepted, accept};
 use crate::core::engine::{NewRequest, prepare_prompt};
 use crate::core::facts::{EngineFact, Operation};
+use crate::core::kv_events::EventSource;
 
 /// Which of the two generation endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +96,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
             "/load",
             get(|State(app): State<Arc<App>>| async move { json(format!("{{\"server_load\":{}}}", app.open())) }),
         )
+        .route("/kv_event_sources", get(kv_event_sources))
         .route("/metrics", get(metrics))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "NotFoundError", "Not Found", None) })
         .with_state(app)
@@ -107,6 +109,12 @@ fn json(body: String) -> Response {
 /// 200, or 503 once the engine is dead.
 async fn health(State(app): State<Arc<App>>) -> StatusCode {
     if app.engine.alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// Publishers of KV events by data-parallel rank; an engine here is its only rank.
+async fn kv_event_sources(State(app): State<Arc<App>>) -> Response {
+    let sources = app.kv_events.iter().map(|p| ("0".to_owned(), p.source()));
+    json(serde_json::Value::from_iter(sources).to_string())
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -174,7 +182,8 @@ async fn admit(
     drop(body);
     let key = app.next_key();
     trail.annotate(body_read, || accepted.fact());
-    let new = engine_request(app, key, &accepted, &tokens, trail, body_read);
+    let mut new = engine_request(app, key, &accepted, &tokens, trail, body_read);
+    keep_source(app, headers, &accepted, &tokens, &mut new);
     let arrived = app.clock.now();
     trail.note(arrived, || EngineFact::InputsProcessed {
         started: body_read,
@@ -184,6 +193,18 @@ async fn admit(
     let shape = Shape::new(app, api, id, accepted);
     let output = app.engine.add(arrived, new);
     Ok(Answer::new(Arc::clone(app), key, trail.clone(), body_read, shape, output))
+}
+
+/// Keeps what KV events tell of the request, where they are published.
+fn keep_source(app: &App, headers: &HeaderMap, accepted: &Accepted, tokens: &[TokenId], new: &mut NewRequest) {
+    let events = &app.engine_config.kv_events_config;
+    if events.publishes() {
+        let (cache, raw) = (&app.engine_config.cache, !events.use_int_block_hashes);
+        let mut source = EventSource::new(cache, tokens, &accepted.extra, raw);
+        source.lora_id = new.lora;
+        source.session = headers.get("x-session-id").and_then(|v| v.to_str().ok()).map(Arc::from);
+        new.prompt.source = Some(Box::new(source));
+    }
 }
 
 async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {

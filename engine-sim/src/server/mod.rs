@@ -2,6 +2,7 @@
 
 mod answer;
 mod api;
+pub mod kv_events;
 mod metrics;
 pub mod pacing;
 mod stop;
@@ -79,6 +80,7 @@ struct App {
     keys: AtomicU64,
     ids: AtomicU64,
     open: AtomicU64,
+    kv_events: Option<kv_events::Publisher>,
     on_served: Option<ServedHook>,
 }
 
@@ -95,6 +97,7 @@ impl Server {
         clock: RunClock,
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
+        let kv_events = publisher(&config, listener.local_addr()?, &engine, clock).await?;
         let started = clock.anchor().unix_nanos(clock.now());
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
@@ -110,6 +113,7 @@ impl Server {
             keys: AtomicU64::new(0),
             ids: AtomicU64::new(0),
             open: AtomicU64::new(0),
+            kv_events,
             on_served: config.on_served,
         };
         Ok(Server { listener, app: Arc::new(app) })
@@ -153,6 +157,22 @@ impl Server {
             () = patience => Ok(()),
         }
     }
+}
+
+/// Opens the sockets of KV events, if they are asked for.
+async fn publisher(
+    config: &ServerConfig,
+    address: SocketAddr,
+    engine: &EngineHandle,
+    clock: RunClock,
+) -> std::io::Result<Option<kv_events::Publisher>> {
+    let events = &config.engine.kv_events_config;
+    if !events.publishes() {
+        return Ok(None);
+    }
+    let (publisher, sink) = kv_events::Publisher::open(events, address, &config.model, clock).await?;
+    engine.publish_kv_events(sink);
+    Ok(Some(publisher))
 }
 
 impl App {

@@ -15,6 +15,7 @@ use shared::time::{Dur, Time};
 use shared::trace::Trail;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use super::kv_events::Sink;
 use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
 use crate::core::sequence::FinishReason;
@@ -121,6 +122,8 @@ struct Cell {
     engine: Engine,
     /// Who waits for a request. Iterated never, so its order shows nowhere.
     open: HashMap<RequestKey, Listener>,
+    /// Who publishes what happens to the cache.
+    kv_events: Option<Sink>,
 }
 
 #[derive(Debug)]
@@ -176,7 +179,10 @@ impl Pacer {
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(clock: RunClock, engines: Vec<Engine>) -> std::io::Result<Pacer> {
-        let cells = engines.into_iter().map(|engine| Mutex::new(Cell { engine, open: HashMap::new() })).collect();
+        let cells = engines
+            .into_iter()
+            .map(|engine| Mutex::new(Cell { engine, open: HashMap::new(), kv_events: None }))
+            .collect();
         let inner = Arc::new(Inner {
             clock,
             engines: cells,
@@ -242,6 +248,16 @@ impl EngineHandle {
             cell.engine = cell.engine.renewed();
         }
         idle
+    }
+
+    /// Hands batches of KV events to `sink` from now on, from the thread that makes them.
+    pub fn publish_kv_events(&self, sink: Sink) {
+        lock(&self.inner.engines[self.index]).kv_events = Some(sink);
+    }
+
+    /// Empties the prefix cache; false, and nothing happens, while a request holds blocks.
+    pub fn reset_prefix_cache(&self) -> bool {
+        lock(&self.inner.engines[self.index]).engine.reset_prefix_cache()
     }
 
     /// Whether the engine still runs. One that does not drops every request, and their channels end.
@@ -371,6 +387,9 @@ pub fn merge(engine: &mut Engine, arrived: Time, input: Input, out: &mut Vec<Out
 /// Sends on what one engine handed over. What a request gets several times in a row comes in one message, so the last tokens and
 /// the end arrive together, as they do in vLLM's output.
 fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
+    if let Some(sink) = &cell.kv_events {
+        sink.take_from(&mut cell.engine);
+    }
     let (mut tokens, mut rest) = (0, out.drain(..).peekable());
     while let Some(output) = rest.next() {
         let (key, at) = (output.key(), output.at());

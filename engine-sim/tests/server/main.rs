@@ -4,6 +4,7 @@
 mod disconnects;
 mod errors;
 mod harness;
+mod kv_events;
 mod pages;
 mod shapes;
 mod stops;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use engine_sim::core::config::{CacheConfig, EngineConfig, SchedulerConfig};
+use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, SchedulerConfig};
 use engine_sim::core::latency::LatencyProfile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,9 +49,10 @@ pub struct EngineGroup {
     /// LoRA adapters that may be in one batch; no LoRA support when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
-    /// Whether engines report blocks stored and removed.
-    #[serde(default)]
-    pub enable_kv_cache_events: bool,
+    /// Whether engines report blocks stored and removed, and where live ones publish that, as vLLM calls it. An endpoint that binds
+    /// has the port of the group's first engine; the next ones follow.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kv_events_config: KvEventsConfig,
 }
 
 /// What an engine does.
@@ -119,7 +120,7 @@ impl EngineGroup {
             cache: defaults.cache,
             max_num_queued_reqs: defaults.max_num_queued_reqs,
             max_loras: defaults.max_loras,
-            enable_kv_cache_events: defaults.enable_kv_cache_events,
+            kv_events_config: defaults.kv_events_config,
         }
     }
 
@@ -132,8 +133,15 @@ impl EngineGroup {
             cache: self.cache.clone(),
             max_num_queued_reqs: self.max_num_queued_reqs,
             max_loras: self.max_loras,
-            enable_kv_cache_events: self.enable_kv_cache_events,
+            kv_events_config: self.kv_events_config.clone(),
         }
+    }
+
+    /// What the `i`-th engine of the group is configured with: each publishes at an endpoint of its own.
+    pub fn nth_engine_config(&self, i: u32) -> EngineConfig {
+        let mut config = self.engine_config();
+        config.kv_events_config = config.kv_events_config.nth(i);
+        config
     }
 
     /// The model these engines serve.
@@ -151,6 +159,10 @@ impl EngineGroup {
 
 /// What a real server of unknown length is taken to accept, in tokens: the context of the Llama 3.1 family.
 const UNKNOWN_CONTEXT: u32 = 131_072;
+
+fn is_default(config: &KvEventsConfig) -> bool {
+    *config == KvEventsConfig::default()
+}
 
 fn one() -> u32 {
     1

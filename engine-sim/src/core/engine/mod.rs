@@ -21,7 +21,7 @@ use shared::trace::Trail;
 
 use crate::core::config::EngineConfig;
 use crate::core::facts::EngineFact;
-use crate::core::kv_cache::KvEvent;
+use crate::core::kv_events::{EventLog, KvBatch};
 use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
 use crate::core::scheduler::{Batch, Entry, Scheduler, SchedulerParams, TokenOut};
@@ -52,6 +52,7 @@ pub struct Engine {
     /// Requests taken so far: the last tie-break of the priority queue.
     taken: u64,
     metrics: EngineMetrics,
+    kv_events: Option<EventLog>,
 }
 
 /// What the core does next.
@@ -104,6 +105,7 @@ impl Engine {
         params.max_model_len = params.max_model_len.min(fits);
         Engine {
             metrics: EngineMetrics::new(params.max_model_len),
+            kv_events: EventLog::new(&config.kv_events_config, params.block_size),
             scheduler: Scheduler::new(params),
             config,
             profile,
@@ -122,7 +124,10 @@ impl Engine {
 
     /// A new engine like this one, idle and with an empty cache.
     pub fn renewed(&self) -> Engine {
-        Engine::new(self.config.clone(), self.profile)
+        let mut new = Engine::new(self.config.clone(), self.profile);
+        new.kv_events =
+            self.kv_events.as_ref().and_then(|log| log.renewed(&self.config.kv_events_config, self.core_time));
+        new
     }
 
     /// Takes an input that arrived at `now`. One that is handed over late counts as arrived at [`Engine::core_time`].
@@ -204,9 +209,16 @@ impl Engine {
         self.by_key.len() + queued
     }
 
-    /// Moves cache events since the last call to `out`; there are none unless the configuration asks for them.
-    pub fn drain_kv_events(&mut self, out: &mut Vec<KvEvent>) {
-        self.scheduler.drain_kv_events(out);
+    /// The oldest batch of cache events not taken yet; there are none unless the configuration asks for them.
+    pub fn take_kv_batch(&mut self) -> Option<KvBatch> {
+        self.kv_events.as_mut()?.take()
+    }
+
+    /// Empties the prefix cache; `false`, and nothing happens, while a request holds blocks (`/reset_prefix_cache`).
+    ///
+    /// As in vLLM the event that says so is in the batch of the next step.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.scheduler.reset_prefix_cache()
     }
 
     fn next_event(&self) -> Option<Time> {
@@ -273,6 +285,7 @@ impl Engine {
             tie: self.taken,
             lora: request.lora,
             remote_tokens: None,
+            source: request.prompt.source,
             params: request.params,
         });
         let open = Open {
@@ -376,6 +389,9 @@ impl Engine {
         }
         if step.processed > 0 {
             self.metrics.iteration_tokens_total.observe(iteration);
+        }
+        if let Some(log) = &mut self.kv_events {
+            log.collect(now + update, |out| self.scheduler.drain_kv_events(out));
         }
         self.plan = Plan::Turn(now + update);
     }

@@ -79,7 +79,7 @@ impl SchedulerParams {
             async_scheduling: s.async_scheduling,
             prefix_caching: c.enable_prefix_caching,
             max_loras: config.max_loras,
-            kv_events: config.enable_kv_cache_events,
+            kv_events: config.kv_events_config.enable_kv_cache_events,
             drop_stale_outputs: false,
             defer_frees: false,
         }
@@ -380,6 +380,11 @@ impl Scheduler {
     /// Moves cache events since the last call to `out`.
     pub fn drain_kv_events(&mut self, out: &mut Vec<KvEvent>) {
         self.kv.drain_events(out);
+    }
+
+    /// Empties the prefix cache; `false` and no change while a request holds blocks.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.kv.reset()
     }
 
     /// Takes a waiting request out of its queue. A request with computed tokens waits in `holding`.
