@@ -1,42 +1,38 @@
-//! vLLM's OpenAI-compatible HTTP surface over an emulated engine.
-//!
-//! Moves data and makes no decisions: requests are validated as vLLM does (`vllm/entrypoints/openai`), turned into engine
-//! inputs, and what the engine produces is written as it comes. Output text is filler; prompts are never stored.
+//! The two generation endpoints: a request is read, checked, handed to the engine and answered.
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request as HttpRequest, State};
+use axum::extract::Request as HttpRequest;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use shared::ids::RequestId;
-use shared::openai::{ErrorBody, Request};
+use shared::openai::Request;
 use shared::time::Time;
 use shared::tokens::TokenId;
 use shared::trace::Trail;
 
-use super::App;
-use super::answer::{Answer, Shape};
-use super::validate::{Accepted, accept};
-use crate::core::engine::{NewRequest, prepare_prompt};
+use super::ApiError;
+use crate::core::engine::{NewRequest, RequestKey, prepare_prompt};
 use crate::core::facts::{EngineFact, Operation};
 use crate::core::kv_events::EventSource;
+use crate::server::App;
+use crate::server::answer::{Answer, Shape};
+use crate::server::validate::{Accepted, accept};
 
 /// Which of the two generation endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Api {
+pub(in crate::server) enum Api {
     Completions,
     Chat,
 }
 
 impl Api {
     /// The operation's name in GenAI conventions.
-    pub(super) const fn operation(self) -> Operation {
+    pub(in crate::server) const fn operation(self) -> Operation {
         match self {
             Api::Completions => Operation::TextCompletion,
             Api::Chat => Operation::Chat,
@@ -44,99 +40,7 @@ impl Api {
     }
 }
 
-/// An error as vLLM answers it.
-#[derive(Debug)]
-pub(super) struct ApiError {
-    pub(super) status: StatusCode,
-    pub(super) body: ErrorBody,
-}
-
-impl ApiError {
-    pub(super) fn new(status: StatusCode, kind: &str, message: impl Into<String>, param: Option<&str>) -> ApiError {
-        ApiError { status, body: ErrorBody::new(status.as_u16(), kind, message, param) }
-    }
-
-    /// Value of `error.type`: the status, as HTTP conventions have it.
-    pub(super) fn error_type(&self) -> &'static str {
-        match self.status {
-            StatusCode::BAD_REQUEST => "400",
-            StatusCode::NOT_FOUND => "404",
-            StatusCode::PAYLOAD_TOO_LARGE => "413",
-            StatusCode::SERVICE_UNAVAILABLE => "503",
-            _ => "500",
-        }
-    }
-
-    /// A parameter out of range: vLLM appends which one and what was found.
-    pub(super) fn parameter(message: &str, param: &str, found: impl std::fmt::Display) -> ApiError {
-        let text = format!("{message} (parameter={param}, value={found})");
-        ApiError::new(StatusCode::BAD_REQUEST, "BadRequestError", text, Some(param))
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        (self.status, [(CONTENT_TYPE, "application/json")], self.body.to_json()).into_response()
-    }
-}
-
-/// The routes of the server.
-pub(super) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(|State(app): State<Arc<App>>, r: HttpRequest| generate(app, Api::Chat, r)))
-        .route(
-            "/v1/completions",
-            post(|State(app): State<Arc<App>>, r: HttpRequest| generate(app, Api::Completions, r)),
-        )
-        .route("/v1/models", get(models))
-        .route("/health", get(health))
-        .route("/ping", get(health).post(health))
-        .route("/version", get(|| async { json(format!("{{\"version\":\"{}\"}}", super::VLLM_VERSION)) }))
-        .route(
-            "/load",
-            get(|State(app): State<Arc<App>>| async move { json(format!("{{\"server_load\":{}}}", app.open())) }),
-        )
-        .route("/kv_event_sources", get(kv_event_sources))
-        .route("/metrics", get(metrics))
-        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "NotFoundError", "Not Found", None) })
-        .with_state(app)
-}
-
-fn json(body: String) -> Response {
-    ([(CONTENT_TYPE, "application/json")], body).into_response()
-}
-
-/// 200, or 503 once the engine is dead.
-async fn health(State(app): State<Arc<App>>) -> StatusCode {
-    if app.engine.alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
-}
-
-/// Publishers of KV events by data-parallel rank; an engine here is its only rank.
-async fn kv_event_sources(State(app): State<Arc<App>>) -> Response {
-    let sources = app.kv_events.iter().map(|p| ("0".to_owned(), p.source()));
-    json(serde_json::Value::from_iter(sources).to_string())
-}
-
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.engine.inspect(|engine| super::metrics::render(engine, &app.model));
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-}
-
-async fn models(State(app): State<Arc<App>>) -> Response {
-    let (id, created) = (&*app.model, app.started_unix);
-    let permission = serde_json::json!({
-        "id": format!("modelperm-{:016x}", app.salt), "object": "model_permission", "created": created,
-        "allow_create_engine": false, "allow_sampling": true, "allow_logprobs": true, "allow_search_indices": false,
-        "allow_view": true, "allow_fine_tuning": false, "organization": "*", "group": null, "is_blocking": false,
-    });
-    let card = serde_json::json!({
-        "id": id, "object": "model", "created": created, "owned_by": "vllm", "root": id, "parent": null,
-        "max_model_len": app.max_model_len, "permission": [permission],
-    });
-    json(serde_json::json!({"object": "list", "data": [card]}).to_string())
-}
-
-async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
+pub(super) async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> Response {
     let received = app.clock.now();
     let (parts, body) = request.into_parts();
     let (_, trail) = app.tracer.load().start::<EngineFact>(&parts.headers, received);
@@ -240,7 +144,7 @@ fn parse(
 
 fn engine_request(
     app: &App,
-    key: crate::core::engine::RequestKey,
+    key: RequestKey,
     accepted: &Accepted,
     tokens: &[TokenId],
     trail: &Trail<EngineFact>,
