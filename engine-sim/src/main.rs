@@ -1,12 +1,13 @@
 //! One emulated vLLM engine as a process of its own.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use engine_sim::core::config::{EngineConfig, HashAlgo, KvEventsConfig, Policy};
+use engine_sim::core::config::{BucketFamily, EngineConfig, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::engine::Engine;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
@@ -67,6 +68,15 @@ struct Cli {
     /// Publish KV events, configured as vLLM's are: JSON with the fields of `kv_events_config` in a scenario.
     #[arg(long, value_name = "JSON", value_parser = kv_events)]
     kv_events_config: Option<KvEventsConfig>,
+    /// Other bucket bounds for families of histograms: JSON such as '{"request_latency": [0.01, 0.1, 1]}'.
+    #[arg(long, value_name = "JSON", value_parser = buckets)]
+    custom_histogram_buckets: Option<Buckets>,
+    /// Measure how long KV blocks keep their content.
+    #[arg(long)]
+    kv_cache_metrics: bool,
+    /// Fraction of the blocks that is followed for that.
+    #[arg(long, default_value_t = 0.01)]
+    kv_cache_metrics_sample: f64,
     /// Turn prefix caching off.
     #[arg(long)]
     no_enable_prefix_caching: bool,
@@ -95,6 +105,12 @@ fn profile(name: &str) -> Result<String, String> {
 }
 
 fn kv_events(json: &str) -> Result<KvEventsConfig, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}
+
+type Buckets = BTreeMap<BucketFamily, Vec<f64>>;
+
+fn buckets(json: &str) -> Result<Buckets, String> {
     serde_json::from_str(json).map_err(|e| e.to_string())
 }
 
@@ -136,6 +152,11 @@ fn config(cli: &Cli) -> EngineConfig {
     config.cache.prefix_caching_hash_algo =
         if cli.prefix_caching_hash_algo == "chain" { HashAlgo::Chain } else { HashAlgo::Sha256Cbor };
     config.kv_events_config = cli.kv_events_config.clone().unwrap_or_default();
+    config.observability = ObservabilityConfig {
+        custom_histogram_buckets: cli.custom_histogram_buckets.clone().unwrap_or_default(),
+        kv_cache_metrics: cli.kv_cache_metrics,
+        kv_cache_metrics_sample: cli.kv_cache_metrics_sample,
+    };
     // vLLM's name for it.
     if std::env::var("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES").is_ok_and(|v| v == "0") {
         config.kv_events_config.use_int_block_hashes = false;

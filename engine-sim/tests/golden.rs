@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use engine_sim::core::config::{CacheConfig, EventFormat, HashAlgo, KvEventsConfig, Policy};
+use engine_sim::core::config::{CacheConfig, EventFormat, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::hasher::BlockHasher;
 use engine_sim::core::kv_cache::KvEvent;
 use engine_sim::core::kv_events::{EventLog, EventSource};
@@ -177,6 +177,7 @@ impl Player {
             prefix_caching: is("enable_prefix_caching"),
             max_loras: field(&config["lora_config"], "max_loras="),
             kv_events: true,
+            observability: ObservabilityConfig::default(),
             drop_stale_outputs: remote_tokens.is_some(),
             defer_frees: is("defer_block_free"),
         };

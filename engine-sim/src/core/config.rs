@@ -4,6 +4,7 @@
 //! problem names the field by its path below the engine, and whoever read the file adds where that is.
 
 mod kv_events;
+mod observability;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub use shared::config::ConfigProblem;
 
 use crate::core::latency::LatencyProfile;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, Publisher};
+pub use observability::{BucketFamily, ObservabilityConfig};
 
 /// One engine: its scheduler, its KV cache and the model whose latency it imitates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +32,8 @@ pub struct EngineConfig {
     pub max_loras: Option<u32>,
     /// Whether the engine reports blocks stored and removed, and where a live one publishes that (`--kv-events-config`).
     pub kv_events_config: KvEventsConfig,
+    /// What is measured beyond the default.
+    pub observability: ObservabilityConfig,
 }
 
 /// The scheduler's knobs (`vllm/config/scheduler.py`).
@@ -102,6 +106,7 @@ impl Default for EngineConfig {
             max_num_queued_reqs: None,
             max_loras: None,
             kv_events_config: KvEventsConfig::default(),
+            observability: ObservabilityConfig::default(),
         }
     }
 }
@@ -163,6 +168,7 @@ impl EngineConfig {
             check.range("max_loras", loras, 1, 4096);
         }
         self.kv_events_config.check(&mut check);
+        self.observability.check(&mut check);
         check.0
     }
 

@@ -12,5 +12,6 @@ pub mod kv_cache;
 pub mod kv_events;
 pub mod latency;
 pub mod metrics;
+pub mod residency;
 pub mod scheduler;
 pub mod sequence;

@@ -3,7 +3,7 @@
 mod answer;
 mod api;
 pub mod kv_events;
-mod metrics;
+pub mod metrics;
 pub mod pacing;
 mod stop;
 mod validate;
@@ -81,6 +81,8 @@ struct App {
     ids: AtomicU64,
     open: AtomicU64,
     kv_events: Option<kv_events::Publisher>,
+    http_metrics: metrics::http::HttpMetrics,
+    process: metrics::process::ProcessFigures,
     on_served: Option<ServedHook>,
 }
 
@@ -114,6 +116,8 @@ impl Server {
             ids: AtomicU64::new(0),
             open: AtomicU64::new(0),
             kv_events,
+            http_metrics: metrics::http::HttpMetrics::default(),
+            process: metrics::process::ProcessFigures::default(),
             on_served: config.on_served,
         };
         Ok(Server { listener, app: Arc::new(app) })

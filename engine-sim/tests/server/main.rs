@@ -5,6 +5,7 @@ mod disconnects;
 mod errors;
 mod harness;
 mod kv_events;
+mod metrics;
 mod pages;
 mod shapes;
 mod stops;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, SchedulerConfig};
+use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, ObservabilityConfig, SchedulerConfig};
 use engine_sim::core::latency::LatencyProfile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,9 @@ pub struct EngineGroup {
     /// has the port of the group's first engine; the next ones follow.
     #[serde(default, skip_serializing_if = "is_default")]
     pub kv_events_config: KvEventsConfig,
+    /// What engines measure beyond the default, as vLLM calls it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub observability: ObservabilityConfig,
 }
 
 /// What an engine does.
@@ -121,6 +124,7 @@ impl EngineGroup {
             max_num_queued_reqs: defaults.max_num_queued_reqs,
             max_loras: defaults.max_loras,
             kv_events_config: defaults.kv_events_config,
+            observability: defaults.observability,
         }
     }
 
@@ -134,6 +138,7 @@ impl EngineGroup {
             max_num_queued_reqs: self.max_num_queued_reqs,
             max_loras: self.max_loras,
             kv_events_config: self.kv_events_config.clone(),
+            observability: self.observability.clone(),
         }
     }
 
@@ -160,8 +165,8 @@ impl EngineGroup {
 /// What a real server of unknown length is taken to accept, in tokens: the context of the Llama 3.1 family.
 const UNKNOWN_CONTEXT: u32 = 131_072;
 
-fn is_default(config: &KvEventsConfig) -> bool {
-    *config == KvEventsConfig::default()
+fn is_default<T: Default + PartialEq>(config: &T) -> bool {
+    *config == T::default()
 }
 
 fn one() -> u32 {

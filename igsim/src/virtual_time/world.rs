@@ -470,7 +470,7 @@ impl<'a> World<'a> {
     }
 
     fn metrics(&self, engine: usize, at: Time) -> EndpointMetrics {
-        let s = self.machines[engine].engine.snapshot();
+        let s = self.machines[engine].engine.reported();
         EndpointMetrics {
             waiting: s.waiting,
             running: s.running,

@@ -24,6 +24,7 @@ use crate::core::facts::EngineFact;
 use crate::core::kv_events::{EventLog, KvBatch};
 use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
+use crate::core::residency::Residency;
 use crate::core::scheduler::{Batch, Entry, Scheduler, SchedulerParams, TokenOut};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx};
 
@@ -53,6 +54,8 @@ pub struct Engine {
     taken: u64,
     metrics: EngineMetrics,
     kv_events: Option<EventLog>,
+    /// Gauges after the last completed step.
+    reported: Snapshot,
 }
 
 /// What the core does next.
@@ -94,6 +97,8 @@ struct Open {
     stats: RequestStats,
     /// When the newest token was handed to the stream.
     handed: Time,
+    /// Preemptions that the metrics have.
+    counted_preemptions: u32,
 }
 
 impl Engine {
@@ -103,10 +108,14 @@ impl Engine {
         // A request that never fits would wait for ever. Validation refuses such a configuration; this keeps the promise alone.
         let fits = params.num_blocks.saturating_sub(1).saturating_mul(params.block_size);
         params.max_model_len = params.max_model_len.min(fits);
+        let metrics = EngineMetrics::new(params.max_model_len, &config.observability);
+        let kv_events = EventLog::new(&config.kv_events_config, params.block_size);
+        let scheduler = Scheduler::new(params);
         Engine {
-            metrics: EngineMetrics::new(params.max_model_len),
-            kv_events: EventLog::new(&config.kv_events_config, params.block_size),
-            scheduler: Scheduler::new(params),
+            metrics,
+            kv_events,
+            reported: Snapshot::of(&scheduler),
+            scheduler,
             config,
             profile,
             open: Vec::new(),
@@ -174,18 +183,18 @@ impl Engine {
 
     /// Gauges, as of [`Engine::core_time`].
     pub fn snapshot(&self) -> Snapshot {
-        let (capacity, deferred) = self.scheduler.num_waiting();
-        let pool = self.scheduler.kv().pool();
-        Snapshot {
-            running: self.scheduler.running().len() as u32,
-            waiting: capacity + deferred,
-            waiting_deferred: deferred,
-            kv_usage: pool.usage(),
-            num_gpu_blocks: pool.num_blocks(),
-            free_blocks: pool.free_blocks(),
-            block_size: self.scheduler.params().block_size,
-            max_model_len: self.scheduler.params().max_model_len,
-        }
+        Snapshot::of(&self.scheduler)
+    }
+
+    /// Gauges as the engine reports them: those of the last completed step, as vLLM's scheduler reports at the end of a step. What arrived
+    /// or began since is not in them.
+    pub const fn reported(&self) -> Snapshot {
+        self.reported
+    }
+
+    /// How long blocks keep their content, if that is measured.
+    pub const fn residency(&self) -> Option<&Residency> {
+        self.scheduler.kv().residency()
     }
 
     /// Counters and histograms, as of [`Engine::core_time`].
@@ -296,6 +305,7 @@ impl Engine {
             max_tokens: self.scheduler.max_tokens(ix),
             stats: RequestStats::queued(now, request.prompt.tokens),
             handed: now,
+            counted_preemptions: 0,
         };
         notes::queued(&self.scheduler, ix, &open.trail, now);
         let slot = ix.0 as usize;
@@ -326,6 +336,7 @@ impl Engine {
             self.plan = self.in_flight.front().map_or(Plan::Idle, |f| Plan::Complete(f.ready.max(start)));
             return;
         }
+        self.scheduler.set_now(start);
         let batch = self.scheduler.schedule();
         let cost = self.profile.schedule_cost(&batch.shape);
         let end = start + cost.total();
@@ -333,11 +344,8 @@ impl Engine {
         let flight = plan_step(&mut self.run, self.gpu_free, end, batch.composition, step_ps);
         self.gpu_free = flight.ready;
         let tokens = batch.total_tokens();
-        note_admissions(batch, &mut self.open, &mut self.metrics, start);
+        note_admissions(batch, &mut self.open, start);
         notes::scheduled(batch, &self.open, start, cost);
-        let prefix = self.scheduler.take_prefix_stats();
-        self.metrics.prefix_cache_queries += prefix.queries;
-        self.metrics.prefix_cache_hits += prefix.hits;
         self.in_flight.push_back(flight);
         let more = tokens > 0 || self.scheduler.has_work();
         let oldest = self.in_flight.front().map_or(end, |f| f.ready);
@@ -390,6 +398,10 @@ impl Engine {
         if step.processed > 0 {
             self.metrics.iteration_tokens_total.observe(iteration);
         }
+        let prefix = self.scheduler.take_prefix_stats();
+        self.metrics.prefix_cache_queries += prefix.queries;
+        self.metrics.prefix_cache_hits += prefix.hits;
+        self.reported = Snapshot::of(&self.scheduler);
         if let Some(log) = &mut self.kv_events {
             log.collect(now + update, |out| self.scheduler.drain_kv_events(out));
         }
@@ -427,8 +439,8 @@ fn forward(profile: &LatencyProfile, flight: Flight, batch: &Batch) -> Dur {
     total - prepare - sample
 }
 
-/// Stamps first admissions and counts preemptions.
-fn note_admissions(batch: &Batch, open: &mut [Option<Open>], metrics: &mut EngineMetrics, now: Time) {
+/// Stamps first admissions and notes preemptions.
+fn note_admissions(batch: &Batch, open: &mut [Option<Open>], now: Time) {
     if batch.shape.admitted > 0 {
         for entry in batch.entries.iter().filter(|e| !e.decode) {
             if let Some(open) = &mut open[entry.ix.0 as usize]
@@ -436,12 +448,10 @@ fn note_admissions(batch: &Batch, open: &mut [Option<Open>], metrics: &mut Engin
             {
                 open.stats.first_scheduled = Some(now);
                 open.stats.cached_tokens = entry.computed;
-                metrics.request_queue_time_seconds.observe_time(now - open.stats.queued);
             }
         }
     }
     for &(ix, _) in &batch.preempted {
-        metrics.num_preemptions += 1;
         if let Some(open) = &mut open[ix.0 as usize] {
             open.stats.preemptions += 1;
         }
@@ -462,6 +472,9 @@ fn take_token(
         return 0;
     }
     let stats = &mut open.stats;
+    // vLLM's frontend hears of a preemption with the request's next token.
+    metrics.num_preemptions += u64::from(stats.preemptions - open.counted_preemptions);
+    open.counted_preemptions = stats.preemptions;
     let mut tokens = 1;
     match stats.last_token {
         Some(last) => metrics.inter_token_latency_seconds.observe_time(step.ready - last),
@@ -485,17 +498,18 @@ fn count_end(open: &Open, reason: FinishReason, handed: Time, metrics: &mut Engi
     metrics.count_end(reason);
     metrics.e2e_request_latency_seconds.observe_time(handed - open.arrival);
     if let (Some(scheduled), Some(first), Some(last)) = (s.first_scheduled, s.first_token, s.last_token) {
+        metrics.request_queue_time_seconds.observe_time(scheduled - s.queued);
         metrics.request_prefill_time_seconds.observe_time(first - scheduled);
         metrics.request_decode_time_seconds.observe_time(last - first);
         metrics.request_inference_time_seconds.observe_time(last - scheduled);
-        if s.output_tokens > 1 {
-            let per_token = (last - first).as_nanos() / u64::from(s.output_tokens - 1);
-            metrics.request_time_per_output_token_seconds.observe(per_token);
-        }
+        // 0 for a single token, as in vLLM.
+        let per_token = (last - first).as_nanos() / u64::from(s.output_tokens.saturating_sub(1).max(1));
+        metrics.request_time_per_output_token_seconds.observe(per_token);
     }
     metrics.request_prompt_tokens.observe(u64::from(s.prompt_tokens));
     metrics.request_generation_tokens.observe(u64::from(s.output_tokens));
     metrics.request_params_max_tokens.observe(u64::from(open.max_tokens));
     metrics.request_prefill_kv_computed_tokens.observe(u64::from(s.prompt_tokens - s.cached_tokens));
     metrics.request_num_preemptions.observe(u64::from(s.preemptions));
+    metrics.count_choices(1, s.output_tokens);
 }

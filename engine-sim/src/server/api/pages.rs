@@ -22,8 +22,13 @@ pub(super) async fn kv_event_sources(State(app): State<Arc<App>>) -> Response {
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.engine.inspect(|engine| page::render(engine, &app.model));
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    let mut page = app.engine.inspect(|engine| page::render(engine, &app.model));
+    if let Some(events) = &app.kv_events {
+        page::kv_events(events.counts(), &mut page);
+    }
+    app.http_metrics.write(&mut page);
+    app.process.write(app.clock.now(), &mut page);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.into_text()).into_response()
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
