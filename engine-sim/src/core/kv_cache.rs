@@ -75,11 +75,8 @@ impl KvCache {
     }
 
     /// How long blocks keep their content, if that is measured.
-    pub const fn residency(&self) -> Option<&Residency> {
-        match &self.residency {
-            Some(residency) => Some(residency),
-            None => None,
-        }
+    pub fn residency(&self) -> Option<&Residency> {
+        self.residency.as_deref()
     }
 
     pub(crate) fn set_now(&mut self, now: Time) {

@@ -56,7 +56,7 @@ fn cache_config(engine: &Engine, page: &mut Page) {
     let block_size = now.block_size.to_string();
     let blocks_override = cache.num_gpu_blocks.map_or_else(|| "None".to_owned(), |n| n.to_string());
     page.head("cache_config_info", Kind::Gauge);
-    let labels = [
+    let labels: [(&str, &str); 13] = [
         ("block_size", block_size.as_str()),
         ("cache_dtype", "auto"),
         ("is_attention_free", "False"),

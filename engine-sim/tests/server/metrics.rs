@@ -52,7 +52,7 @@ impl Read {
     }
 
     fn number(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let fits = |s: &&Sample| labels.iter().all(|(k, v)| s.labels.get(k) == Some(v));
+        let fits = |s: &&Sample| labels.iter().all(|(k, v)| s.labels.get(k) == Some(*v));
         match self.samples(name).find(fits).unwrap_or_else(|| panic!("no {name} {labels:?} in\n{}", self.text)).value {
             Value::Counter(x) | Value::Gauge(x) | Value::Untyped(x) => x,
             ref other @ (Value::Histogram(_) | Value::Summary(_)) => panic!("{name} is {other:?}"),

@@ -202,7 +202,7 @@ impl Engine {
     }
 
     /// How long blocks keep their content, if that is measured.
-    pub const fn residency(&self) -> Option<&Residency> {
+    pub fn residency(&self) -> Option<&Residency> {
         self.scheduler.kv().residency()
     }
 

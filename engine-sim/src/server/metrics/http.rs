@@ -95,7 +95,6 @@ impl<const N: usize> Buckets<N> {
 }
 
 /// A request whose answer is under way.
-#[derive(Debug)]
 struct Pending {
     app: Arc<App>,
     started: Time,
