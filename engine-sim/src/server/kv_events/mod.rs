@@ -1,8 +1,10 @@
 //! Publishes KV events over ZeroMQ as vLLM does (`ZmqEventPublisher` in `vllm/distributed/kv_events.py`).
 //!
-//!     engine thread --(max_queue_size)--> encoder --(hwm)--> PUB socket
-//!                                            |
-//!                                        last buffer_steps --> ROUTER socket
+//! ```text
+//! engine thread --(max_queue_size)--> encoder --(hwm)--> PUB socket
+//!                                        |
+//!                                    last buffer_steps --> ROUTER socket
+//! ```
 //!
 //! Both queues are bounded and nobody waits for the next: a batch that finds no room is dropped and counted, and subscribers see the
 //! gap in the sequence numbers. Token ids are part of this protocol for routers; none of it goes to a span, a log or a metric.
