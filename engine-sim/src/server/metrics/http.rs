@@ -196,15 +196,8 @@ impl HttpMetrics {
                 page.bare("http_requests_total", "", &labels, n as f64);
             }
         }
-        let sizes: [(&str, fn(&Handler) -> u64); 2] =
-            [("http_request_size_bytes", |h| h.request_bytes), ("http_response_size_bytes", |h| h.response_bytes)];
-        for (name, bytes) in sizes {
-            page.bare_head(name, Kind::Summary);
-            for h in &counted.handlers {
-                page.bare(name, "_count", &[("handler", &h.name)], h.requests as f64);
-                page.bare(name, "_sum", &[("handler", &h.name)], bytes(h) as f64);
-            }
-        }
+        counted.sizes("http_request_size_bytes", |h| h.request_bytes, page);
+        counted.sizes("http_response_size_bytes", |h| h.response_bytes, page);
         page.bare_head("http_request_duration_highr_seconds", Kind::Histogram);
         counted.fine.write("http_request_duration_highr_seconds", &FINE, &[], page);
         page.bare_head("http_request_duration_seconds", Kind::Histogram);
@@ -216,6 +209,14 @@ impl HttpMetrics {
 }
 
 impl Counted {
+    fn sizes(&self, name: &str, bytes: impl Fn(&Handler) -> u64, page: &mut Page) {
+        page.bare_head(name, Kind::Summary);
+        for h in &self.handlers {
+            page.bare(name, "_count", &[("handler", &h.name)], h.requests as f64);
+            page.bare(name, "_sum", &[("handler", &h.name)], bytes(h) as f64);
+        }
+    }
+
     fn handler(&mut self, name: &str) -> &mut Handler {
         let at = self.handlers.iter().position(|h| h.name == name).unwrap_or_else(|| {
             let (name, methods) = (name.to_owned(), Vec::new());
