@@ -16,3 +16,4 @@ pub mod metrics;
 pub mod residency;
 pub mod scheduler;
 pub mod sequence;
+pub mod step_facts;

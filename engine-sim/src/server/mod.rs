@@ -101,6 +101,7 @@ impl Server {
         let listener = TcpListener::bind(address).await?;
         let kv_events = publisher(&config, listener.local_addr()?, &engine, clock).await?;
         let started = clock.anchor().unix_nanos(clock.now());
+        engine.trace_steps(tracer.engine_steps());
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             engine,

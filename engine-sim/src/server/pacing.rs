@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use hdrhistogram::Histogram;
 use shared::clock::RunClock;
 use shared::time::{Dur, Time};
-use shared::trace::Trail;
+use shared::trace::{OwnTraces, Trail};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::kv_events::Sink;
@@ -290,6 +290,11 @@ impl EngineHandle {
         lock(&self.inner.engines[self.index]).engine.reset_prefix_cache()
     }
 
+    /// Records steps scheduled from now on as traces of their own, or none.
+    pub fn trace_steps(&self, traces: Option<Arc<OwnTraces>>) {
+        lock(&self.inner.engines[self.index]).engine.trace_steps(traces);
+    }
+
     /// Whether the engine still runs. One that does not drops every request, and their channels end.
     pub fn alive(&self) -> bool {
         !lock(&self.inner.inbox).stopped
@@ -346,6 +351,7 @@ impl Inner {
                 deliver(&mut cell, &mut out);
             }
         }
+        self.engines.iter().for_each(|cell| lock(cell).engine.settle());
     }
 
     /// Sleeps until there is input or something is due; false once stopped.

@@ -1,9 +1,9 @@
 //! Gateway and engines of a scenario as servers of this process.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use engine_sim::core::engine::Engine;
-use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::{Lateness, Pacer};
 use engine_sim::server::{self as engine_server, ServedHook, ServerConfig, VLLM_VERSION};
 use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, Stats as GatewayStats};
@@ -174,8 +174,8 @@ fn simulated(scenario: &Scenario) -> Vec<Engine> {
     let mut engines = Vec::new();
     for group in scenario.engines.iter().filter(|g| g.url.is_none()) {
         let config = group.engine_config();
-        let profile = LatencyProfile::named(&config.profile).expect("the scenario is valid");
-        engines.extend((0..group.count).map(|_| Engine::new(config.clone(), profile)));
+        let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
+        engines.extend((0..group.count).map(|_| Engine::new(config.clone(), Arc::clone(&profile))));
     }
     engines
 }

@@ -86,6 +86,9 @@ async fn admit(
     drop(body);
     let key = app.next_key();
     trail.annotate(body_read, || accepted.fact());
+    if trail.detail() >= 3 {
+        trail.annotate(body_read, || EngineFact::Decoding(accepted.decoding));
+    }
     let mut new = engine_request(app, key, &accepted, &tokens, trail, body_read);
     keep_source(app, headers, &accepted, &tokens, &mut new);
     let arrived = app.clock.now();
