@@ -130,6 +130,7 @@ impl Engine {
             reported: Snapshot::of(&scheduler),
             scheduler,
             config,
+            model: Arc::new(ModelFact::new(&profile)),
             profile,
             open: Vec::new(),
             by_key: FxHashMap::default(),
@@ -141,7 +142,6 @@ impl Engine {
             gpu_free: Time::ZERO,
             core_time: Time::ZERO,
             taken: 0,
-            model: Arc::new(ModelFact::new(&profile)),
             steps: Steps::default(),
             faults: None,
         }
