@@ -1,4 +1,5 @@
-//! The engine's hot paths: one `schedule()` with its `complete()`, the preparation of a prompt, a metrics page, a batch of KV events.
+//! The engine's hot paths: one `schedule()` with its `complete()`, `schedule()` alone, the preparation of a prompt, a metrics page, and a
+//! batch of KV events.
 //!
 //! vLLM's own `schedule()` takes about 2 to 2.5 us a running request on a server (`cargo bench -p benches --bench engine`).
 
@@ -13,7 +14,8 @@ use engine_sim::core::sequence::{NewSequence, SamplingParams};
 use engine_sim::server::kv_events::wire::{Form, payload};
 use engine_sim::server::metrics;
 use shared::block_hash::{BlockKey, ExtraKeys};
-use shared::time::Time;
+use shared::clock::RunClock;
+use shared::time::{Dur, Time};
 use shared::tokens::{ContentId, TokenId};
 use shared::trace::Trail;
 
@@ -60,6 +62,10 @@ fn decoding(running: u64) -> Scheduler {
 
 fn step(scheduler: &mut Scheduler) {
     scheduler.schedule();
+    complete(scheduler);
+}
+
+fn complete(scheduler: &mut Scheduler) {
     if scheduler.batches_in_flight() == 2 {
         scheduler.complete(|ix, n| ContentId(u64::from(ix.0)).token(u64::from(n)));
     }
@@ -71,6 +77,32 @@ fn schedule(c: &mut Criterion) {
         group.throughput(Throughput::Elements(STEPS));
         group.bench_function(BenchmarkId::from_parameter(running), |b| {
             b.iter_batched_ref(|| decoding(running), |s| (0..STEPS).for_each(|_| step(s)), BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+/// `schedule()` alone: completing the step before is not in the time.
+fn schedule_only(c: &mut Criterion) {
+    let mut group = c.benchmark_group("engine_schedule");
+    let clock = RunClock::start();
+    for running in [8, 64, 256, 1024] {
+        group.bench_function(BenchmarkId::from_parameter(running), |b| {
+            let mut scheduler = decoding(running);
+            b.iter_custom(|steps| {
+                let mut spent = Dur::ZERO;
+                for _ in 0..steps {
+                    let begin = clock.now();
+                    scheduler.schedule();
+                    spent += clock.now() - begin;
+                    complete(&mut scheduler);
+                    // Requests grow by a token a step: start again before their blocks run out.
+                    if scheduler.kv().pool().usage() > 0.9 {
+                        scheduler = decoding(running);
+                    }
+                }
+                spent.to_std()
+            });
         });
     }
     group.finish();
@@ -146,5 +178,5 @@ fn kv_events(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, schedule, prompt, metrics_page, kv_events);
+criterion_group!(benches, schedule, schedule_only, prompt, metrics_page, kv_events);
 criterion_main!(benches);

@@ -11,11 +11,15 @@ use anyhow::Context as _;
 use clap::Parser;
 use engine_sim::core::config::{BucketFamily, EngineConfig, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::engine::Engine;
+use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::profiles;
-use engine_sim::server::pacing::Pacer;
+use engine_sim::server::control::Control;
+use engine_sim::server::pacing::{EngineHandle, Pacer};
 use engine_sim::server::{Server, ServerConfig};
 use shared::clock::RunClock;
+use shared::open_files::OpenFiles;
+use shared::rng::Seed;
 use shared::trace::config::{ExporterChoice, Layer};
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 
@@ -107,6 +111,18 @@ struct Cli {
     /// Share of engine steps that get a trace of their own, 0 to 1; none if not given.
     #[arg(long, value_name = "R")]
     engine_steps: Option<f64>,
+    /// A fault, as in a scenario, for example '{kind: slow, at: 5s, for: 2s, factor: 3}'; may be repeated. See docs/faults.md.
+    #[arg(long, value_name = "RULE", value_parser = fault)]
+    fault: Vec<FaultRule>,
+    /// Let requests ask for a fault of their own with the header X-Igsim-Fault or X-Return-Error.
+    #[arg(long)]
+    fault_headers: bool,
+    /// A loopback address at which faults can be asked for while the engine runs.
+    #[arg(long, value_name = "ADDRESS")]
+    control: Option<SocketAddr>,
+    /// Seed of what faults draw.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
@@ -122,6 +138,20 @@ fn buckets(json: &str) -> Result<Buckets, String> {
     serde_json::from_str(json).map_err(|e| e.to_string())
 }
 
+fn fault(text: &str) -> Result<FaultRule, String> {
+    shared::config::load_str("--fault", text, &[]).map(|loaded| loaded.config).map_err(|e| e.to_string())
+}
+
+/// The engine, with faults if any are wanted.
+fn engine(cli: &Cli, config: &EngineConfig, profile: Arc<LatencyProfile>) -> Engine {
+    let engine = Engine::new(config.clone(), profile);
+    if cli.fault.is_empty() && !cli.fault_headers && cli.control.is_none() {
+        return engine;
+    }
+    let faults = Faults::new(Seed(cli.seed), &cli.instance, &cli.fault);
+    engine.with_faults(faults.by_header(cli.fault_headers))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
@@ -131,6 +161,9 @@ fn main() -> ExitCode {
     if let Some(tool) = cli.tool {
         return tool.run();
     }
+    // Every stream is a connection, and a connection is an open file.
+    let files = OpenFiles::raise();
+    tracing::info!(limit = files.limit, "open files");
     let config = config(&cli);
     let profile = match profiles::find(&config.profile) {
         Ok(profile) => profile,
@@ -187,7 +220,7 @@ fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyho
     let mut resource = Resource::new(service, cli.instance.as_str()).here();
     resource.version = Some(engine_sim::server::VLLM_VERSION.into());
     let tracer = telemetry.tracer(resource);
-    let pacer = Pacer::start(clock, vec![Engine::new(config.clone(), Arc::clone(&profile))])?;
+    let pacer = Pacer::start(clock, vec![engine(cli, &config, Arc::clone(&profile))])?;
     let server = ServerConfig {
         model: cli.served_model_name.as_deref().unwrap_or(&profile.model).into(),
         engine: config,
@@ -201,6 +234,7 @@ fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyho
         let address = SocketAddr::new(cli.host, cli.port);
         let bound = Server::bind(address, server, pacer.engine(0), tracer, clock).await;
         let bound = bound.with_context(|| format!("cannot listen on {address}"))?;
+        control(cli, pacer.engine(0), clock).await?;
         println!("engine-sim {} serves {model} on http://{}", env!("CARGO_PKG_VERSION"), bound.local_addr()?);
         bound.run(stop_signal()).await.map_err(anyhow::Error::from)
     })?;
@@ -209,6 +243,16 @@ fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyho
         let why = exporter.last_error.as_deref().unwrap_or("no reason given");
         eprintln!("warning: {}: {} spans dropped ({why})", exporter.name, exporter.dropped.total());
     }
+    Ok(())
+}
+
+/// Serves the control address, if there is one, until the process ends.
+async fn control(cli: &Cli, engine: EngineHandle, clock: RunClock) -> anyhow::Result<()> {
+    let Some(address) = cli.control else { return Ok(()) };
+    let control = Control::bind(address, vec![(cli.instance.clone(), engine)], clock).await;
+    let control = control.with_context(|| format!("cannot take faults at {address}"))?;
+    println!("faults of {} at http://{}/faults", cli.instance, control.local_addr()?);
+    tokio::spawn(control.run(std::future::pending()));
     Ok(())
 }
 

@@ -239,7 +239,7 @@ async fn deliveries(mut channel: UnboundedReceiver<Delivery>) -> Vec<Delivery> {
 fn tokens(deliveries: &[Delivery]) -> Vec<u32> {
     let of = |d: &Delivery| match d {
         Delivery::Tokens(n) | Delivery::Finished { tokens: n, .. } => Some(*n),
-        Delivery::Taken | Delivery::Rejected(_) | Delivery::Broken(_) => None,
+        Delivery::Taken | Delivery::Rejected(_) => None,
     };
     deliveries.iter().filter_map(of).collect()
 }

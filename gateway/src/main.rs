@@ -10,6 +10,7 @@ use clap::Parser;
 use gateway::core::config::GatewayConfig;
 use gateway::server::{Backend, Server, Stats};
 use shared::clock::RunClock;
+use shared::open_files::OpenFiles;
 use shared::rng::Seed;
 use shared::time::Dur;
 use shared::trace::config::{ExporterChoice, Layer};
@@ -83,6 +84,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&options.log).context("--log")?;
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    // Every request in flight is two connections, and a connection is an open file.
+    let files = OpenFiles::raise();
+    tracing::info!(limit = files.limit, "open files");
     let config = config(&options)?;
     let clock = RunClock::start();
     let (telemetry, resource) = telemetry(&options, &config, clock)?;

@@ -7,6 +7,7 @@ pub mod block_hash;
 pub mod clock;
 pub mod config;
 pub mod ids;
+pub mod open_files;
 pub mod openai;
 pub mod rng;
 pub mod time;

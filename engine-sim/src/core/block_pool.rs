@@ -2,6 +2,9 @@
 //!
 //! Semantics of vLLM's `block_pool.py` and `FreeKVCacheBlockQueue`: a free block keeps its content until it is handed out
 //! again, so the free list is also the eviction order. Knows blocks and keys, not requests.
+//!
+//! vLLM's one list has three parts, kept apart here: blocks that were let go of without content, blocks that were never handed out,
+//! in order, and blocks with content. The middle part needs no memory, so an idle engine is small.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -9,7 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use rustc_hash::FxHashMap;
 use shared::block_hash::BlockKey;
 
-/// Index of a block. Block 0 is the null block: never handed out, here the sentinel of the free list.
+/// Index of a block. Block 0 is the null block: never handed out, here the sentinel of the list of free blocks with content.
 pub type BlockIx = u32;
 
 const NULL: BlockIx = 0;
@@ -17,7 +20,11 @@ const NULL: BlockIx = 0;
 /// All blocks of an engine.
 #[derive(Debug)]
 pub struct BlockPool {
+    /// Blocks that were handed out at least once, and the null block.
     blocks: Vec<Block>,
+    num_blocks: u32,
+    /// Free blocks without content, the next to be handed out last.
+    spare: Vec<BlockIx>,
     free: u32,
     by_key: std::collections::HashMap<BlockKey, BlockIx, BuildHasherDefault<KeyBits>>,
     /// Later blocks with a key that `by_key` already maps, oldest first. Empty unless equal prompts run side by side.
@@ -34,20 +41,20 @@ struct Block {
     hashed: bool,
 }
 
+impl Block {
+    /// A block that was never handed out; the null block is a list of none.
+    const NEW: Block = Block { key: BlockKey(0), prev: NULL, next: NULL, ref_count: 0, hashed: false };
+}
+
 impl BlockPool {
     /// A pool of `num_blocks`, the null block included; block 1 is handed out first.
     pub fn new(num_blocks: u32) -> BlockPool {
-        let n = num_blocks.max(1);
-        let block = |i| Block {
-            key: BlockKey(0),
-            prev: if i == 0 { n - 1 } else { i - 1 },
-            next: if i + 1 == n { NULL } else { i + 1 },
-            ref_count: 0,
-            hashed: false,
-        };
+        let num_blocks = num_blocks.max(1);
         BlockPool {
-            blocks: (0..n).map(block).collect(),
-            free: n - 1,
+            blocks: vec![Block::NEW],
+            num_blocks,
+            spare: Vec::new(),
+            free: num_blocks - 1,
             by_key: Default::default(),
             duplicates: FxHashMap::default(),
             evictions: 0,
@@ -55,8 +62,8 @@ impl BlockPool {
     }
 
     /// Blocks of the pool, the null block included.
-    pub fn num_blocks(&self) -> u32 {
-        self.blocks.len() as u32
+    pub const fn num_blocks(&self) -> u32 {
+        self.num_blocks
     }
 
     /// Blocks that nobody holds.
@@ -97,12 +104,30 @@ impl BlockPool {
     ///
     /// The caller has checked that a block is free.
     pub fn pop(&mut self) -> (BlockIx, Option<BlockKey>) {
+        let (block, evicted) = self.front();
+        self.blocks[block as usize].ref_count = 1;
+        (block, evicted)
+    }
+
+    fn front(&mut self) -> (BlockIx, Option<BlockKey>) {
+        let new = self.blocks.len() as BlockIx;
+        if let Some(block) = self.spare.pop() {
+            self.free -= 1;
+            return (block, None);
+        }
+        if new < self.num_blocks {
+            // Doubled as it grows, but never above what there is.
+            if self.blocks.len() == self.blocks.capacity() {
+                self.blocks.reserve_exact((self.num_blocks - new).min(new) as usize);
+            }
+            self.blocks.push(Block::NEW);
+            self.free -= 1;
+            return (new, None);
+        }
         let block = self.blocks[NULL as usize].next;
         assert_ne!(block, NULL, "the caller checks that a block is free");
         self.unlink(block);
-        let evicted = self.forget(block);
-        self.blocks[block as usize].ref_count = 1;
-        (block, evicted)
+        (block, self.forget(block))
     }
 
     /// Gives a held block a content under which it is found from now on.
@@ -128,7 +153,8 @@ impl BlockPool {
             let b = &mut self.blocks[block as usize];
             b.ref_count -= 1;
             if b.ref_count == 0 && !b.hashed {
-                self.link_after(NULL, block);
+                self.spare.push(block);
+                self.free += 1;
             }
         }
         for &block in blocks.iter().rev() {
@@ -214,7 +240,8 @@ impl BlockPool {
     #[cfg(test)]
     pub(crate) fn free_list(&self) -> Vec<BlockIx> {
         let next = |&b: &BlockIx| Some(self.blocks[b as usize].next).filter(|&n| n != NULL);
-        std::iter::successors(next(&NULL), next).collect()
+        let new = self.blocks.len() as BlockIx..self.num_blocks;
+        self.spare.iter().rev().copied().chain(new).chain(std::iter::successors(next(&NULL), next)).collect()
     }
 }
 

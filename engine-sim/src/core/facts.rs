@@ -56,7 +56,7 @@ pub enum EngineFact {
     LastWrite,
     /// Server or core, when an abort is handled: the end of the request.
     Aborted,
-    /// Server, when the request failed or was refused.
+    /// Server or core, when the request failed or was refused.
     Failed {
         /// Value of `error.type`.
         error_type: &'static str,

@@ -195,7 +195,7 @@ impl Answer {
             // A refusal is known as soon as the engine has the request, and is still an HTTP error then.
             return match self.output.recv().await {
                 Some(Delivery::Rejected(reason)) => self.refuse(reason).into_response(),
-                Some(Delivery::Broken(_)) | None => self.gone().into_response(),
+                None => self.gone().into_response(),
                 first @ Some(Delivery::Taken | Delivery::Tokens(_) | Delivery::Finished { .. }) => {
                     self.first = first;
                     self.stream()
@@ -215,7 +215,7 @@ impl Answer {
                     return ([(CONTENT_TYPE, "application/json")], body).into_response();
                 }
                 Some(Delivery::Rejected(reason)) => return self.refuse(reason).into_response(),
-                Some(Delivery::Broken(_)) | None => return self.gone().into_response(),
+                None => return self.gone().into_response(),
             }
         }
     }
@@ -309,7 +309,7 @@ impl http_body::Body for Answer {
                     self.shape.chunk(self.sent, to, Some(finish), &mut text);
                     break true;
                 }
-                Poll::Ready(Some(Delivery::Rejected(_) | Delivery::Broken(_)) | None) => {
+                Poll::Ready(Some(Delivery::Rejected(_)) | None) => {
                     let error = self.gone();
                     text = format!("data: {}\n\ndata: [DONE]\n\n", error.body.to_json());
                     break true;

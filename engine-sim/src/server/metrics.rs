@@ -11,6 +11,9 @@ pub mod process;
 pub use page::{Kind, Page};
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use shared::time::Time;
 
 use super::kv_events::Counts;
 use crate::core::config::HashAlgo;
@@ -19,6 +22,21 @@ use crate::core::sequence::FinishReason;
 
 /// Bytes of a page, to begin with.
 const TYPICAL: usize = 56 * 1024;
+
+/// The page that is shown while it does not change.
+#[derive(Debug, Default)]
+pub(super) struct Frozen(Mutex<Option<(Time, String)>>);
+
+impl Frozen {
+    /// The page since `since`: as it was when it was first asked for.
+    pub(super) fn page(&self, since: Time, render: impl FnOnce() -> String) -> String {
+        let mut frozen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*frozen {
+            Some((begun, page)) if *begun == since => page.clone(),
+            Some(_) | None => frozen.insert((since, render())).1.clone(),
+        }
+    }
+}
 
 /// The part of the page that is the engine's; others may follow.
 pub fn render(engine: &Engine, model: &str) -> Page {

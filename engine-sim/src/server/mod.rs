@@ -1,11 +1,15 @@
 //! The engine as a server: sockets, HTTP, real time. It moves data, waits and drains; decisions are the core's.
 
+mod accept;
 mod answer;
 mod api;
+pub mod condition;
+pub mod control;
 pub mod kv_events;
 pub mod metrics;
 pub mod pacing;
 mod stop;
+mod strike;
 mod validate;
 
 use std::future::Future;
@@ -13,16 +17,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::serve::ListenerExt;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::rng::mix64;
 use shared::time::{Dur, Time};
 use shared::trace::{Tracer, TracerCell};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::core::config::EngineConfig;
 use crate::core::engine::RequestKey;
+use condition::Condition;
 use pacing::EngineHandle;
 
 /// The version of vLLM whose behaviour the emulator follows.
@@ -84,6 +89,10 @@ struct App {
     http_metrics: metrics::http::HttpMetrics,
     process: metrics::process::ProcessFigures,
     on_served: Option<ServedHook>,
+    /// Whether faults are wanted, and what the engine is like.
+    faulty: bool,
+    condition: watch::Receiver<Condition>,
+    frozen: metrics::Frozen,
 }
 
 impl Server {
@@ -104,6 +113,9 @@ impl Server {
         engine.trace_steps(tracer.engine_steps());
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
+            faulty: engine.inspect(|e| e.faults().is_some()),
+            condition: engine.condition(),
+            frozen: metrics::Frozen::default(),
             engine,
             tracer: TracerCell::new(tracer),
             clock,
@@ -142,25 +154,8 @@ impl Server {
     /// # Errors
     /// If the socket cannot be accepted from any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
-        // Tokens are small and late ones are wrong ones: no waiting for more to send.
-        let listener = self.listener.tap_io(|socket| {
-            let _ = socket.set_nodelay(true);
-        });
-        let stopping = Arc::new(tokio::sync::Notify::new());
-        let told = Arc::clone(&stopping);
-        let shutdown = async move {
-            shutdown.await;
-            told.notify_one();
-        };
-        let serving = axum::serve(listener, api::router(self.app)).with_graceful_shutdown(shutdown);
-        let patience = async {
-            stopping.notified().await;
-            tokio::time::sleep(DRAIN.to_std()).await;
-        };
-        tokio::select! {
-            served = std::future::IntoFuture::into_future(serving) => served,
-            () = patience => Ok(()),
-        }
+        let condition = self.app.condition.clone();
+        accept::serve(self.listener, api::router(self.app), condition, shutdown).await
     }
 }
 

@@ -14,12 +14,14 @@ use shared::clock::RunClock;
 use shared::time::{Dur, Time};
 use shared::trace::{OwnTraces, Trail};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
 
 use super::kv_events::Sink;
 use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
-use crate::core::faults::Down;
+use crate::core::faults::{FaultRule, Lost, RequestFault};
 use crate::core::sequence::FinishReason;
+use crate::server::condition::{Condition, Doom, Doomed};
 
 /// A step this late counts against the run.
 pub const BEHIND: Dur = Dur::from_millis(20);
@@ -44,7 +46,7 @@ pub struct EngineHandle {
     instant: bool,
 }
 
-/// What a request's channel carries. `Finished`, `Rejected` and `Broken` are the last; a channel that ends without one says that the
+/// What a request's channel carries. `Finished` and `Rejected` are the last; a channel that ends without one says that the
 /// engine is dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -63,8 +65,6 @@ pub enum Delivery {
     },
     /// The request was not taken.
     Rejected(RejectReason),
-    /// The engine went down.
-    Broken(Down),
 }
 
 /// How well the pacing kept its planned times.
@@ -130,6 +130,9 @@ struct Cell {
     open: HashMap<RequestKey, Listener>,
     /// Who publishes what happens to the cache.
     kv_events: Option<Sink>,
+    /// Who is told when a fault ends a request; empty unless faults are wanted.
+    dooms: HashMap<RequestKey, Doom>,
+    condition: watch::Sender<Condition>,
 }
 
 #[derive(Debug)]
@@ -141,18 +144,46 @@ enum Listener {
 }
 
 impl Cell {
+    fn new(engine: Engine) -> Cell {
+        let condition = watch::Sender::new(Condition::default());
+        Cell { engine, open: HashMap::new(), kv_events: None, dooms: HashMap::new(), condition }
+    }
+
     fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
         let last = match &delivery {
             Delivery::Taken | Delivery::Tokens(_) => false,
-            Delivery::Finished { .. } | Delivery::Rejected(_) | Delivery::Broken(_) => true,
+            Delivery::Finished { .. } | Delivery::Rejected(_) => true,
         };
         if let Some(Listener::Stream(sender)) = self.open.get(&key) {
             // A receiver that is gone has sent an abort, or will.
             let _ = sender.send(delivery);
         }
-        if last && let Some(Listener::Aborted(trail)) = self.open.remove(&key) {
-            trail.finish(at);
+        if last {
+            self.dooms.remove(&key);
+            if let Some(Listener::Aborted(trail)) = self.open.remove(&key) {
+                trail.finish(at);
+            }
         }
+    }
+
+    /// A fault ended the request. Its channel ends without a last message, unless its connection is to break: then it stays open,
+    /// so that nothing more is written.
+    fn lose(&mut self, key: RequestKey, at: Time, lost: Lost) {
+        let doom = self.dooms.remove(&key);
+        match self.open.remove(&key) {
+            Some(Listener::Aborted(trail)) => trail.finish(at),
+            Some(Listener::Stream(sender)) => {
+                if let Some(doom) = doom.filter(|_| lost.breaks_connection()) {
+                    doom.come(sender);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Tells the server what the engine is like, if that changed.
+    fn publish(&self) {
+        self.condition.send_if_modified(|seen| seen.follow(&self.engine));
     }
 }
 
@@ -175,6 +206,8 @@ struct Item {
 enum Command {
     Add(Box<NewRequest>, UnboundedSender<Delivery>),
     Abort(RequestKey, Trail<EngineFact>),
+    Inject(Box<FaultRule>),
+    ClearFaults,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -187,10 +220,7 @@ impl Pacer {
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(clock: RunClock, engines: Vec<Engine>) -> std::io::Result<Pacer> {
-        let cells = engines
-            .into_iter()
-            .map(|engine| Mutex::new(Cell { engine, open: HashMap::new(), kv_events: None }))
-            .collect();
+        let cells = engines.into_iter().map(|engine| Mutex::new(Cell::new(engine))).collect();
         let inner = Arc::new(Inner {
             clock,
             engines: cells,
@@ -253,6 +283,7 @@ impl EngineHandle {
         inner.input(&mut cell, Item { at, engine: self.index, what }, &mut out);
         inner.due(&mut cell.engine, inner.clock.now(), &mut out);
         deliver(&mut cell, &mut out);
+        cell.publish();
         if cell.engine.next_wakeup().is_some() {
             lock(&inner.inbox).look = true;
             inner.wake.notify_one();
@@ -262,6 +293,40 @@ impl EngineHandle {
     /// Aborts a request: its blocks are freed and its record is closed.
     pub fn abort(&self, at: Time, key: RequestKey, trail: Trail<EngineFact>) {
         self.send(at, Command::Abort(key, trail));
+    }
+
+    /// Asks which fault strikes a request that is about to be added, see [`Engine::request_fault`], and who is to be told when one
+    /// breaks its connection. Nobody is if no faults are wanted.
+    pub fn strike(
+        &self,
+        at: Time,
+        key: RequestKey,
+        asked: Option<RequestFault>,
+    ) -> (Option<RequestFault>, Option<Doomed>) {
+        let mut cell = lock(&self.inner.engines[self.index]);
+        let fault = cell.engine.request_fault(at, key, asked);
+        let refused = matches!(fault, Some(RequestFault::Status(_)));
+        let doomed = (!refused && cell.engine.faults().is_some()).then(|| {
+            let (doom, doomed) = Doom::new();
+            cell.dooms.insert(key, doom);
+            doomed
+        });
+        (fault, doomed)
+    }
+
+    /// Adds a fault whose times count from `at`; nothing happens if the engine was made without faults. The rule is valid.
+    pub fn inject(&self, at: Time, rule: FaultRule) {
+        self.send(at, Command::Inject(Box::new(rule)));
+    }
+
+    /// Takes every fault back.
+    pub fn clear_faults(&self, at: Time) {
+        self.send(at, Command::ClearFaults);
+    }
+
+    /// What the engine is like, as far as a server has to act on it.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        lock(&self.inner.engines[self.index]).condition.subscribe()
     }
 
     /// Looks at the engine between two steps.
@@ -349,6 +414,7 @@ impl Inner {
                 let now = self.clock.now();
                 self.due(&mut cell.engine, now, &mut out);
                 deliver(&mut cell, &mut out);
+                cell.publish();
             }
         }
         self.engines.iter().for_each(|cell| lock(cell).engine.settle());
@@ -396,6 +462,10 @@ impl Inner {
                 // The engine was done with it; the end of its answer was not written.
                 None => trail.finish(self.clock.now()),
             },
+            Command::Inject(rule) => {
+                cell.engine.inject(item.at, &rule);
+            }
+            Command::ClearFaults => cell.engine.clear_faults(item.at),
         }
     }
 
@@ -441,7 +511,13 @@ fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
                 Delivery::Finished { tokens: std::mem::take(&mut tokens), reason, stats }
             }
             Output::Rejected { reason, .. } => Delivery::Rejected(reason),
-            Output::Broken { down, .. } => Delivery::Broken(down),
+            Output::Broken { lost, .. } => {
+                if tokens > 0 {
+                    cell.send(key, at, Delivery::Tokens(std::mem::take(&mut tokens)));
+                }
+                cell.lose(key, at, lost);
+                continue;
+            }
         };
         cell.send(key, at, delivery);
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine_sim::core::config::EngineConfig;
 use engine_sim::core::engine::{Engine, Snapshot};
+use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::latency::LatencyProfile;
+use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{EngineHandle, Pacer};
 use engine_sim::server::{Server, ServerConfig};
 use http::{HeaderMap, Request};
@@ -17,6 +19,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use shared::clock::RunClock;
+use shared::rng::Seed;
 use shared::trace::config::ExporterConfig;
 use shared::trace::exporter::memory::MemorySpans;
 use shared::trace::{Ratio, Resource, SamplerKind, Span, Telemetry, TelemetryConfig};
@@ -61,7 +64,22 @@ impl Running {
         Running::with(engine, |_| ()).await
     }
 
+    /// An engine with these faults before it, as JSON; further ones can be injected.
+    pub(crate) async fn faulty(engine: EngineConfig, rules: &[&str], by_header: bool) -> Running {
+        let rules: Vec<FaultRule> = rules.iter().map(|r| serde_json::from_str(r).unwrap()).collect();
+        let faults = Faults::new(Seed(7), "engine-0", &rules).by_header(by_header);
+        Running::launch(engine, |engine| engine.with_faults(faults), |_| ()).await
+    }
+
     pub(crate) async fn with(engine: EngineConfig, change: impl FnOnce(&mut ServerConfig)) -> Running {
+        Running::launch(engine, |engine| engine, change).await
+    }
+
+    async fn launch(
+        engine: EngineConfig,
+        prepare: impl FnOnce(Engine) -> Engine,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Running {
         let profile = LatencyProfile::named(&engine.profile).unwrap();
         assert_eq!(engine.validate(&profile), []);
         let clock = RunClock::start();
@@ -71,7 +89,7 @@ impl Running {
         let telemetry = TelemetryConfig { sampler, exporters, ..TelemetryConfig::default() };
         let telemetry = Telemetry::live(telemetry, clock).unwrap();
         let tracer = telemetry.tracer(Resource::new("vllm", "engine-0"));
-        let pacer = Pacer::start(clock, vec![Engine::new(engine.clone(), profile.clone())]).unwrap();
+        let pacer = Pacer::start(clock, vec![prepare(Engine::new(engine.clone(), profile.clone()))]).unwrap();
         let mut config = ServerConfig {
             engine,
             model: profile.model.as_str().into(),
@@ -94,6 +112,39 @@ impl Running {
         let request = Request::post(format!("http://{}{path}", self.addr));
         let request = request.header("content-type", "application/json").header("x-request-id", "r-1");
         request.body(Full::from(body.into())).unwrap()
+    }
+
+    /// A control address for the engine.
+    pub(crate) async fn control(&self, address: &str) -> std::io::Result<Control> {
+        Control::bind(address.parse().unwrap(), vec![("engine-0".to_owned(), self.engine.clone())], self.clock).await
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+
+    /// Lets a fault, as JSON, happen now.
+    pub(crate) fn inject(&self, rule: &str) {
+        self.engine.inject(self.clock.now(), serde_json::from_str(rule).unwrap());
+    }
+
+    /// Takes every fault back.
+    pub(crate) fn mend(&self) {
+        self.engine.clear_faults(self.clock.now());
+    }
+
+    /// Sends a request whose connection may break: the answer as far as it came, and whether it was complete.
+    pub(crate) async fn attempt(&self, request: Request<Full<Bytes>>) -> (Option<u16>, String, bool) {
+        let Ok(response) = self.client.request(request).await else { return (None, String::new(), false) };
+        let status = Some(response.status().as_u16());
+        let (mut body, mut text) = (response.into_body(), String::new());
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(frame) => text.extend(frame.data_ref().map(|data| String::from_utf8_lossy(data).into_owned())),
+                Err(_) => return (status, text, false),
+            }
+        }
+        (status, text, true)
     }
 
     /// Sends a request and waits for the head of its answer.

@@ -3,6 +3,7 @@
 
 mod disconnects;
 mod errors;
+mod faults;
 mod harness;
 mod kv_events;
 mod metrics;

@@ -4,6 +4,7 @@
 //! HTTP. Nothing here decides anything.
 
 mod arrivals;
+mod files;
 mod outgoing;
 pub mod stack;
 

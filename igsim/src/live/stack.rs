@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use engine_sim::core::engine::Engine;
+use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{Lateness, Pacer};
 use engine_sim::server::{self as engine_server, ServedHook, ServerConfig, VLLM_VERSION};
 use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, Stats as GatewayStats};
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::replay::ReplayError;
-use crate::report::EngineFigures;
+use crate::report::{EngineFigures, FaultFigures};
 use crate::scenario::{Api, EngineGroup, Listen, Scenario};
 use crate::virtual_time::world::{path_of, role};
 
@@ -67,6 +68,7 @@ pub struct Stack {
     engine_tasks: Vec<JoinHandle<std::io::Result<()>>>,
     pacer: Pacer,
     own_engines: usize,
+    control: Option<SocketAddr>,
 }
 
 /// The gateway stops before the engines it is draining into.
@@ -89,6 +91,7 @@ impl Stack {
         ports: Ports,
         served: Option<ServedHook>,
     ) -> Result<Stack, StackError> {
+        super::files::raise(scenario);
         let pacer = Pacer::start(clock, simulated(scenario))?;
         let (stop, phase) = watch::channel(Phase::Serving);
         let mut stack = Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
@@ -96,7 +99,7 @@ impl Stack {
         let ports_of: std::collections::BTreeMap<usize, u32> = scenario.first_ports().into_iter().collect();
         for (g, group) in scenario.engines.iter().enumerate() {
             for i in 0..group.count {
-                let name = format!("engine-{}", backends.len());
+                let name = name_of(backends.len() as u32);
                 let url = match &group.url {
                     Some(url) => url.clone(),
                     None => {
@@ -113,6 +116,7 @@ impl Stack {
             }
         }
         let own_engines = stack.own;
+        let control = control(scenario, &pacer, clock, phase.clone()).await?;
         let server = gateway(scenario, telemetry, clock, ports, backends).await?;
         let gateway = server.local_addr();
         let stats = server.stats();
@@ -121,7 +125,7 @@ impl Stack {
         while stats().scrapes < engines.len() as u64 && !gateway_task.is_finished() {
             tokio::time::sleep(LOOK_AGAIN.to_std()).await;
         }
-        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, pacer, own_engines })
+        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, pacer, own_engines, control })
     }
 
     /// The gateway's URL of an endpoint.
@@ -142,7 +146,8 @@ impl Stack {
             [(_, first), .., (_, last)] => format!("{first} to {last}"),
             [] => String::new(),
         };
-        format!("gateway {}  engines {shown}", self.gateway_url())
+        let control = self.control.map_or_else(String::new, |at| format!("  faults http://{at}/faults"));
+        format!("gateway {}  engines {shown}{control}", self.gateway_url())
     }
 
     /// Every engine, by name and URL.
@@ -171,13 +176,52 @@ impl Stack {
 
 /// The engines that are not somewhere else.
 fn simulated(scenario: &Scenario) -> Vec<Engine> {
-    let mut engines = Vec::new();
-    for group in scenario.engines.iter().filter(|g| g.url.is_none()) {
+    let (mut engines, mut all) = (Vec::new(), 0);
+    for group in &scenario.engines {
+        let first = all;
+        all += group.count;
+        if group.url.is_some() {
+            continue;
+        }
         let config = group.engine_config();
         let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
-        engines.extend((0..group.count).map(|_| Engine::new(config.clone(), Arc::clone(&profile))));
+        engines.extend((first..all).map(|i| {
+            let engine = Engine::new(config.clone(), Arc::clone(&profile));
+            let faults = group.faults(Seed(scenario.seed), &name_of(i), scenario.listen.control.is_some());
+            match faults {
+                Some(faults) => engine.with_faults(faults),
+                None => engine,
+            }
+        }));
     }
     engines
+}
+
+/// Serves the control address, if the scenario has one.
+async fn control(
+    scenario: &Scenario,
+    pacer: &Pacer,
+    clock: RunClock,
+    phase: watch::Receiver<Phase>,
+) -> Result<Option<SocketAddr>, StackError> {
+    let Some(address) = scenario.listen.control else { return Ok(None) };
+    let (mut all, mut engines) = (0, Vec::new());
+    for group in &scenario.engines {
+        for i in (all..all + group.count).filter(|_| group.url.is_none()) {
+            engines.push((name_of(i), pacer.engine(engines.len())));
+        }
+        all += group.count;
+    }
+    let bind = |error| StackError::Bind { address, error };
+    let control = Control::bind(address, engines, clock).await.map_err(bind)?;
+    let bound = control.local_addr().map_err(bind)?;
+    tokio::spawn(control.run(reached(phase, Phase::StopEngines)));
+    Ok(Some(bound))
+}
+
+/// The `i`-th engine of all groups.
+fn name_of(i: u32) -> String {
+    format!("engine-{i}")
 }
 
 /// Port of the `i`-th engine of a group whose first port is `first`; 0 stays 0.
@@ -266,6 +310,7 @@ fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
     EngineFigures {
         preemptions: count(&|e| e.metrics().num_preemptions),
         steps: count(&|e| e.metrics().iteration_tokens_total.count()),
+        faults: FaultFigures::of((0..own).map(|i| pacer.engine(i).inspect(Engine::fault_counts))),
         late_p50_us: p50.as_micros_f64(),
         late_p99_us: p99.as_micros_f64(),
         late_step_share: behind_share,

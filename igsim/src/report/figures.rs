@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use engine_sim::core::faults::{FaultCounts, FaultKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +111,9 @@ pub struct EngineFigures {
     pub preemptions: u64,
     /// Steps executed.
     pub steps: u64,
+    /// Faults that were injected.
+    #[serde(default)]
+    pub faults: FaultFigures,
     /// Live only: moments that were planned and reached: ends of steps, tokens handed over.
     pub planned_moments: u64,
     /// Live only: how late these were, median, in microseconds.
@@ -120,6 +124,62 @@ pub struct EngineFigures {
     pub late_step_share: f64,
     /// Live only: whether more than 1 % of steps were that late, so that latencies are those of this machine.
     pub fell_behind: bool,
+}
+
+/// Faults that were injected: conditions begun, requests and transfers struck.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FaultFigures {
+    /// Processes that crashed.
+    pub crash: u64,
+    /// Engine cores that died.
+    pub engine_dead: u64,
+    /// Hangs.
+    pub hang: u64,
+    /// Times in which steps took longer.
+    pub slow: u64,
+    /// Times in which a metrics page did not change.
+    pub metrics_stale: u64,
+    /// Times in which a metrics page was an error.
+    pub metrics_error: u64,
+    /// Times in which a metrics page was not answered.
+    pub metrics_timeout: u64,
+    /// Requests answered with an error.
+    pub http_error: u64,
+    /// Connections to break in the middle of an answer.
+    pub cut_stream: u64,
+    /// Transfers of KV blocks that failed.
+    pub kv_transfer: u64,
+    /// Requests that were open in an engine when it went down.
+    pub requests_lost: u64,
+}
+
+impl FaultFigures {
+    /// What engines counted, added up.
+    pub fn of(engines: impl Iterator<Item = FaultCounts>) -> FaultFigures {
+        let mut all = FaultCounts::default();
+        engines.for_each(|counts| all.add(&counts));
+        FaultFigures {
+            crash: all.of(FaultKind::Crash),
+            engine_dead: all.of(FaultKind::EngineDead),
+            hang: all.of(FaultKind::Hang),
+            slow: all.of(FaultKind::Slow),
+            metrics_stale: all.of(FaultKind::MetricsStale),
+            metrics_error: all.of(FaultKind::MetricsError),
+            metrics_timeout: all.of(FaultKind::MetricsTimeout),
+            http_error: all.of(FaultKind::HttpError),
+            cut_stream: all.of(FaultKind::CutStream),
+            kv_transfer: all.of(FaultKind::KvTransfer),
+            requests_lost: all.requests_lost,
+        }
+    }
+
+    /// Every figure that is not 0, with its name, in their order.
+    pub(super) fn told(&self) -> Vec<(String, u64)> {
+        let all = serde_json::to_value(self).unwrap_or_default();
+        let figure = |(name, value): (&String, &serde_json::Value)| Some((name.clone(), value.as_u64()?));
+        let told = all.as_object().into_iter().flatten().filter_map(figure);
+        told.filter(|(_, n)| *n > 0).collect()
+    }
 }
 
 /// How well the client kept to its plan.

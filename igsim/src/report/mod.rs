@@ -11,7 +11,8 @@ mod table;
 
 pub use expect::{Bound, Verdict, evaluate, figure_exists};
 pub use figures::{
-    EndpointFigures, EngineFigures, ExporterFigures, Pacing, Report, Routing, Throughput, Tokens, TraceFigures,
+    EndpointFigures, EngineFigures, ExporterFigures, FaultFigures, Pacing, Report, Routing, Throughput, Tokens,
+    TraceFigures,
 };
 pub use rows::{Failure, Outcome, RequestRow, RowWriter};
 pub use summary::{RunFacts, Summary};

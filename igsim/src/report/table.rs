@@ -24,9 +24,20 @@ impl Report {
         self.requests(out)?;
         self.latency(out)?;
         routing(out, &self.routing, self.engines.preemptions)?;
+        self.faults(out)?;
         self.pacing(out)?;
         tracing(out, &self.traces)?;
         self.expected(out)
+    }
+
+    /// What went wrong because it should.
+    fn faults(&self, out: &mut String) -> fmt::Result {
+        let told = self.engines.faults.told();
+        if told.is_empty() {
+            return Ok(());
+        }
+        let told: Vec<String> = told.iter().map(|(name, n)| format!("{name} {}", thousands(*n))).collect();
+        writeln!(out, "Faults     {}", told.join("  "))
     }
 
     /// How late client and engines were against their plans: in real time only.

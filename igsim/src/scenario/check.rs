@@ -25,6 +25,7 @@ impl Validate for Scenario {
             problems.at(&format!("engines[{i}]"), |p| self.check_engines(group, p));
         }
         self.check_ports(problems);
+        self.check_control(problems);
         self.check_models(problems);
         problems.at("workload", |p| self.check_workload(&self.workload, p));
         if let Some(trace) = &self.trace {
@@ -77,6 +78,8 @@ impl Scenario {
             p.check(ok, "url", format!("{url:?}"), "an address such as http://10.0.0.5:8000");
             p.check(self.mode == Mode::Live, "url", "a real server in virtual mode", "mode: live");
             p.check(group.count == 1, "count", group.count, "1 for a real server: give each its own group");
+            let faulty = !group.faults.is_empty() || group.fault_headers;
+            p.check(!faulty, "faults", "faults of a real server", "none: only simulated engines fail on request");
             p.check(group.model.is_some(), "model", "nothing", "the model that the real server serves");
             return;
         }
@@ -99,6 +102,21 @@ impl Scenario {
         };
         for found in group.engine_config().validate(&profile) {
             p.add(&found.path, found.found, found.allowed);
+        }
+        for (i, rule) in group.faults.iter().enumerate() {
+            for found in rule.validate() {
+                p.add(&format!("faults[{i}].{}", found.path), found.found, found.allowed);
+            }
+        }
+        let by_header = !group.fault_headers || self.mode == Mode::Live;
+        p.check(by_header, "fault_headers", "headers in virtual mode", "mode: live");
+    }
+
+    /// Who can reach the control address can stop engines.
+    fn check_control(&self, p: &mut Problems) {
+        if let Some(address) = self.listen.control {
+            p.check(address.ip().is_loopback(), "listen.control", address, "a loopback address such as 127.0.0.1:8099");
+            p.check(self.mode == Mode::Live, "listen.control", "an address in virtual mode", "mode: live");
         }
     }
 

@@ -3,8 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, ObservabilityConfig, SchedulerConfig};
+use engine_sim::core::faults::{FaultRule, Faults};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use shared::rng::Seed;
 use shared::time::Dur;
 use shared::units::HumanDur;
 
@@ -56,6 +58,13 @@ pub struct EngineGroup {
     /// What engines measure beyond the default, as vLLM calls it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub observability: ObservabilityConfig,
+    /// What goes wrong in each of them: at times, by rates, drawn for each engine on its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub faults: Vec<FaultRule>,
+    /// Whether a request may ask for a fault of its own with the header `X-Igsim-Fault` or `X-Return-Error`. Live mode only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fault_headers: bool,
 }
 
 /// What an engine does.
@@ -81,6 +90,10 @@ pub struct Listen {
     /// The first engine's address; the others take the ports after it. Port 0 takes any free ones.
     #[schemars(with = "String", extend("x-expected" = "an address such as 127.0.0.1:8100"))]
     pub engines: SocketAddr,
+    /// A loopback address at which faults of the engines can be asked for while they run; nowhere when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("x-expected" = "a loopback address such as 127.0.0.1:8099"))]
+    pub control: Option<SocketAddr>,
 }
 
 /// Delays of a virtual run, one way.
@@ -96,7 +109,7 @@ pub struct Network {
 impl Default for Listen {
     fn default() -> Listen {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Listen { gateway: local(8080), engines: local(8100) }
+        Listen { gateway: local(8080), engines: local(8100), control: None }
     }
 }
 
@@ -125,7 +138,15 @@ impl EngineGroup {
             max_loras: defaults.max_loras,
             kv_events_config: defaults.kv_events_config,
             observability: defaults.observability,
+            faults: Vec::new(),
+            fault_headers: false,
         }
+    }
+
+    /// What goes wrong in the engine called `engine`; `None` if nothing can. `controlled` says whether more may be asked for.
+    pub fn faults(&self, seed: Seed, engine: &str, controlled: bool) -> Option<Faults> {
+        let wanted = controlled || self.fault_headers || !self.faults.is_empty();
+        wanted.then(|| Faults::new(seed, engine, &self.faults).by_header(self.fault_headers))
     }
 
     /// What each engine of the group is configured with.
@@ -173,6 +194,10 @@ const UNKNOWN_CONTEXT: u32 = 131_072;
 
 fn is_default<T: Default + PartialEq>(config: &T) -> bool {
     *config == T::default()
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn one() -> u32 {

@@ -2,21 +2,48 @@
 
 use std::sync::Arc;
 
-use engine_sim::core::engine::PreparedPrompt;
+use engine_sim::core::engine::{PreparedPrompt, RequestKey as EngineKey};
 use engine_sim::core::facts::EngineFact;
 use engine_sim::core::sequence::FinishReason;
 use gateway::core::pool::EndpointId;
-use gateway::spans::GatewayFact;
+use gateway::spans::{Failure, GatewayFact};
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 use shared::tokens::ContentId;
 use shared::trace::{Started, Trail};
 
-use crate::report::{Failure, Outcome, RequestRow};
+use crate::report::{Outcome, RequestRow};
 use crate::workload::PlannedRequest;
+
+/// One attempt of a request: at one engine. Its serial number tells it from what else was in the slot before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Leg {
+    pub(super) slot: usize,
+    pub(super) serial: u64,
+}
+
+/// Bits of an engine's key that hold the slot.
+const SLOT_BITS: u32 = 24;
+
+impl Leg {
+    /// Its name at the engine.
+    pub(super) fn key(self) -> EngineKey {
+        let slot = self.slot as u64;
+        assert!(slot < 1 << SLOT_BITS, "sixteen million requests open at once are more than the queue of events bears");
+        EngineKey(self.serial << SLOT_BITS | slot)
+    }
+
+    /// The leg of this name.
+    pub(super) fn of(key: EngineKey) -> Leg {
+        Leg { slot: (key.0 & ((1 << SLOT_BITS) - 1)) as usize, serial: key.0 >> SLOT_BITS }
+    }
+}
 
 /// A request between its sending and its end.
 pub(super) struct Flight {
+    pub(super) leg: Leg,
+    /// When the engine of this attempt took it in.
+    pub(super) taken: Option<Time>,
     pub(super) plan: PlannedRequest,
     pub(super) id: RequestId,
     /// At the gateway.
@@ -48,6 +75,8 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn new(plan: PlannedRequest, sent: Time) -> Flight {
         Flight {
+            leg: Leg::default(),
+            taken: None,
             id: RequestId::sanitise(&format!("req-{}", plan.index)),
             plan,
             started: None,
@@ -156,12 +185,50 @@ impl Flight {
         trail.finish(at);
     }
 
+    /// The gateway gives up at `at`: `status` is what the client sees of it, 200 if an answer has begun.
+    pub(super) fn gateway_failure(&mut self, at: Time, status: u16, failure: Failure) {
+        let chunks = self.chunks;
+        let trail = std::mem::take(&mut self.trail);
+        if self.began(at) {
+            trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: false });
+        }
+        trail.note(at, || GatewayFact::Ended { status: Some(status), failure: Some(failure) });
+        trail.finish(at);
+    }
+
+    /// Whether the gateway has had the head of an answer by `at`: an engine that took a stream in sends it at once.
+    pub(super) fn began(&self, at: Time) -> bool {
+        self.plan.streaming && self.taken.is_some_and(|taken| taken < at)
+    }
+
+    /// The gateway knows at `at` that the current attempt comes to nothing, or to nothing more.
+    pub(super) fn attempt_failed(&mut self, at: Time, failure: Failure) {
+        if self.began(at) {
+            self.note_head();
+        }
+        let attempt = self.attempts - 1;
+        self.trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: Some(failure) });
+    }
+
+    /// The gateway has passed on a stream that ends with an error event: it reads no events, so that it is as good as any.
+    pub(super) fn gateway_error_event(&mut self, at: Time) {
+        self.note_head();
+        let (attempt, chunks) = (self.attempts - 1, self.chunks + 1);
+        let trail = std::mem::take(&mut self.trail);
+        trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
+        trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: true });
+        trail.note(at, || GatewayFact::Ended { status: Some(200), failure: None });
+        trail.finish(at);
+    }
+
+    /// Forgets an attempt of which the client saw nothing.
+    pub(super) fn start_over(&mut self) {
+        (self.taken, self.head, self.chunks, self.first_written) = (None, None, 0, false);
+        (self.output_tokens, self.cached_tokens, self.added) = (0, 0, None);
+    }
+
     /// The row of a request that ended at `done`.
-    pub(super) fn row(&self, done: Time, status: Option<u16>) -> RequestRow {
-        let outcome = match status {
-            None => Outcome::Ok,
-            Some(code) => Outcome::Failed(Failure::Status(code)),
-        };
+    pub(super) fn row(&self, done: Time, outcome: Outcome) -> RequestRow {
         let trace = self.started.as_ref().map(|s| &s.context);
         RequestRow {
             index: self.plan.index,

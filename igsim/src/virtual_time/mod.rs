@@ -5,7 +5,9 @@
 
 pub mod cost;
 mod flight;
+mod loss;
 pub mod queue;
+mod scrapes;
 pub(crate) mod world;
 
 use shared::rng::Seed;

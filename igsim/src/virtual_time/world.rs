@@ -12,7 +12,7 @@ use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::gateway::{
     Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey, SessionKey,
 };
-use gateway::core::pool::{EndpointConfig, EndpointId, EndpointMetrics};
+use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
 use gateway::core::prefix_index::prefix_hashes_of_tokens;
 use gateway::spans::{GatewayFact, proxy_span_id};
 use shared::block_hash::ExtraKeys;
@@ -23,26 +23,51 @@ use shared::trace::context::TraceContext;
 use shared::trace::{Resource, Telemetry, Tracer};
 
 use super::cost::{self, CostWatch};
-use super::flight::Flight;
+use super::flight::{Flight, Leg};
+use super::loss::{Limit, Loss, Losses};
 use super::queue::Queue;
 use super::{Ended, Observer};
 use crate::replay::ReplayError;
-use crate::report::EngineFigures;
+use crate::report::{EngineFigures, Failure, FaultFigures, Outcome};
 use crate::scenario::{Api, Scenario};
 use crate::workload::{Answer, Plan, PlannedRequest};
 
-/// What happens. Slots name requests in flight, numbers name engines.
-enum Event {
+/// What happens. Slots name requests in flight, legs their attempts, numbers name engines.
+pub(super) enum Event {
     Send(Box<PlannedRequest>),
     AtGateway(usize),
-    AtEngine(usize),
-    InputsReady(usize),
-    Step { engine: usize, generation: u64 },
+    AtEngine(Leg),
+    InputsReady(Leg),
+    /// The gateway has closed the connection of an attempt.
+    LeftBy(usize, EngineKey),
+    Step {
+        engine: usize,
+        generation: u64,
+    },
     Scrape(usize),
-    Scraped(usize, EndpointMetrics),
-    Answered { slot: usize, reason: FinishReason },
-    Refused { slot: usize, status: u16 },
-    Done { slot: usize, status: Option<u16> },
+    Scraped(usize, Result<EndpointMetrics, ScrapeError>),
+    Answered {
+        leg: Leg,
+        reason: FinishReason,
+    },
+    Refused {
+        leg: Leg,
+        status: u16,
+    },
+    /// The gateway learns that an attempt was lost.
+    Lost {
+        leg: Leg,
+        loss: Loss,
+    },
+    /// A time limit of the gateway is reached.
+    Overdue {
+        slot: usize,
+        limit: Limit,
+    },
+    Done {
+        slot: usize,
+        outcome: Outcome,
+    },
 }
 
 /// Simultaneous events: first what arrives, so that a step that starts now has it; then the steps; then what the gateway and
@@ -53,45 +78,49 @@ impl Event {
             Event::Send(_) => 0,
             Event::AtGateway(_) => 1,
             Event::AtEngine(_) => 2,
-            Event::InputsReady(_) => 3,
+            Event::InputsReady(_) | Event::LeftBy(..) => 3,
             Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
             Event::Scraped(..) => 6,
-            Event::Answered { .. } | Event::Refused { .. } => 7,
-            Event::Done { .. } => 8,
+            Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 7,
+            Event::Overdue { .. } => 8,
+            Event::Done { .. } => 9,
         }
     }
 }
 
-struct Machine {
-    engine: Engine,
-    tracer: Tracer,
+pub(super) struct Machine {
+    pub(super) engine: Engine,
+    pub(super) tracer: Tracer,
     /// Raised whenever the wake-up moves; steps of older generations are stale.
     generation: u64,
     scheduled: Option<Time>,
+    /// What its metrics page says while it does not change, and since when it does not.
+    pub(super) frozen: Option<(Time, EndpointMetrics)>,
 }
 
 pub(super) struct World<'a> {
-    scenario: &'a Scenario,
+    pub(super) scenario: &'a Scenario,
     plan: Plan,
     queue: Queue<Event>,
-    gateway: Gateway,
+    pub(super) gateway: Gateway,
     tracer: Tracer,
-    machines: Vec<Machine>,
-    flights: Vec<Option<Flight>>,
+    pub(super) machines: Vec<Machine>,
+    pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     open: usize,
     model: Arc<str>,
     api: &'static str,
     /// Names of the tenants.
     tenants: Vec<Arc<str>>,
-    client_delay: Dur,
-    engine_delay: Dur,
-    scrape_every: Dur,
-    tokens: Vec<TokenId>,
+    pub(super) client_delay: Dur,
+    pub(super) engine_delay: Dur,
+    pub(super) scrape_every: Dur,
+    pub(super) tokens: Vec<TokenId>,
     outputs: Vec<EngineOutput>,
-    decisions: Vec<GatewayOutput>,
-    now: Time,
+    pub(super) losses: Losses,
+    pub(super) decisions: Vec<GatewayOutput>,
+    pub(super) now: Time,
     /// Requests planned and not sent yet.
     planned: usize,
     /// Whether the user asked for the end: nothing is sent any more, what is open goes on to its own.
@@ -111,12 +140,16 @@ impl<'a> World<'a> {
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
                 endpoints.push(EndpointConfig { role: role(group.role), ..EndpointConfig::new(&name, &name, 8000) });
+                let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
                 let tracer = telemetry.tracer(resource);
                 let mut engine = Engine::new(config.clone(), Arc::clone(&profile));
+                if let Some(faults) = group.faults(seed, &instance, false) {
+                    engine = engine.with_faults(faults);
+                }
                 engine.trace_steps(tracer.engine_steps());
-                machines.push(Machine { engine, tracer, generation: 0, scheduled: None });
+                machines.push(Machine { engine, tracer, generation: 0, scheduled: None, frozen: None });
             }
         }
         World {
@@ -136,6 +169,7 @@ impl<'a> World<'a> {
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
             tokens: Vec::new(),
             outputs: Vec::new(),
+            losses: Losses::of(scenario),
             decisions: Vec::new(),
             now: Time::ZERO,
             planned: 0,
@@ -146,6 +180,8 @@ impl<'a> World<'a> {
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Ended, ReplayError> {
         self.first_scrapes();
+        // Faults have times of their own.
+        (0..self.machines.len()).for_each(|engine| self.wake(engine));
         // Closed-loop clients all start at once; of an open loop one request is known ahead.
         while self.pull()? {}
         let mut events = 0u64;
@@ -168,30 +204,30 @@ impl<'a> World<'a> {
             Event::Send(_) if self.stopping => self.planned -= 1,
             Event::Send(plan) => self.send(*plan)?,
             Event::AtGateway(slot) => self.at_gateway(slot),
-            Event::AtEngine(slot) => self.at_engine(slot),
-            Event::InputsReady(slot) => self.inputs_ready(slot),
+            Event::AtEngine(leg) if self.is_current(leg) => self.at_engine(leg),
+            Event::InputsReady(leg) if self.is_current(leg) => self.inputs_ready(leg),
+            Event::LeftBy(engine, key) => self.left_by(engine, key),
             Event::Step { engine, generation } => self.step(engine, generation),
             Event::Scrape(engine) => self.scrape(engine),
             Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
-            Event::Answered { slot, reason } => self.answered(slot, reason),
-            Event::Refused { slot, status } => self.refused(slot, status),
-            Event::Done { slot, status } => self.done(slot, status, observer),
+            Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
+            Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
+            Event::Lost { leg, loss } if self.is_current(leg) => self.lost(leg.slot, loss),
+            // An attempt that was given up meanwhile.
+            Event::AtEngine(_)
+            | Event::InputsReady(_)
+            | Event::Answered { .. }
+            | Event::Refused { .. }
+            | Event::Lost { .. } => {}
+            Event::Overdue { slot, limit } => self.overdue(slot, limit),
+            Event::Done { slot, outcome } => self.done(slot, outcome, observer),
         }
         Ok(())
     }
 
-    fn push(&mut self, at: Time, event: Event) {
+    pub(super) fn push(&mut self, at: Time, event: Event) {
         let class = event.class();
         self.queue.push(at, class, event);
-    }
-
-    /// A gateway knows its endpoints before the first request, as a live one waits for a first scrape.
-    fn first_scrapes(&mut self) {
-        for engine in 0..self.machines.len() {
-            let metrics = self.metrics(engine, Time::ZERO);
-            self.scraped(engine, metrics);
-            self.push(Time::ZERO + self.scrape_every, Event::Scrape(engine));
-        }
     }
 
     /// Takes the next request that comes by itself; true while those at the start of a closed loop go on. One is known ahead,
@@ -263,12 +299,13 @@ impl<'a> World<'a> {
         watch.lap(Stage::Parse { bytes: flight.body_bytes });
         let parsed = watch.0;
         self.gateway.handle(parsed, GatewayInput::Request(Box::new(info)), &mut watch, &mut self.decisions);
+        self.limit_total(slot);
         self.decide(slot, watch.0);
         self.name_blocks(slot);
     }
 
     /// Names the prompt's blocks as the chosen engine does, while its tokens are at hand.
-    fn name_blocks(&mut self, slot: usize) {
+    pub(super) fn name_blocks(&mut self, slot: usize) {
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         if let Some((endpoint, _)) = &flight.endpoint {
             let cache = &self.machines[endpoint.index()].engine.config().cache;
@@ -277,30 +314,40 @@ impl<'a> World<'a> {
     }
 
     /// Does what the gateway decided about the request in `slot` at `at`.
-    fn decide(&mut self, slot: usize, at: Time) {
+    pub(super) fn decide(&mut self, slot: usize, at: Time) {
         let decision = self.decisions.pop().expect("the gateway answers every request at once");
         match decision {
             GatewayOutput::Dispatch { endpoint, attempt, .. } => {
                 let config = &self.gateway.endpoints()[endpoint.index()].config;
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
+                let leg = self.losses.next_leg(slot);
                 let flight = self.flight(slot);
+                flight.leg = leg;
                 flight.endpoint = Some((endpoint, Arc::clone(&name)));
                 flight.attempts = attempt + 1;
                 flight.trail.note(at, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
-                self.push(at + self.engine_delay, Event::AtEngine(slot));
+                self.limit_head(leg, at);
+                self.push(at + self.engine_delay, Event::AtEngine(leg));
             }
             GatewayOutput::Reject { rejection, .. } => {
                 let status = rejection.status();
                 let flight = self.flight(slot);
                 flight.trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
                 std::mem::take(&mut flight.trail).finish(at);
-                self.push(at + self.client_delay, Event::Done { slot, status: Some(status) });
+                self.push(
+                    at + self.client_delay,
+                    Event::Done { slot, outcome: Outcome::Failed(Failure::Status(status)) },
+                );
             }
         }
     }
 
     /// The engine's front end has the request.
-    fn at_engine(&mut self, slot: usize) {
+    fn at_engine(&mut self, leg: Leg) {
+        let slot = leg.slot;
+        if self.is_unreachable(leg) {
+            return;
+        }
         let now = self.now;
         let model = Arc::clone(&self.model);
         let chat = self.scenario.workload.api == Api::Chat;
@@ -328,7 +375,7 @@ impl<'a> World<'a> {
         let prompt_tokens = flight.plan.prompt_tokens;
         trail.note(ready, || EngineFact::InputsProcessed { started: now, prompt_tokens, truncated: false });
         flight.engine_trail = trail;
-        self.push(ready, Event::InputsReady(slot));
+        self.push(ready, Event::InputsReady(leg));
     }
 
     /// The engine of a dispatched request and the context it receives.
@@ -341,13 +388,17 @@ impl<'a> World<'a> {
     }
 
     /// The prompt is tokens: the engine's core gets the request, and the stream's head goes out.
-    fn inputs_ready(&mut self, slot: usize) {
+    fn inputs_ready(&mut self, leg: Leg) {
+        let slot = leg.slot;
+        if self.is_struck(leg) {
+            return;
+        }
         let now = self.now;
         let flight = self.flight(slot);
         let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
         let engine = endpoint.index();
         let request = NewRequest {
-            key: EngineKey(slot as u64),
+            key: leg.key(),
             prompt: flight.prompt.take().expect("the prompt is prepared"),
             params: SamplingParams {
                 max_tokens: flight.plan.output_tokens,
@@ -360,6 +411,7 @@ impl<'a> World<'a> {
             lora: None,
             trail: flight.engine_trail.clone(),
         };
+        flight.taken = Some(now);
         if flight.plan.streaming {
             let head = now + self.engine_delay;
             self.flight(slot).head(head);
@@ -369,7 +421,7 @@ impl<'a> World<'a> {
     }
 
     /// Puts the engine's next wake-up into the queue, if it moved.
-    fn wake(&mut self, engine: usize) {
+    pub(super) fn wake(&mut self, engine: usize) {
         let machine = &mut self.machines[engine];
         let next = machine.engine.next_wakeup();
         if next == machine.scheduled {
@@ -399,7 +451,11 @@ impl<'a> World<'a> {
     }
 
     fn output(&mut self, output: EngineOutput) {
-        let slot = output.key().0 as usize;
+        let leg = Leg::of(output.key());
+        if !self.is_current(leg) {
+            return self.left_behind(&output);
+        }
+        let slot = leg.slot;
         let to_gateway = self.engine_delay;
         let to_client = to_gateway + self.client_delay;
         match output {
@@ -410,7 +466,7 @@ impl<'a> World<'a> {
                 let flight = self.flight(slot);
                 flight.cached_tokens = stats.cached_tokens;
                 flight.answered(at, to_gateway, to_client);
-                self.push(at + to_gateway, Event::Answered { slot, reason });
+                self.push(at + to_gateway, Event::Answered { leg, reason });
             }
             EngineOutput::Rejected { at, reason, .. } => {
                 let status = match reason {
@@ -421,14 +477,9 @@ impl<'a> World<'a> {
                 let error_type = if status == 503 { "503" } else { "400" };
                 flight.engine_trail.note(at, || EngineFact::Failed { error_type, http_status: status });
                 std::mem::take(&mut flight.engine_trail).finish(at);
-                self.push(at + to_gateway, Event::Refused { slot, status });
+                self.push(at + to_gateway, Event::Refused { leg, status });
             }
-            EngineOutput::Broken { at, down, .. } => {
-                let flight = self.flight(slot);
-                flight.engine_trail.note(at, || EngineFact::Failed { error_type: down.error_type(), http_status: 500 });
-                std::mem::take(&mut flight.engine_trail).finish(at);
-                self.push(at + to_gateway, Event::Refused { slot, status: 500 });
-            }
+            EngineOutput::Broken { at, lost, .. } => self.broken(leg, at, lost),
         }
     }
 
@@ -439,7 +490,7 @@ impl<'a> World<'a> {
         let flight = self.flight(slot);
         flight.gateway_end(now, reason, model);
         self.leave(slot);
-        self.push(now + self.client_delay, Event::Done { slot, status: None });
+        self.push(now + self.client_delay, Event::Done { slot, outcome: Outcome::Ok });
     }
 
     /// A refusal of the engine is at the gateway.
@@ -447,63 +498,41 @@ impl<'a> World<'a> {
         let now = self.now;
         self.flight(slot).gateway_refusal(now, status);
         self.leave(slot);
-        self.push(now + self.client_delay, Event::Done { slot, status: Some(status) });
+        self.push(now + self.client_delay, Event::Done { slot, outcome: Outcome::Failed(Failure::Status(status)) });
     }
 
     /// The gateway's core forgets the request.
-    fn leave(&mut self, slot: usize) {
+    pub(super) fn leave(&mut self, slot: usize) {
         let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
         let input = GatewayInput::Finished { key: GatewayKey(slot as u64), endpoint };
         self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        self.flight(slot).leg = Leg::default();
     }
 
     /// The client has the end of its answer.
-    fn done(&mut self, slot: usize, status: Option<u16>, observer: &mut dyn Observer) {
+    fn done(&mut self, slot: usize, outcome: Outcome, observer: &mut dyn Observer) {
         let flight = self.flights[slot].take().expect("an event names an open request");
         self.free.push(slot);
         self.open -= 1;
-        observer.request(&flight.row(self.now, status), &flight.gaps);
-        let answer = status.is_none().then_some(Answer { content: flight.content, tokens: flight.output_tokens });
+        observer.request(&flight.row(self.now, outcome), &flight.gaps);
+        let answer =
+            (outcome == Outcome::Ok).then_some(Answer { content: flight.content, tokens: flight.output_tokens });
         if let Some(next) = self.plan.finished(&flight.plan, self.now, answer) {
             self.schedule(next);
         }
-    }
-
-    fn scrape(&mut self, engine: usize) {
-        // Asked now; the engine answers one delay later, the gateway knows after another.
-        let metrics = self.metrics(engine, self.now + self.engine_delay);
-        self.push(self.now + self.engine_delay * 2, Event::Scraped(engine, metrics));
-        self.push(self.now + self.scrape_every, Event::Scrape(engine));
-    }
-
-    fn metrics(&self, engine: usize, at: Time) -> EndpointMetrics {
-        let s = self.machines[engine].engine.reported();
-        EndpointMetrics {
-            waiting: s.waiting,
-            running: s.running,
-            kv_usage: s.kv_usage,
-            block_size: s.block_size,
-            num_gpu_blocks: s.num_gpu_blocks,
-            at,
-        }
-    }
-
-    fn scraped(&mut self, engine: usize, metrics: EndpointMetrics) {
-        let endpoint = EndpointId(engine as u32);
-        let input = GatewayInput::Metrics { endpoint, metrics: Ok(metrics) };
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
     }
 
     fn figures(&self) -> EngineFigures {
         let engines = self.machines.iter().map(|m| &m.engine);
         EngineFigures {
             preemptions: engines.clone().map(|e| e.metrics().num_preemptions).sum(),
-            steps: engines.map(|e| e.metrics().iteration_tokens_total.count()).sum(),
+            steps: engines.clone().map(|e| e.metrics().iteration_tokens_total.count()).sum(),
+            faults: FaultFigures::of(engines.map(Engine::fault_counts)),
             ..EngineFigures::default()
         }
     }
 
-    fn flight(&mut self, slot: usize) -> &mut Flight {
+    pub(super) fn flight(&mut self, slot: usize) -> &mut Flight {
         self.flights[slot].as_mut().expect("an event names an open request")
     }
 }

@@ -5,7 +5,7 @@ use shared::tokens::ContentId;
 use shared::trace::Trail;
 
 use crate::core::facts::EngineFact;
-use crate::core::faults::Down;
+use crate::core::faults::Lost;
 use crate::core::hasher::PreparedPrompt;
 use crate::core::scheduler::Scheduler;
 use crate::core::sequence::{FinishReason, SamplingParams};
@@ -76,14 +76,14 @@ pub enum Output {
         /// Why.
         reason: RejectReason,
     },
-    /// The engine went down with the request in it, or was down when it came.
+    /// A fault ended the request.
     Broken {
         /// The request.
         key: RequestKey,
         /// When.
         at: Time,
-        /// How: whether its caller is told.
-        down: Down,
+        /// Which: whether its caller is told.
+        lost: Lost,
     },
 }
 

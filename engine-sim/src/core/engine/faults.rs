@@ -1,12 +1,14 @@
 //! What faults do to the engine: it goes down and comes back empty, stops, or takes longer.
 
 use shared::time::Time;
+use shared::trace::Trail;
 
-use super::{Engine, Input, NewRequest, Output, Plan, RequestKey};
+use super::{Engine, Input, NewRequest, Output, Plan, RequestKey, notes};
 use crate::core::facts::EngineFact;
 use crate::core::faults::{
-    Change, Condition, Down, FaultCounts, FaultKind, FaultRule, Faults, KvTransferFault, PageFault, RequestFault,
+    Change, Condition, Down, FaultCounts, FaultKind, FaultRule, Faults, KvTransferFault, Lost, PageFault, RequestFault,
 };
+use crate::core::sequence::FinishReason;
 
 impl Engine {
     /// The engine with these faults before it.
@@ -41,14 +43,15 @@ impl Engine {
         self.faults.as_deref()?.page()
     }
 
-    /// Whether a request that the front end received at `now` is struck by a fault; asked once for each, before [`Engine::handle`].
-    pub fn request_fault(&mut self, now: Time) -> Option<RequestFault> {
-        self.faults.as_deref_mut()?.request(now)
-    }
-
-    /// Counts a fault that the request itself asked for. False, and it is not to be acted out, where no faults are wanted.
-    pub fn fault_asked_for(&mut self, fault: RequestFault) -> bool {
-        self.faults.as_deref_mut().map(|f| f.asked_for(fault)).is_some()
+    /// What strikes a request that the front end hands over at `now`, asked once for each, before [`Engine::handle`]: what it asked
+    /// for itself, else what is drawn. Refusing it is the caller's part; a connection that breaks later is told by
+    /// [`Output::Broken`].
+    pub fn request_fault(&mut self, now: Time, key: RequestKey, asked: Option<RequestFault>) -> Option<RequestFault> {
+        let faults = self.faults.as_deref_mut()?;
+        let drawn = faults.request(now);
+        let fault = asked.filter(|_| faults.are_asked_for_by_header()).or(drawn)?;
+        faults.struck(key, fault);
+        Some(fault)
     }
 
     /// Whether a transfer of KV blocks to this engine that begins at `now` fails; asked once for each.
@@ -91,6 +94,25 @@ impl Engine {
         true
     }
 
+    /// Breaks the connections of requests that have been given as many tokens as they shall get, at `at`.
+    pub(super) fn cut_streams(&mut self, at: Time) {
+        let Some(mut faults) = self.faults.take() else { return };
+        let given = |key| Some(self.open[self.by_key.get(&key)?.0 as usize].as_ref()?.stats.output_tokens);
+        let cut = faults.cut(given);
+        self.faults = Some(faults);
+        cut.into_iter().for_each(|key| self.cut(at, key));
+    }
+
+    fn cut(&mut self, at: Time, key: RequestKey) {
+        let Some(ix) = self.by_key.remove(&key) else { return };
+        self.scheduler.abort(ix, key.0);
+        if let Some(open) = self.open[ix.0 as usize].take() {
+            lose(&open.trail, at, FaultKind::CutStream, Lost::Cut);
+            notes::finished(&open, FinishReason::Abort, at);
+        }
+        self.emit(Output::Broken { key, at, lost: Lost::Cut });
+    }
+
     /// Every recorded request that is open learns of the fault.
     fn tell_all(&self, at: Time, kind: FaultKind) {
         let running = self.open.iter().flatten().map(|open| &open.trail);
@@ -98,22 +120,47 @@ impl Engine {
         running.chain(queued).for_each(|trail| trail.note(at, || EngineFact::Fault(kind)));
     }
 
+    /// What ends a request that arrives at `now` at once: nobody is there, or its connection breaks before the first token.
+    pub(super) fn lost_at_once(&mut self, now: Time, request: &NewRequest) -> Option<Lost> {
+        if let Some(down) = self.down() {
+            lose(&request.trail, now, Condition::Down(down).kind(), Lost::Down(down));
+            return Some(Lost::Down(down));
+        }
+        self.tell(now, request);
+        if !self.faults.as_deref_mut()?.cut_at_once(request.key) {
+            return None;
+        }
+        lose(&request.trail, now, FaultKind::CutStream, Lost::Cut);
+        Some(Lost::Cut)
+    }
+
+    /// Forgets what would have struck a request that ended.
+    pub(super) fn spared(&mut self, key: RequestKey) {
+        if let Some(faults) = self.faults.as_deref_mut() {
+            faults.spare(key);
+        }
+    }
+
     /// A request that arrives while the engine hangs or is slow learns of it.
-    pub(super) fn tell(&self, now: Time, request: &NewRequest) {
+    fn tell(&self, now: Time, request: &NewRequest) {
         let Some(faults) = self.faults.as_deref() else { return };
         for (condition, _) in faults.active() {
             match condition {
-                Condition::Down(_) | Condition::Hang | Condition::Slow(_) => {
+                Condition::Hang | Condition::Slow(_) => {
                     request.trail.note(now, || EngineFact::Fault(condition.kind()));
                 }
-                Condition::Metrics(_) => {}
+                Condition::Down(_) | Condition::Metrics(_) => {}
             }
         }
     }
 
     /// Everything in the engine is lost: requests, cache, counters, and what was planned to be handed over later.
     fn go_down(&mut self, at: Time, down: Down) {
-        let lost = self.unfinished(at);
+        let keys = self.unfinished(at);
+        let lost = Lost::Down(down);
+        let running = self.open.iter().flatten().map(|open| &open.trail);
+        let queued = self.inbox.iter().filter_map(|(_, input)| added(input)).map(|request| &request.trail);
+        running.chain(queued).for_each(|trail| fail(trail, at, lost));
         let mut fresh = self.renewed();
         fresh.core_time = at;
         fresh.taken = self.taken;
@@ -121,9 +168,10 @@ impl Engine {
         fresh.outbox = self.outbox.drain(..).filter(|output| output.at() <= at).collect();
         fresh.plan = Plan::Idle;
         if let Some(faults) = fresh.faults.as_deref_mut() {
-            faults.lost(lost.len() as u64);
+            faults.lost(keys.len() as u64);
         }
-        lost.into_iter().for_each(|key| fresh.emit(Output::Broken { key, at, down }));
+        keys.iter().for_each(|key| fresh.spared(*key));
+        keys.into_iter().for_each(|key| fresh.emit(Output::Broken { key, at, lost }));
         *self = fresh;
     }
 
@@ -134,6 +182,16 @@ impl Engine {
         let untold = self.outbox.iter().filter(|output| output.at() > at && output.is_last()).map(Output::key);
         running.chain(queued).chain(untold).collect()
     }
+}
+
+/// The request's record learns of a fault and that it ended with it.
+fn lose(trail: &Trail<EngineFact>, at: Time, kind: FaultKind, lost: Lost) {
+    trail.note(at, || EngineFact::Fault(kind));
+    fail(trail, at, lost);
+}
+
+fn fail(trail: &Trail<EngineFact>, at: Time, lost: Lost) {
+    trail.note(at, || EngineFact::Failed { error_type: lost.error_type(), http_status: 500 });
 }
 
 fn added(input: &Input) -> Option<&NewRequest> {

@@ -278,11 +278,10 @@ impl Engine {
         self.faults.as_deref().map_or(Some(planned), |faults| faults.released(planned))
     }
 
-    /// Takes a request in, unless nobody is there.
+    /// Takes a request in, unless a fault ends it at once.
     fn admit(&mut self, now: Time, request: Box<NewRequest>) {
-        self.tell(now, &request);
-        match self.down() {
-            Some(down) => self.emit(Output::Broken { key: request.key, at: now, down }),
+        match self.lost_at_once(now, &request) {
+            Some(lost) => self.emit(Output::Broken { key: request.key, at: now, lost }),
             None => self.inbox.push_back((now, Input::Add(request))),
         }
     }
@@ -369,6 +368,7 @@ impl Engine {
 
     fn abort(&mut self, now: Time, key: RequestKey) {
         // Unknown keys are requests that ended while the abort was under way.
+        self.spared(key);
         let Some(ix) = self.by_key.remove(&key) else { return };
         self.scheduler.abort(ix, key.0);
         if let Some(open) = self.open[ix.0 as usize].take() {
@@ -451,6 +451,7 @@ impl Engine {
             }
         }
         self.steps.completed(batch.step, &step);
+        self.cut_streams(step.handed);
         if step.processed > 0 {
             self.metrics.iteration_tokens_total.observe(iteration);
         }

@@ -57,7 +57,7 @@ pub(crate) fn table(outputs: &[Output]) -> String {
         Output::Rejected { key, at, reason } => {
             format!("{:>7} us  {} rejected: {}", micros(*at), key.0, reason.as_str())
         }
-        Output::Broken { key, at, down } => format!("{:>7} us  {} {}", micros(*at), key.0, down.error_type()),
+        Output::Broken { key, at, lost } => format!("{:>7} us  {} {}", micros(*at), key.0, lost.error_type()),
     };
     outputs.iter().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -8,8 +8,12 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
+use std::sync::LazyLock;
+
 use shared::rng::{Seed, Stream};
 use shared::time::{Dur, Time};
+
+use crate::core::engine::RequestKey;
 
 pub use rule::{CutAfter, FaultKind, FaultRule, TokenRange};
 
@@ -24,6 +28,9 @@ pub struct Faults {
     strikes: Vec<Strike>,
     /// Conditions under way, in the order in which they began.
     active: Vec<Active>,
+    /// Requests whose connection will break, and after how many tokens. Few, so a list.
+    cuts: Vec<Cut>,
+    by_header: bool,
     counts: FaultCounts,
 }
 
@@ -49,16 +56,6 @@ pub enum Down {
     Core,
 }
 
-impl Down {
-    /// Value of `error.type` of the requests that were open.
-    pub const fn error_type(self) -> &'static str {
-        match self {
-            Down::Process => "engine_crashed",
-            Down::Core => "engine_dead",
-        }
-    }
-}
-
 /// What is wrong with a metrics page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageFault {
@@ -68,6 +65,34 @@ pub enum PageFault {
     Status(u16),
     /// It is not answered.
     Timeout,
+}
+
+/// Why an engine gives up a request in the middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The engine went down.
+    Down(Down),
+    /// The connection of the request breaks.
+    Cut,
+}
+
+impl Lost {
+    /// Whether the request's connection breaks. An engine core that dies has a server that still says so.
+    pub const fn breaks_connection(self) -> bool {
+        match self {
+            Lost::Down(Down::Process) | Lost::Cut => true,
+            Lost::Down(Down::Core) => false,
+        }
+    }
+
+    /// Value of `error.type`.
+    pub const fn error_type(self) -> &'static str {
+        match self {
+            Lost::Down(Down::Process) => "engine_crashed",
+            Lost::Down(Down::Core) => "engine_dead",
+            Lost::Cut => "stream_cut",
+        }
+    }
 }
 
 /// What happens to one request instead of being answered in full.
@@ -166,6 +191,14 @@ enum Struck {
 }
 
 #[derive(Clone, Copy, Debug)]
+struct Cut {
+    key: RequestKey,
+    after_tokens: u32,
+    /// Whether it was in the engine when last looked for.
+    seen: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Active {
     condition: Condition,
     until: Option<Time>,
@@ -197,10 +230,24 @@ impl Faults {
             conditions: Vec::new(),
             strikes: Vec::new(),
             active: Vec::new(),
+            cuts: Vec::new(),
+            by_header: false,
             counts: FaultCounts::default(),
         };
         rules.iter().for_each(|rule| faults.add(Time::ZERO, rule));
         faults
+    }
+
+    /// Whether requests may ask for a fault of their own by a header.
+    #[must_use]
+    pub fn by_header(mut self, allowed: bool) -> Faults {
+        self.by_header = allowed;
+        self
+    }
+
+    /// Whether requests may ask for a fault of their own by a header.
+    pub const fn are_asked_for_by_header(&self) -> bool {
+        self.by_header
     }
 
     /// Adds a rule whose times count from `base`.
@@ -320,7 +367,8 @@ impl Faults {
         })
     }
 
-    /// Whether a request that arrives at `now` is struck. Every rule in force draws once for every request.
+    /// Whether a request that arrives at `now` is struck. Every rule in force draws once for every request, the first that hits
+    /// counts.
     pub fn request(&mut self, now: Time) -> Option<RequestFault> {
         let mut struck = None;
         for rule in self.strikes.iter_mut().filter(|r| r.is_in_force(now)) {
@@ -333,9 +381,6 @@ impl Faults {
                 Struck::Transfer(_) => None,
             };
             struck = struck.or(fault);
-        }
-        if let Some(fault) = struck {
-            self.counts.count(fault.kind());
         }
         struck
     }
@@ -354,9 +399,41 @@ impl Faults {
         struck
     }
 
-    /// Counts a fault that a caller asked for.
-    pub fn asked_for(&mut self, fault: RequestFault) {
+    /// Takes note of what strikes a request, whether it was drawn or asked for.
+    pub(crate) fn struck(&mut self, key: RequestKey, fault: RequestFault) {
         self.counts.count(fault.kind());
+        if let RequestFault::Cut { after_tokens } = fault {
+            self.cuts.push(Cut { key, after_tokens, seen: false });
+        }
+    }
+
+    /// Requests whose connection breaks now; `tokens` says how many an open request has been given.
+    pub(crate) fn cut(&mut self, tokens: impl Fn(RequestKey) -> Option<u32>) -> Vec<RequestKey> {
+        let mut now = Vec::new();
+        self.cuts.retain_mut(|cut| match tokens(cut.key) {
+            Some(given) if given >= cut.after_tokens => {
+                now.push(cut.key);
+                false
+            }
+            Some(_) => {
+                cut.seen = true;
+                true
+            }
+            // It has ended before, or is on its way.
+            None => !cut.seen,
+        });
+        now
+    }
+
+    /// Whether the connection of a request that arrives breaks before its first token.
+    pub(crate) fn cut_at_once(&mut self, key: RequestKey) -> bool {
+        let found = self.cuts.iter().position(|cut| cut.key == key && cut.after_tokens == 0);
+        found.map(|i| self.cuts.swap_remove(i)).is_some()
+    }
+
+    /// Forgets a request that ended.
+    pub(crate) fn spare(&mut self, key: RequestKey) {
+        self.cuts.retain(|cut| cut.key != key);
     }
 
     /// Counts requests that were open when the engine went down.
@@ -390,6 +467,12 @@ impl Strike {
             CutAfter::Between(TokenRange { min, max }) => min + self.stream.below((max - min) as usize + 1) as u32,
         }
     }
+}
+
+/// Value of `error.type` for an answer with this HTTP status: the status itself, as HTTP conventions have it.
+pub fn http_error_type(status: u16) -> &'static str {
+    static CODES: LazyLock<Vec<String>> = LazyLock::new(|| (0..1000).map(|code| format!("{code:03}")).collect());
+    CODES.get(usize::from(status)).map_or("500", String::as_str)
 }
 
 /// An exponentially distributed time with this mean, at least a nanosecond.

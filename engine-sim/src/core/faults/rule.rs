@@ -5,7 +5,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use shared::config::ConfigProblem;
+use shared::config::{ConfigProblem, Problems, Validate};
 use shared::units::HumanDur;
 
 /// A fault that an engine suffers. Conditions of the whole engine (crash, engine_dead, hang, slow, metrics_*) begin at a time or
@@ -313,6 +313,14 @@ impl FaultRule {
             FaultRule::HttpError { at, lasts, .. }
             | FaultRule::CutStream { at, lasts, .. }
             | FaultRule::KvTransfer { at, lasts, .. } => When { at, lasts, mean_between: None },
+        }
+    }
+}
+
+impl Validate for FaultRule {
+    fn validate(&self, problems: &mut Problems) {
+        for found in FaultRule::validate(self) {
+            problems.add(&found.path, found.found, found.allowed);
         }
     }
 }

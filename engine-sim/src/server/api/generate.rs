@@ -21,6 +21,8 @@ use crate::core::facts::{EngineFact, Operation};
 use crate::core::kv_events::EventSource;
 use crate::server::App;
 use crate::server::answer::{Answer, Shape};
+use crate::server::condition::{Doomed, guard};
+use crate::server::strike::strike;
 use crate::server::validate::{Accepted, accept};
 
 /// Which of the two generation endpoints.
@@ -51,7 +53,7 @@ pub(super) async fn generate(app: Arc<App>, api: Api, request: HttpRequest) -> R
         operation: api.operation(),
     });
     match admit(&app, api, &id, &parts.headers, body, &trail).await {
-        Ok(answer) => answer.respond().await,
+        Ok((answer, doomed)) => guard(answer.respond(), doomed).await,
         Err(error) => {
             let now = app.clock.now();
             trail.note(now, || EngineFact::Failed {
@@ -78,7 +80,7 @@ async fn admit(
     headers: &HeaderMap,
     body: Body,
     trail: &Trail<EngineFact>,
-) -> Result<Answer, ApiError> {
+) -> Result<(Answer, Option<Doomed>), ApiError> {
     let body = read(app, headers, body).await?;
     let body_read = app.clock.now();
     let mut tokens = Vec::new();
@@ -97,9 +99,10 @@ async fn admit(
         prompt_tokens: accepted.prompt_tokens,
         truncated: false,
     });
+    let doomed = strike(app, headers, key, trail, arrived)?;
     let shape = Shape::new(app, api, id, accepted);
     let output = app.engine.add(arrived, new);
-    Ok(Answer::new(Arc::clone(app), key, trail.clone(), body_read, shape, output))
+    Ok((Answer::new(Arc::clone(app), key, trail.clone(), body_read, shape, output), doomed))
 }
 
 /// Keeps what KV events tell of the request, where they are published.

@@ -8,11 +8,14 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
 use super::json;
+use crate::core::faults::PageFault;
+use crate::server::strike::refusal;
 use crate::server::{App, metrics as page};
 
-/// 200, or 503 once the engine is dead.
+/// 200, or 503 once the engine is dead. One that hangs is not dead: vLLM's page does not ask its core either.
 pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
-    if app.engine.alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    let dead = app.condition.borrow().down.is_some();
+    if app.engine.alive() && !dead { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// Publishers of KV events by data-parallel rank; an engine here is its only rank.
@@ -22,13 +25,30 @@ pub(super) async fn kv_event_sources(State(app): State<Arc<App>>) -> Response {
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let fault = app.condition.borrow().page;
+    let render = || whole_page(&app);
+    let text = match fault {
+        None => render(),
+        Some(PageFault::Stale(since)) => app.frozen.page(since, render),
+        Some(PageFault::Status(status)) => return refusal(status).into_response(),
+        Some(PageFault::Timeout) => {
+            // Whoever asked gives up first, or is answered when it is over.
+            let _ = app.condition.clone().wait_for(|c| c.page != Some(PageFault::Timeout)).await;
+            render()
+        }
+    };
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// The engine's part of the page and what is the server's.
+fn whole_page(app: &App) -> String {
     let mut page = app.engine.inspect(|engine| page::render(engine, &app.model));
     if let Some(events) = &app.kv_events {
         page::kv_events(events.counts(), &mut page);
     }
     app.http_metrics.write(&mut page);
     app.process.write(app.clock.now(), &mut page);
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.into_text()).into_response()
+    page.into_text()
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {

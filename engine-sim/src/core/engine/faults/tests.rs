@@ -23,6 +23,7 @@ fn run(rules: &[&str], requests: &[(u64, u32)]) -> String {
     let mut out = Vec::new();
     for (key, (at, tokens)) in requests.iter().enumerate() {
         engine.advance(us(*at - 1), &mut out);
+        engine.request_fault(us(*at), RequestKey(key as u64), None);
         engine.handle(us(*at), Input::Add(Box::new(request(engine.config(), key as u64, 100, *tokens, us(*at)))));
     }
     out.extend(run_to_idle(&mut engine));
@@ -81,6 +82,29 @@ fn a_slow_engine_takes_so_many_times_as_long() {
     "#);
 }
 
+/// How many tokens each request was given, and how it ended.
+fn ends(rules: &[&str], requests: &[(u64, u32)]) -> Vec<(usize, bool)> {
+    let table = run(rules, requests);
+    let of = |key: usize, what: &str| table.lines().filter(|l| l.contains(&format!(" us  {key} {what}"))).count();
+    let end = |key| {
+        assert_eq!(of(key, "length") + of(key, "stream_cut"), 1, "{table}");
+        (of(key, "+1"), of(key, "stream_cut") == 1)
+    };
+    (0..requests.len()).map(end).collect()
+}
+
+#[test]
+fn a_connection_breaks_after_so_many_tokens() {
+    // One that is over before, or with its last token, is whole.
+    let two = [r#"{"kind": "cut_stream", "after_tokens": 2}"#];
+    assert_eq!(ends(&two, &[(1, 5), (2, 2), (3, 1)]), [(2, true), (2, false), (1, false)]);
+    let at_once = [r#"{"kind": "cut_stream", "after_tokens": 0}"#];
+    assert_eq!(ends(&at_once, &[(1, 5), (20_000, 2)]), [(0, true), (0, true)]);
+    // Whatever else arrives meanwhile.
+    let late = [r#"{"kind": "cut_stream", "after_tokens": 4}"#];
+    assert_eq!(ends(&late, &[(1, 9), (10_000, 9), (16_000, 1)]), [(4, true), (4, true), (1, false)]);
+}
+
 #[test]
 fn faults_can_be_added_and_taken_back() {
     let mut engine = faulty(&[]);
@@ -110,6 +134,7 @@ proptest! {
             format!(r#"{{"kind": "crash", "at": "{crash}ms", "for": "7ms"}}"#),
             format!(r#"{{"kind": "hang", "at": "{hang}ms", "for": "9ms"}}"#),
             format!(r#"{{"kind": "slow", "at": "{slow}ms", "for": "9ms", "factor": 2.5}}"#),
+            r#"{"kind": "cut_stream", "rate": 0.3, "after_tokens": {"min": 0, "max": 5}}"#.to_owned(),
         ];
         let mut engine = faulty(&rules.each_ref().map(String::as_str));
         let mut arrivals = arrivals;
@@ -117,6 +142,7 @@ proptest! {
         let mut out = Vec::new();
         for (key, (at, prompt, tokens)) in arrivals.iter().enumerate() {
             engine.advance(us(*at - 1), &mut out);
+            engine.request_fault(us(*at), RequestKey(key as u64), None);
             let new = request(engine.config(), key as u64, *prompt, *tokens, us(*at));
             engine.handle(us(*at), Input::Add(Box::new(new)));
         }
