@@ -3,12 +3,17 @@
 //! Parsed once, checked by [`EngineConfig::validate`], immutable afterwards. Knows nothing of files or of the command line: a
 //! problem names the field by its path below the engine, and whoever read the file adds where that is.
 
+mod kv_events;
+mod observability;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use shared::config::ConfigProblem;
 
 use crate::core::kv_transfer::KvTransferConfig;
 use crate::core::latency::LatencyProfile;
+pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, Publisher};
+pub use observability::{BucketFamily, ObservabilityConfig};
 
 /// One engine: its scheduler, its KV cache and the model whose latency it imitates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,8 +31,10 @@ pub struct EngineConfig {
     pub max_num_queued_reqs: Option<u32>,
     /// LoRA adapters that may be in one batch; when absent the engine has no LoRA support and never defers for it.
     pub max_loras: Option<u32>,
-    /// Whether the engine reports blocks stored and removed, as with `--kv-events-config`.
-    pub enable_kv_cache_events: bool,
+    /// Whether the engine reports blocks stored and removed, and where a live one publishes that (`--kv-events-config`).
+    pub kv_events_config: KvEventsConfig,
+    /// What is measured beyond the default.
+    pub observability: ObservabilityConfig,
     /// The KV connector, as with `--kv-transfer-config`: prefill in one engine, decode in another. None when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransferConfig>,
@@ -102,7 +109,8 @@ impl Default for EngineConfig {
             cache: CacheConfig::default(),
             max_num_queued_reqs: None,
             max_loras: None,
-            enable_kv_cache_events: false,
+            kv_events_config: KvEventsConfig::default(),
+            observability: ObservabilityConfig::default(),
             kv_transfer: None,
         }
     }
@@ -160,6 +168,8 @@ impl EngineConfig {
         if let Some(loras) = self.max_loras {
             check.range("max_loras", loras, 1, 4096);
         }
+        self.kv_events_config.check(&mut check);
+        self.observability.check(&mut check);
         check.0.extend(self.kv_transfer.iter().flat_map(KvTransferConfig::validate));
         check.0
     }

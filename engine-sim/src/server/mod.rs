@@ -6,7 +6,8 @@ mod api;
 pub mod condition;
 pub mod control;
 mod kv;
-mod metrics;
+pub mod kv_events;
+pub mod metrics;
 pub mod pacing;
 mod stop;
 mod strike;
@@ -88,6 +89,9 @@ struct App {
     keys: AtomicU64,
     ids: AtomicU64,
     open: AtomicU64,
+    kv_events: Option<kv_events::Publisher>,
+    http_metrics: metrics::http::HttpMetrics,
+    process: metrics::process::ProcessFigures,
     on_served: Option<ServedHook>,
     /// The engine among others, if it has a KV connector.
     peers: Option<Arc<Peers>>,
@@ -110,6 +114,7 @@ impl Server {
         clock: RunClock,
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
+        let kv_events = publisher(&config, listener.local_addr()?, &engine, clock).await?;
         let started = clock.anchor().unix_nanos(clock.now());
         engine.trace_steps(tracer.engine_steps());
         let salt = mix64(started ^ u64::from(listener.local_addr()?.port()));
@@ -135,6 +140,9 @@ impl Server {
             keys: AtomicU64::new(0),
             ids: AtomicU64::new(0),
             open: AtomicU64::new(0),
+            kv_events,
+            http_metrics: metrics::http::HttpMetrics::default(),
+            process: metrics::process::ProcessFigures::default(),
             on_served: config.on_served,
             peers: side_channel.as_ref().map(|side| Arc::clone(&side.peers)),
         };
@@ -167,6 +175,22 @@ impl Server {
         let condition = self.app.condition.clone();
         accept::serve(self.listener, api::router(self.app), condition, shutdown).await
     }
+}
+
+/// Opens the sockets of KV events, if they are asked for.
+async fn publisher(
+    config: &ServerConfig,
+    address: SocketAddr,
+    engine: &EngineHandle,
+    clock: RunClock,
+) -> std::io::Result<Option<kv_events::Publisher>> {
+    let events = &config.engine.kv_events_config;
+    if !events.publishes() {
+        return Ok(None);
+    }
+    let (publisher, sink) = kv_events::Publisher::open(events, address, &config.model, clock).await?;
+    engine.publish_kv_events(sink);
+    Ok(Some(publisher))
 }
 
 impl App {

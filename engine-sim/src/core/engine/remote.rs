@@ -176,17 +176,8 @@ impl Engine {
     }
 
     /// Starts the loads of a step that is launched at `launch`.
-    pub(super) fn start_loads(
-        &mut self,
-        start: Time,
-        launch: Time,
-        loads: &[LoadStart],
-        covered: &[(SeqIx, u64)],
-        prefix: PrefixStats,
-    ) {
+    pub(super) fn start_loads(&mut self, start: Time, launch: Time, loads: &[LoadStart], covered: &[(SeqIx, u64)]) {
         let Some(kv) = &mut self.kv else { return };
-        kv.metrics.external_prefix_cache_queries += prefix.external_queries;
-        kv.metrics.external_prefix_cache_hits += prefix.external_hits;
         for &(ix, _) in covered {
             let Some(open) = &mut self.open[ix.0 as usize] else { continue };
             if let OpenKv::Wanted(remote) = std::mem::take(&mut open.kv) {
@@ -255,6 +246,13 @@ impl Engine {
                     self.fail_load(now, load, arrived);
                 }
             }
+        }
+    }
+
+    pub(super) fn count_external(&mut self, prefix: PrefixStats) {
+        if let Some(kv) = &mut self.kv {
+            kv.metrics.external_prefix_cache_queries += prefix.external_queries;
+            kv.metrics.external_prefix_cache_hits += prefix.external_hits;
         }
     }
 

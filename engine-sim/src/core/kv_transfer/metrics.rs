@@ -1,5 +1,7 @@
 //! What the connector counts, with vLLM's names (`nixl/stats.py`) and semantics: transfers are observed per rank, where they arrive.
 
+use shared::time::Dur;
+
 use super::Transfer;
 use crate::core::metrics::{Histogram, Unit};
 
@@ -31,12 +33,16 @@ pub struct KvMetrics {
 const TIMES: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 5.0];
 const DESCRIPTORS: [u64; 14] = [10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10000, 20000, 50000];
 
+fn times(seconds: &[f64]) -> Histogram {
+    Histogram::new(Unit::Time, seconds.iter().map(|&s| Dur::from_secs_f64(s).as_nanos()).collect())
+}
+
 impl Default for KvMetrics {
     fn default() -> KvMetrics {
         let post: Vec<f64> = std::iter::once(0.001).chain(TIMES).collect();
         KvMetrics {
-            nixl_xfer_time_seconds: Histogram::times(&TIMES),
-            nixl_post_time_seconds: Histogram::times(&post),
+            nixl_xfer_time_seconds: times(&TIMES),
+            nixl_post_time_seconds: times(&post),
             // 2 KiB times the powers of 4, up to 8 GiB.
             nixl_bytes_transferred: Histogram::new(Unit::Count, (0..12).map(|i| 1 << (11 + 2 * i)).collect()),
             nixl_num_descriptors: Histogram::new(Unit::Count, DESCRIPTORS.to_vec()),
@@ -64,10 +70,10 @@ impl KvMetrics {
     /// Counters of the connector itself with vLLM's names.
     pub fn counters(&self) -> [(&'static str, u64); 4] {
         [
-            ("nixl_num_failed_transfers", self.nixl_num_failed_transfers),
-            ("nixl_num_failed_notifications", self.nixl_num_failed_notifications),
-            ("nixl_num_kv_expired_reqs", self.nixl_num_kv_expired_reqs),
-            ("nixl_num_notifications_after_expiry", self.nixl_num_notifications_after_expiry),
+            ("nixl_num_failed_transfers_total", self.nixl_num_failed_transfers),
+            ("nixl_num_failed_notifications_total", self.nixl_num_failed_notifications),
+            ("nixl_num_kv_expired_reqs_total", self.nixl_num_kv_expired_reqs),
+            ("nixl_num_notifications_after_expiry_total", self.nixl_num_notifications_after_expiry),
         ]
     }
 
