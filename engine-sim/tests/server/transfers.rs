@@ -71,7 +71,7 @@ impl Pair {
             assert_eq!(engine.validate(&profile), []);
             let config = ServerConfig {
                 engine,
-                model: profile.model.into(),
+                model: profile.model.as_str().into(),
                 max_body_bytes: 1 << 20,
                 prompt_tokens_details: true,
                 on_served: None,
