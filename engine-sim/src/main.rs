@@ -1,10 +1,13 @@
 //! One emulated vLLM engine as a process of its own.
 
+mod args;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use args::FrontendArgs;
 use clap::Parser;
 use engine_sim::core::config::{EngineConfig, Policy};
 use engine_sim::core::engine::Engine;
@@ -34,9 +37,6 @@ struct Cli {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Served model name; the profile's own if not given.
-    #[arg(long)]
-    served_model_name: Option<String>,
     /// Longest request in tokens, prompt and output together.
     #[arg(long)]
     max_model_len: Option<u32>,
@@ -58,7 +58,7 @@ struct Cli {
     /// Blocks of the KV cache.
     #[arg(long)]
     num_gpu_blocks_override: Option<u32>,
-    /// Requests that may wait before further ones are refused with 503.
+    /// Requests that may be open, waiting or running, before further ones are refused with 503.
     #[arg(long)]
     max_num_queued_reqs: Option<u32>,
     /// Turn prefix caching off.
@@ -79,6 +79,8 @@ struct Cli {
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
+    #[command(flatten)]
+    frontend: FrontendArgs,
 }
 
 fn profile(name: &str) -> Result<String, String> {
@@ -123,6 +125,7 @@ fn config(cli: &Cli) -> EngineConfig {
     config.cache.block_size = cli.block_size.unwrap_or(config.cache.block_size);
     config.cache.num_gpu_blocks = cli.num_gpu_blocks_override;
     config.cache.enable_prefix_caching = !cli.no_enable_prefix_caching;
+    cli.frontend.apply(&mut config);
     config
 }
 
@@ -137,10 +140,11 @@ fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
     let profile = LatencyProfile::named(&config.profile).context("the profile was checked")?;
     let pacer = Pacer::start(clock, vec![Engine::new(config.clone(), profile)])?;
     let server = ServerConfig {
-        model: cli.served_model_name.as_deref().unwrap_or(profile.model).into(),
+        model: cli.frontend.model(profile.model).into(),
         engine: config,
         max_body_bytes: 64 << 20,
         prompt_tokens_details: cli.enable_prompt_tokens_details,
+        frontend: cli.frontend.frontend(),
         on_served: None,
     };
     let model = Arc::clone(&server.model);

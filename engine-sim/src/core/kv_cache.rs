@@ -78,7 +78,7 @@ impl KvCache {
     /// The longest chain of cached blocks from the start, over at most all but the last token.
     pub(crate) fn lookup(&self, seq: &Sequence, hits: &mut Vec<BlockIx>) {
         hits.clear();
-        if !self.caching {
+        if !self.caching || seq.new.params.skip_reading_prefix_cache {
             return;
         }
         let most = (seq.num_tokens().saturating_sub(1) / self.block_size) as usize;
@@ -174,6 +174,11 @@ impl KvCache {
         self.pool.release(&seq.blocks);
         seq.blocks.clear();
         seq.registered = 0;
+    }
+
+    /// Forgets the content of all blocks. False, and nothing happens, while any block is held.
+    pub(crate) fn reset(&mut self) -> bool {
+        self.pool.clear()
     }
 
     /// Takes back blocks whose request is gone already.

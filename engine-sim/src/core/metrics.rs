@@ -74,8 +74,11 @@ pub struct EngineMetrics {
     stop: u64,
     length: u64,
     error: u64,
-    /// Requests refused because too many waited.
+    abort: u64,
+    /// Requests refused because too many were open.
     pub admission_rejections_queued_reqs: u64,
+    /// Requests refused because too many prompt tokens were not computed yet.
+    pub admission_rejections_queued_tokens: u64,
     /// Arrival to first token.
     pub time_to_first_token_seconds: Histogram,
     /// Between tokens of a request.
@@ -104,6 +107,10 @@ pub struct EngineMetrics {
     pub request_prefill_kv_computed_tokens: Histogram,
     /// Preemptions per request.
     pub request_num_preemptions: Histogram,
+    /// Longest output of the choices of a prompt.
+    pub request_max_num_generation_tokens: Histogram,
+    /// Choices per prompt.
+    pub request_params_n: Histogram,
 }
 
 const TTFT: [f64; 22] = [
@@ -118,6 +125,7 @@ const E2E: [f64; 21] = [
 ];
 const ITERATION: [u64; 13] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 const PREEMPTIONS: [u64; 7] = [1, 2, 3, 4, 5, 10, 20];
+const CHOICES: [u64; 5] = [1, 2, 5, 10, 20];
 
 impl EngineMetrics {
     /// All zero. Token histograms have a 1-2-5 series up to `max_model_len`.
@@ -134,7 +142,9 @@ impl EngineMetrics {
             stop: 0,
             length: 0,
             error: 0,
+            abort: 0,
             admission_rejections_queued_reqs: 0,
+            admission_rejections_queued_tokens: 0,
             time_to_first_token_seconds: times(&TTFT),
             inter_token_latency_seconds: times(&ITL),
             request_time_per_output_token_seconds: times(&ITL),
@@ -149,16 +159,23 @@ impl EngineMetrics {
             request_params_max_tokens: tokens(),
             request_prefill_kv_computed_tokens: tokens(),
             request_num_preemptions: Histogram::new(Unit::Count, PREEMPTIONS.to_vec()),
+            request_max_num_generation_tokens: tokens(),
+            request_params_n: Histogram::new(Unit::Count, CHOICES.to_vec()),
         }
     }
 
-    /// Requests ended, by reason. A caller's abort is not counted.
-    pub fn request_success(&self) -> [(FinishReason, u64); 3] {
-        [(FinishReason::Stop, self.stop), (FinishReason::Length, self.length), (FinishReason::Error, self.error)]
+    /// Requests ended, by reason. An abort that the caller asked for is not counted, one by the engine is.
+    pub fn request_success(&self) -> [(FinishReason, u64); 4] {
+        [
+            (FinishReason::Stop, self.stop),
+            (FinishReason::Length, self.length),
+            (FinishReason::Error, self.error),
+            (FinishReason::Abort, self.abort),
+        ]
     }
 
     /// All histograms with vLLM's names.
-    pub fn histograms(&self) -> [(&'static str, &Histogram); 14] {
+    pub fn histograms(&self) -> [(&'static str, &Histogram); 16] {
         [
             ("time_to_first_token_seconds", &self.time_to_first_token_seconds),
             ("inter_token_latency_seconds", &self.inter_token_latency_seconds),
@@ -174,6 +191,8 @@ impl EngineMetrics {
             ("request_params_max_tokens", &self.request_params_max_tokens),
             ("request_prefill_kv_computed_tokens", &self.request_prefill_kv_computed_tokens),
             ("request_num_preemptions", &self.request_num_preemptions),
+            ("request_max_num_generation_tokens", &self.request_max_num_generation_tokens),
+            ("request_params_n", &self.request_params_n),
         ]
     }
 
@@ -182,8 +201,14 @@ impl EngineMetrics {
             FinishReason::Stop => self.stop += 1,
             FinishReason::Length => self.length += 1,
             FinishReason::Error => self.error += 1,
-            FinishReason::Abort => {}
+            FinishReason::Abort => self.abort += 1,
         }
+    }
+
+    /// All choices of a prompt ended.
+    pub(crate) fn count_choices(&mut self, n: u32, longest: u32) {
+        self.request_params_n.observe(u64::from(n));
+        self.request_max_num_generation_tokens.observe(u64::from(longest));
     }
 }
 

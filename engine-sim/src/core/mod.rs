@@ -13,3 +13,4 @@ pub mod latency;
 pub mod metrics;
 pub mod scheduler;
 pub mod sequence;
+pub mod tokenizer;

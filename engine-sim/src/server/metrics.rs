@@ -7,22 +7,25 @@ use std::fmt::Write as _;
 use crate::core::engine::Engine;
 use crate::core::metrics::{Histogram, Unit};
 
-/// Writes the metrics of `engine`, which serves `model`.
-pub(super) fn render(engine: &Engine, model: &str) -> String {
+/// Writes the metrics of `engine`, which serves `model`, at the Unix time `now` in seconds. `names` are those of adapters.
+pub(super) fn render(engine: &Engine, model: &str, now: f64, names: &dyn Fn(&[u32]) -> String) -> String {
     let mut page = Page { text: String::with_capacity(16 * 1024), labels: labels(model) };
     gauges(engine, &mut page);
+    loras(engine, now, names, &mut page);
     counters(engine, &mut page);
     for (name, histogram) in engine.metrics().histograms() {
         page.histogram(name, histogram);
     }
-    one_choice(engine, &mut page);
     page.text
 }
 
 /// `model_name="...",engine="0"`, as every metric of vLLM has them.
 fn labels(model: &str) -> String {
-    let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("model_name=\"{escaped}\",engine=\"0\"")
+    format!("model_name=\"{}\",engine=\"0\"", escaped(model))
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 fn gauges(engine: &Engine, page: &mut Page) {
@@ -35,8 +38,10 @@ fn gauges(engine: &Engine, page: &mut Page) {
     }
     page.one("kv_cache_usage_perc", "gauge", now.kv_usage);
     page.head("engine_sleep_state", "gauge");
-    for (state, on) in [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)] {
-        page.line("engine_sleep_state", &format!(",sleep_state=\"{state}\""), on);
+    let asleep = engine.asleep();
+    let level = |n| asleep.any() && asleep.level == n;
+    for (state, on) in [("awake", !asleep.any()), ("weights_offloaded", level(1)), ("discard_all", level(2))] {
+        page.line("engine_sleep_state", &format!(",sleep_state=\"{state}\""), f64::from(u8::from(on)));
     }
     page.head("cache_config_info", "gauge");
     let cache = &engine.config().cache;
@@ -68,28 +73,27 @@ fn counters(engine: &Engine, page: &mut Page) {
     for (reason, n) in m.request_success() {
         page.line("request_success_total", &format!(",finished_reason=\"{}\"", reason.as_str()), n as f64);
     }
-    // vLLM has these from the start; a caller's abort is not counted and nothing looks for repetitions here.
-    for reason in ["abort", "repetition"] {
-        page.line("request_success_total", &format!(",finished_reason=\"{reason}\""), 0.0);
-    }
+    // vLLM has this from the start; nothing looks for repetitions here.
+    page.line("request_success_total", ",finished_reason=\"repetition\"", 0.0);
     page.head("admission_rejections_total", "counter");
     let refused = m.admission_rejections_queued_reqs as f64;
     page.line("admission_rejections_total", ",reason=\"max_num_queued_reqs\"", refused);
+    let refused = m.admission_rejections_queued_tokens as f64;
+    page.line("admission_rejections_total", ",reason=\"max_num_queued_tokens\"", refused);
 }
 
-/// Histograms that say nothing new where every request has one choice.
-fn one_choice(engine: &Engine, page: &mut Page) {
-    let m = engine.metrics();
-    page.histogram("request_max_num_generation_tokens", &m.request_generation_tokens);
-    let requests = m.request_generation_tokens.count();
-    let mut counts = vec![0; N_BOUNDS.len() + 1];
-    counts[0] = requests;
-    let n = Histogram { unit: Unit::Count, bounds: N_BOUNDS.to_vec(), counts, sum: u128::from(requests) };
-    page.histogram("request_params_n", &n);
+/// The adapters in use; only with LoRA. vLLM lists every adapter that has an open request under both labels, as its
+/// `LoRARequestStates` keeps one entry for either; its value is the time. Series of the past, which vLLM keeps, are left out.
+fn loras(engine: &Engine, now: f64, names: &dyn Fn(&[u32]) -> String, page: &mut Page) {
+    let Some(max) = engine.config().lora_slots() else { return };
+    page.head("lora_requests_info", "gauge");
+    let names = escaped(&names(&engine.open_loras()));
+    let _ = writeln!(
+        page.text,
+        "vllm:lora_requests_info{{max_lora=\"{max}\",waiting_lora_adapters=\"{names}\",\
+         running_lora_adapters=\"{names}\"}} {now:?}"
+    );
 }
-
-/// Buckets of `request_params_n` (`vllm/v1/metrics/loggers.py`).
-const N_BOUNDS: [u64; 5] = [1, 2, 5, 10, 20];
 
 struct Page {
     text: String,

@@ -2,8 +2,17 @@
 
 mod answer;
 mod api;
+mod choice;
+mod frontend;
+mod keep_alive;
+mod logprobs;
+mod lora;
 mod metrics;
+mod open;
 pub mod pacing;
+mod request;
+mod schema;
+mod shape;
 mod stop;
 mod validate;
 
@@ -22,6 +31,9 @@ use tokio::net::TcpListener;
 
 use crate::core::config::EngineConfig;
 use crate::core::engine::RequestKey;
+pub use frontend::{ApiKeys, Frontend};
+use lora::Adapters;
+use open::OpenRequests;
 use pacing::EngineHandle;
 
 /// The version of vLLM whose behaviour the emulator follows.
@@ -41,6 +53,8 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Whether usage says how much of the prompt was found in the prefix cache (`--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
+    /// What else the server does differently from vLLM's defaults.
+    pub frontend: Frontend,
     /// Told about the first byte of every answer.
     pub on_served: Option<ServedHook>,
 }
@@ -78,7 +92,12 @@ struct App {
     salt: u64,
     keys: AtomicU64,
     ids: AtomicU64,
-    open: AtomicU64,
+    parents: AtomicU64,
+    open: OpenRequests,
+    frontend: Frontend,
+    adapters: Adapters,
+    /// Names the server's configuration in every answer.
+    fingerprint: Arc<str>,
     on_served: Option<ServedHook>,
 }
 
@@ -94,6 +113,7 @@ impl Server {
         tracer: Tracer,
         clock: RunClock,
     ) -> std::io::Result<Server> {
+        config.engine.tokenizer.load();
         let listener = TcpListener::bind(address).await?;
         let started = clock.anchor().unix_nanos(clock.now());
         let app = App {
@@ -101,16 +121,20 @@ impl Server {
             engine,
             tracer: TracerCell::new(tracer),
             clock,
-            model: config.model,
-            engine_config: config.engine,
             max_body_bytes: config.max_body_bytes,
             prompt_tokens_details: config.prompt_tokens_details,
             started_unix: started / 1_000_000_000,
             salt: mix64(started ^ u64::from(listener.local_addr()?.port())),
             keys: AtomicU64::new(0),
             ids: AtomicU64::new(0),
-            open: AtomicU64::new(0),
+            parents: AtomicU64::new(0),
+            open: OpenRequests::new(&config.frontend),
+            adapters: Adapters::new(config.engine.lora_slots().is_some(), &config.engine.lora_modules),
+            fingerprint: frontend::fingerprint(&config.engine, &config.model),
+            model: config.model,
+            frontend: config.frontend,
             on_served: config.on_served,
+            engine_config: config.engine,
         };
         Ok(Server { listener, app: Arc::new(app) })
     }
@@ -171,16 +195,20 @@ impl App {
         self.clock.anchor().unix_nanos(self.clock.now()) / 1_000_000_000
     }
 
-    fn opened(&self) {
-        self.open.fetch_add(1, Ordering::Relaxed);
+    /// Names for so many prompts in a row.
+    fn next_parents(&self, prompts: usize) -> u64 {
+        self.parents.fetch_add(prompts as u64, Ordering::Relaxed)
     }
 
-    fn closed(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+    /// Whether `model` is the served model, under any of its names.
+    fn serves(&self, model: &str) -> bool {
+        model == &*self.model || self.frontend.aliases.iter().any(|a| &**a == model)
     }
 
-    fn open(&self) -> u64 {
-        self.open.load(Ordering::Relaxed)
+    /// The names of the served model.
+    fn served_names(&self) -> String {
+        let names: Vec<&str> = std::iter::once(&self.model).chain(&self.frontend.aliases).map(|n| &**n).collect();
+        names.join(", ")
     }
 
     fn served(&self, served: &Served) {

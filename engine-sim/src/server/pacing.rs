@@ -14,8 +14,9 @@ use shared::clock::RunClock;
 use shared::time::{Dur, Time};
 use shared::trace::Trail;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
 
-use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
+use crate::core::engine::{Control, Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
 use crate::core::sequence::FinishReason;
 
@@ -121,6 +122,8 @@ struct Cell {
     engine: Engine,
     /// Who waits for a request. Iterated never, so its order shows nowhere.
     open: HashMap<RequestKey, Listener>,
+    /// Who waits for a pause to be complete.
+    pausing: Vec<oneshot::Sender<bool>>,
 }
 
 #[derive(Debug)]
@@ -132,6 +135,15 @@ enum Listener {
 }
 
 impl Cell {
+    /// Answers those who wait for a pause, if it is complete.
+    fn tell_paused(&mut self) {
+        if !self.pausing.is_empty() && !self.engine.is_pausing() {
+            for answer in self.pausing.drain(..) {
+                let _ = answer.send(true);
+            }
+        }
+    }
+
     fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
         let last = match &delivery {
             Delivery::Taken | Delivery::Tokens(_) => false,
@@ -164,6 +176,7 @@ struct Item {
 enum Command {
     Add(Box<NewRequest>, UnboundedSender<Delivery>),
     Abort(RequestKey, Trail<EngineFact>),
+    Control(Control, oneshot::Sender<bool>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -176,7 +189,7 @@ impl Pacer {
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(clock: RunClock, engines: Vec<Engine>) -> std::io::Result<Pacer> {
-        let cells = engines.into_iter().map(|engine| Mutex::new(Cell { engine, open: HashMap::new() })).collect();
+        let cells = engines.into_iter().map(|engine| Mutex::new(Cell { engine, open: HashMap::new(), pausing: Vec::new() })).collect();
         let inner = Arc::new(Inner {
             clock,
             engines: cells,
@@ -228,6 +241,14 @@ impl EngineHandle {
         self.send(at, Command::Abort(key, trail));
     }
 
+    /// Gives an order. The answer says whether it succeeded; that of a pause or sleep comes when it is complete. The channel ends
+    /// without one if the engine is dead.
+    pub fn control(&self, at: Time, order: Control) -> oneshot::Receiver<bool> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(at, Command::Control(order, sender));
+        receiver
+    }
+
     /// Looks at the engine between two steps.
     pub fn inspect<R>(&self, look: impl FnOnce(&Engine) -> R) -> R {
         look(&lock(&self.inner.engines[self.index]).engine)
@@ -271,7 +292,9 @@ impl Drop for Epilogue<'_> {
         drop(unseen);
         let now = self.0.clock.now();
         for cell in &self.0.engines {
-            for (_, listener) in lock(cell).open.drain() {
+            let mut cell = lock(cell);
+            cell.pausing.clear();
+            for (_, listener) in cell.open.drain() {
                 // Its caller has left; that the core will not hear of it changes nothing about that.
                 if let Listener::Aborted(trail) = listener {
                     trail.finish(now);
@@ -298,6 +321,7 @@ impl Inner {
                 let now = self.clock.now();
                 self.due(&mut cell.engine, now, &mut out);
                 deliver(&mut cell, &mut out);
+                cell.tell_paused();
             }
         }
     }
@@ -344,6 +368,16 @@ impl Inner {
                 // The engine was done with it; the end of its answer was not written.
                 None => trail.finish(self.clock.now()),
             },
+            Command::Control(order, answer) => {
+                let pauses = matches!(order, Control::Pause { .. } | Control::Sleep { .. });
+                let done = cell.engine.control(item.at, order);
+                if pauses {
+                    cell.pausing.push(answer);
+                } else {
+                    // Nobody waits for an answer any more: nothing to do.
+                    let _ = answer.send(done);
+                }
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! (placeholders).
 
 mod complete;
+mod pause;
 mod queue;
 mod step;
 
@@ -21,6 +22,7 @@ use crate::core::kv_cache::{KvCache, KvEvent};
 use crate::core::latency::{BatchShape, LatencyProfile};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx, Sequence, Slab, Status};
 
+pub use pause::PauseState;
 use queue::Queue;
 
 /// What a scheduler is built from: plain numbers, checked before.
@@ -78,7 +80,7 @@ impl SchedulerParams {
             watermark_blocks: (s.watermark * f64::from(num_blocks)) as u32,
             async_scheduling: s.async_scheduling,
             prefix_caching: c.enable_prefix_caching,
-            max_loras: config.max_loras,
+            max_loras: config.lora_slots(),
             kv_events: config.enable_kv_cache_events,
             drop_stale_outputs: false,
             defer_frees: false,
@@ -211,6 +213,7 @@ pub struct Scheduler {
     in_flight: VecDeque<Batch>,
     /// Changes whenever the set of running requests does.
     membership: u64,
+    pause: PauseState,
     step: u64,
     sched_seq: u64,
     processed_seq: u64,
@@ -242,6 +245,7 @@ impl Scheduler {
             finished: Vec::new(),
             in_flight: VecDeque::new(),
             membership: 0,
+            pause: PauseState::default(),
             step: 0,
             sched_seq: 0,
             processed_seq: 0,
@@ -297,9 +301,9 @@ impl Scheduler {
         }
     }
 
-    /// Whether a request runs, waits, or an end has not been reported by a `schedule` yet.
+    /// Whether a request that is not held by a pause runs or waits, or an end has not been reported by a `schedule` yet.
     pub fn has_work(&self) -> bool {
-        self.slab.len() > 0 || !self.finished.is_empty()
+        self.has_unpaused() || !self.finished.is_empty()
     }
 
     /// Batches scheduled and not completed.

@@ -1,4 +1,4 @@
-//! The pages beside the generation endpoints: health, models, metrics.
+//! The pages beside the generation endpoints: health, version, load, metrics.
 
 use std::sync::Arc;
 
@@ -8,28 +8,25 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
 use super::json;
-use crate::server::{App, metrics as page};
+use crate::server::{App, VLLM_VERSION, metrics as page};
 
 /// 200, or 503 once the engine is dead.
 pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
     if app.engine.alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.engine.inspect(|engine| page::render(engine, &app.model));
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+pub(super) async fn version() -> Response {
+    json(format!("{{\"version\":\"{VLLM_VERSION}\"}}"))
 }
 
-pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
-    let (id, created) = (&*app.model, app.started_unix);
-    let permission = serde_json::json!({
-        "id": format!("modelperm-{:016x}", app.salt), "object": "model_permission", "created": created,
-        "allow_create_engine": false, "allow_sampling": true, "allow_logprobs": true, "allow_search_indices": false,
-        "allow_view": true, "allow_fine_tuning": false, "organization": "*", "group": null, "is_blocking": false,
-    });
-    let card = serde_json::json!({
-        "id": id, "object": "model", "created": created, "owned_by": "vllm", "root": id, "parent": null,
-        "max_model_len": app.max_model_len, "permission": [permission],
-    });
-    json(serde_json::json!({"object": "list", "data": [card]}).to_string())
+/// Requests under way, or 0 where nobody counts.
+pub(super) async fn load(State(app): State<Arc<App>>) -> Response {
+    json(format!("{{\"server_load\":{}}}", app.open.count()))
+}
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let now = app.clock.anchor().unix_nanos(app.clock.now()) as f64 / 1e9;
+    let names = |loras: &[u32]| app.adapters.names(loras);
+    let text = app.engine.inspect(|engine| page::render(engine, &app.model, now, &names));
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
