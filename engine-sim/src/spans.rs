@@ -121,8 +121,7 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
                     .set_some("vllm.request.priority", *priority);
             }
             EngineFact::Adapter(name) => {
-                // The adapter's name is the model that was asked for.
-                self.root.set("gen_ai.request.model", name).set("vllm.lora.name", name);
+                self.root.set("vllm.lora.name", name);
             }
             EngineFact::InputsProcessed { started, prompt_tokens, truncated } => {
                 self.inputs_processed(cx, at, *started, *prompt_tokens, *truncated);

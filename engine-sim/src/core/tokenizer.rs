@@ -202,7 +202,10 @@ mod tests {
                 assert_eq!(encoded(tokenizer, &text), ids, "{name}");
                 let bytes: usize = (0..300).map(|i| tokenizer.filler_bytes(content, i)).sum();
                 assert_eq!(bytes, text.len(), "{name}");
-                assert!(!text.contains(['"', '\\']) && text.chars().all(|c| !c.is_control()), "filler needs no escapes");
+                assert!(
+                    !text.contains(['"', '\\']) && text.chars().all(|c| !c.is_control()),
+                    "filler needs no escapes"
+                );
             }
         }
     }

@@ -96,7 +96,14 @@ pub(super) struct CompletionLogprobs {
 
 impl CompletionLogprobs {
     /// Adds a token; the first of a prompt has no figures. `offset` is where its text begins, in characters, and is moved on.
-    pub(super) fn push(&mut self, names: Names, token: TokenId, scored: Option<&Scored>, told: u32, offset: &mut usize) {
+    pub(super) fn push(
+        &mut self,
+        names: Names,
+        token: TokenId,
+        scored: Option<&Scored>,
+        told: u32,
+        offset: &mut usize,
+    ) {
         let name = names.of(token);
         self.offsets.push(*offset);
         *offset += name.chars().count();

@@ -96,7 +96,11 @@ impl Adapters {
         if !self.enabled {
             return Err(Refused::Engine("LoRA is not enabled. Use --enable-lora to enable LoRA."));
         }
-        if known.load(name, path, None) { Ok(()) } else { Err(Refused::Engine("This emulator tells 65536 names apart.")) }
+        if known.load(name, path, None) {
+            Ok(())
+        } else {
+            Err(Refused::Engine("This emulator tells 65536 names apart."))
+        }
     }
 
     /// Forgets an adapter; requests that run with it go on.

@@ -189,7 +189,10 @@ impl Pacer {
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(clock: RunClock, engines: Vec<Engine>) -> std::io::Result<Pacer> {
-        let cells = engines.into_iter().map(|engine| Mutex::new(Cell { engine, open: HashMap::new(), pausing: Vec::new() })).collect();
+        let cells = engines
+            .into_iter()
+            .map(|engine| Mutex::new(Cell { engine, open: HashMap::new(), pausing: Vec::new() }))
+            .collect();
         let inner = Arc::new(Inner {
             clock,
             engines: cells,

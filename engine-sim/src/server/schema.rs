@@ -212,22 +212,29 @@ fn convert(value: &Value, kind: Kind) -> Result<Value, (&'static str, &'static s
             Value::Number(n) if n.is_i64() => Ok(value.clone()),
             Value::Number(n) => match n.as_f64() {
                 Some(f) if f.fract() == 0.0 && f.abs() < 9.0e15 => Ok(Value::from(f as i64)),
-                Some(f) if f.fract() == 0.0 => Err(("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")),
+                Some(f) if f.fract() == 0.0 => {
+                    Err(("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size"))
+                }
                 _ => Err(("int_from_float", "Input should be a valid integer, got a number with a fractional part")),
             },
             Value::Bool(b) => Ok(Value::from(i64::from(*b))),
-            Value::String(text) => text.trim().parse::<i64>().map(Value::from).map_err(|_| {
-                ("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
-            }),
+            Value::String(text) => {
+                text.trim().parse::<i64>().map(Value::from).map_err(|_| {
+                    ("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
+                })
+            }
             Value::Null | Value::Array(_) | Value::Object(_) => Err(("int_type", "Input should be a valid integer")),
         },
         Kind::Float => match value {
             Value::Number(_) => Ok(value.clone()),
             Value::Bool(b) => Ok(Value::from(f64::from(u8::from(*b)))),
-            Value::String(text) => text.trim().parse::<f64>().ok().filter(|f| f.is_finite()).map(Value::from).ok_or((
-                "float_parsing",
-                "Input should be a valid number, unable to parse string as a number",
-            )),
+            Value::String(text) => text
+                .trim()
+                .parse::<f64>()
+                .ok()
+                .filter(|f| f.is_finite())
+                .map(Value::from)
+                .ok_or(("float_parsing", "Input should be a valid number, unable to parse string as a number")),
             Value::Null | Value::Array(_) | Value::Object(_) => Err(("float_type", "Input should be a valid number")),
         },
         Kind::Bool => match value {

@@ -356,7 +356,8 @@ impl Shape {
             out.push_str(&text[1..text.len() - 1]);
         }
         self.write_delta(choice, 0, to, Some(&end), out);
-        let message = "\",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null,\"reasoning\":null}";
+        let message =
+            "\",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null,\"reasoning\":null}";
         out.push_str(if self.api == Api::Chat { message } else { "\"" });
         out.push_str(",\"logprobs\":");
         self.write_logprobs(choice, 0, to, out);

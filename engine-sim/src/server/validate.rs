@@ -201,7 +201,8 @@ fn check_salt(salt: Option<&str>) -> Result<(), ApiError> {
         return Err(ApiError::about("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt"));
     }
     if salt.chars().count() > 128 || salt.contains(['@', '/', '\\', '\0']) {
-        let text = "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL.";
+        let text =
+            "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL.";
         return Err(ApiError::about(text, "cache_salt"));
     }
     Ok(())
@@ -225,9 +226,7 @@ fn details(api: Api, body: &Body<'_>) -> Option<Box<Details>> {
     let token_ids = body.return_token_ids.unwrap_or(false);
     let told = match (api, body.logprobs) {
         (Api::Completions, logprobs) => logprobs.map(|l| l.count()),
-        (Api::Chat, logprobs) => {
-            logprobs.filter(|l| l.count() == 1).map(|_| body.top_logprobs.unwrap_or(0))
-        }
+        (Api::Chat, logprobs) => logprobs.filter(|l| l.count() == 1).map(|_| body.top_logprobs.unwrap_or(0)),
     };
     let of_prompt = match api {
         Api::Completions => body.prompt_logprobs.or(told.filter(|_| echo)),
@@ -307,12 +306,7 @@ fn several<T>(
 }
 
 /// Appends the tokens of a chat.
-pub(super) fn tokenize_chat(
-    tokenizer: Tokenizer,
-    messages: &[Message<'_>],
-    prompting: bool,
-    out: &mut Vec<TokenId>,
-) {
+pub(super) fn tokenize_chat(tokenizer: Tokenizer, messages: &[Message<'_>], prompting: bool, out: &mut Vec<TokenId>) {
     tokenizer.encode_chat(messages.iter().map(|m| (&*m.role, text_of(m))), prompting, out);
 }
 
@@ -412,7 +406,9 @@ impl Chooser<'_> {
         let mut rest = Vec::with_capacity(choices - 1);
         for prompt in 0..prompts.len() {
             let most = prompt.checked_sub(1).map_or(first_most, |i| max_tokens[i]);
-            rest.extend((0..self.n).filter(|j| prompt > 0 || *j > 0).map(|j| self.part(prompts, prompt, j, most, parent)));
+            rest.extend(
+                (0..self.n).filter(|j| prompt > 0 || *j > 0).map(|j| self.part(prompts, prompt, j, most, parent)),
+            );
         }
         Ok((first, rest))
     }

@@ -6,7 +6,8 @@ use serde_json::json;
 use crate::harness::{COMPLETIONS, Running, instant, paced};
 
 fn with_adapters(engine: EngineConfig) -> EngineConfig {
-    let module = |name: &str| LoraModule { name: name.into(), path: format!("/adapters/{name}"), base_model_name: None };
+    let module =
+        |name: &str| LoraModule { name: name.into(), path: format!("/adapters/{name}"), base_model_name: None };
     EngineConfig { lora_modules: vec![module("sql"), module("chat")], ..engine }
 }
 
@@ -37,7 +38,8 @@ async fn an_adapter_waits_for_its_place_and_nobody_behind_it_does() {
     // One adapter in a batch is vLLM's default.
     let server = Running::start(with_adapters(paced())).await;
     let body = |model: &str| {
-        json!({"model": model, "prompt": "hello", "max_tokens": 100_000, "ignore_eos": true, "stream": true}).to_string()
+        json!({"model": model, "prompt": "hello", "max_tokens": 100_000, "ignore_eos": true, "stream": true})
+            .to_string()
     };
     let first = server.send(server.request(COMPLETIONS, body("sql"))).await;
     server.until("running", |s| s.running == 1).await;
@@ -48,7 +50,10 @@ async fn an_adapter_waits_for_its_place_and_nobody_behind_it_does() {
     let page = server.get("/metrics").await.text;
     let info = page.lines().find(|l| l.starts_with("vllm:lora_requests_info{")).unwrap();
     let (labels, time) = info.rsplit_once(' ').unwrap();
-    assert_eq!(labels, r#"vllm:lora_requests_info{max_lora="1",waiting_lora_adapters="sql,chat",running_lora_adapters="sql,chat"}"#);
+    assert_eq!(
+        labels,
+        r#"vllm:lora_requests_info{max_lora="1",waiting_lora_adapters="sql,chat",running_lora_adapters="sql,chat"}"#
+    );
     assert!(time.parse::<f64>().unwrap() > 1.7e9);
     drop(first);
     server.until("its turn", |s| s.running == 2 && s.waiting == 0).await;

@@ -16,8 +16,11 @@ async fn choices_differ_and_repeat_themselves() {
         let mut body = json!({"prompt": "hello world", "max_tokens": 4, "n": 3, "ignore_eos": true});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let answer = server.json(COMPLETIONS, &body.to_string()).await;
-        assert_eq!(answer["usage"], json!({"prompt_tokens": 3, "total_tokens": 15, "completion_tokens": 12,
-            "prompt_tokens_details": null, "completion_tokens_details": null}));
+        assert_eq!(
+            answer["usage"],
+            json!({"prompt_tokens": 3, "total_tokens": 15, "completion_tokens": 12,
+            "prompt_tokens_details": null, "completion_tokens_details": null})
+        );
         texts(&answer)
     };
     let some = ask(json!({})).await;
@@ -84,13 +87,14 @@ async fn each_choice_has_a_span_below_the_caller() {
     server.exchange(request).await;
     let spans = server.stop().await;
     let roots: Vec<_> = spans.iter().filter(|s| s.name == "vllm.engine.request").collect();
-    let mut ids: Vec<&str> = roots.iter().map(|s| s.get("gen_ai.request.id").and_then(|v| v.as_str()).unwrap()).collect();
+    let mut ids: Vec<&str> =
+        roots.iter().map(|s| s.get("gen_ai.request.id").and_then(|v| v.as_str()).unwrap()).collect();
     ids.sort_unstable();
     // The first one has the name of the whole; the others are vLLM's: choice and prompt beside it.
     assert_eq!(ids, ["0_cmpl-r-1-1", "1_cmpl-r-1-0", "1_cmpl-r-1-1", "cmpl-r-1"]);
     for span in roots {
         assert_eq!(span.parent.map(|p| p.to_string()).as_deref(), Some("b7ad6b7169203331"));
-        assert_eq!(span.get("gen_ai.usage.output_tokens").and_then(|v| v.as_i64()), Some(2), "{span:?}");
+        assert_eq!(span.get("gen_ai.usage.output_tokens").and_then(|v| v.as_int()), Some(2), "{span:?}");
     }
 }
 
@@ -106,5 +110,8 @@ async fn choices_take_places_and_leave_together() {
     assert_eq!(server.post(COMPLETIONS, &body(1)).await.status, 503);
     drop(open);
     server.until("idle", |s| s.running + s.waiting == 0).await;
-    assert_eq!(server.json(COMPLETIONS, r#"{"prompt":"hello","n":3,"max_tokens":1}"#).await["object"], "text_completion");
+    assert_eq!(
+        server.json(COMPLETIONS, r#"{"prompt":"hello","n":3,"max_tokens":1}"#).await["object"],
+        "text_completion"
+    );
 }

@@ -29,7 +29,8 @@ async fn log_probabilities_of_a_chat() {
     let server = Running::start(instant()).await;
     let ask = async |stream: bool, top: u32| {
         let message = json!([{"role": "user", "content": "hello"}]);
-        let body = json!({"messages": message, "max_tokens": 2, "logprobs": true, "top_logprobs": top, "stream": stream});
+        let body =
+            json!({"messages": message, "max_tokens": 2, "logprobs": true, "top_logprobs": top, "stream": stream});
         if stream {
             let chunks = chunks(&server.events(CHAT, &body.to_string()).await);
             chunks[1]["choices"][0]["logprobs"]["content"].clone()

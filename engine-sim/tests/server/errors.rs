@@ -43,7 +43,10 @@ async fn validation_errors_name_the_first_field_and_count_all() {
     };
     let (param, message) = error(r#"{"messages":[{"role":1},{"role":"user","content":{}}],"n":"canary"}"#).await;
     assert_eq!(param, "body.messages.0.role");
-    assert!(message.starts_with("4 validation errors:\n  {'type': 'string_type', 'loc': 'body.messages.0.role',"), "{message}");
+    assert!(
+        message.starts_with("4 validation errors:\n  {'type': 'string_type', 'loc': 'body.messages.0.role',"),
+        "{message}"
+    );
     let many = json!({"messages": vec![json!({}); 12]}).to_string();
     let (_, message) = error(&many).await;
     assert_eq!(message.lines().count(), 12);

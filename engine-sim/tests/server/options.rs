@@ -35,7 +35,8 @@ async fn answers_tell_their_times() {
 #[tokio::test]
 async fn usage_can_be_told_to_everybody() {
     let server = Running::with(instant(), |c| c.frontend.force_include_usage = true).await;
-    let events = server.events(CHAT, r#"{"messages":[{"role":"user","content":"hell"}],"max_tokens":1,"stream":true}"#).await;
+    let events =
+        server.events(CHAT, r#"{"messages":[{"role":"user","content":"hell"}],"max_tokens":1,"stream":true}"#).await;
     insta::assert_snapshot!(timeless(&events[0]), @r#"{"id":"chatcmpl-r-1","object":"chat.completion.chunk","created":T,"model":"igsim/instant","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":{"prompt_tokens":1,"total_tokens":1,"completion_tokens":0,"completion_tokens_details":null},"prompt_token_ids":null,"prompt_text":null}"#);
     let told = chunks(&events).iter().all(|c| c["usage"]["prompt_tokens"] == 1);
     assert!(told, "{events:?}");
@@ -93,7 +94,8 @@ async fn a_backlog_of_prompts_is_refused() {
     let waiting = format!(r#"{{"prompt":"{prompt}","max_tokens":100000,"ignore_eos":true,"stream":true}}"#);
     let waiting = server.send(server.request(COMPLETIONS, waiting)).await;
     let refused = server.post(COMPLETIONS, r#"{"prompt":"a"}"#).await;
-    let text = "The engine has reached its prefill token backlog limit. Please try again later or on a different instance.";
+    let text =
+        "The engine has reached its prefill token backlog limit. Please try again later or on a different instance.";
     assert_eq!(refused.status, 503);
     assert!(refused.text.contains(text), "{}", refused.text);
     let counted = r#"vllm:admission_rejections_total{model_name="meta-llama/Llama-3.1-8B-Instruct",engine="0",reason="max_num_queued_tokens"}"#;

@@ -5,7 +5,7 @@
 
 use shared::time::Time;
 
-use super::{Engine, Plan, RequestKey};
+use super::{Engine, Plan, RequestKey, notes};
 use crate::core::scheduler::PauseState;
 use crate::core::sequence::FinishReason;
 
@@ -112,7 +112,7 @@ impl Engine {
                 true
             }
             Control::WakeUp { weights, kv_cache } => self.wake_up(weights, kv_cache),
-            Control::ResetPrefixCache { running } => self.scheduler.reset_prefix_cache(running),
+            Control::ResetPrefixCache { running } => self.forget_cache(running),
             Control::Abort(keys) => {
                 keys.into_iter().for_each(|key| self.abort(now, key));
                 true
@@ -157,12 +157,25 @@ impl Engine {
         {
             self.controlled.pending = None;
             if pending.clear_cache {
-                self.scheduler.reset_prefix_cache(true);
+                self.forget_cache(true);
             }
             if pending.sleep > 0 {
                 self.controlled.asleep = Asleep { level: pending.sleep, weights: true, kv_cache: true };
             }
         }
+    }
+
+    /// Forgets the prefix cache; false if blocks are held. With `preempt` running requests give theirs up.
+    fn forget_cache(&mut self, preempt: bool) -> bool {
+        let preempted = if preempt { self.scheduler.preempt_running() } else { Vec::new() };
+        for ix in preempted {
+            self.metrics.num_preemptions += 1;
+            if let Some(open) = &mut self.open[ix.0 as usize] {
+                open.stats.preemptions += 1;
+                notes::preempted(open, 0, self.core_time);
+            }
+        }
+        self.scheduler.reset_prefix_cache()
     }
 
     fn pause(&mut self, now: Time, mode: PauseMode, then: Pending) {

@@ -33,8 +33,8 @@ use control::Controlled;
 use families::Families;
 
 pub use crate::core::hasher::{PreparedPrompt, prepare_prompt};
-pub use control::{Asleep, Control, PauseMode};
 pub use api::{Input, NewRequest, Output, RejectReason, RequestKey, RequestStats, Snapshot};
+pub use control::{Asleep, Control, PauseMode};
 
 /// One engine.
 #[derive(Debug)]

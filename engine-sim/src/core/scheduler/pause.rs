@@ -43,15 +43,20 @@ impl Scheduler {
         }
     }
 
-    /// Forgets the prefix cache. With `preempt_running` running requests give their blocks up and compute everything again when
-    /// they are resumed; their tokens in flight are discarded. False, and the cache stays, while blocks are held.
-    pub fn reset_prefix_cache(&mut self, preempt_running: bool) -> bool {
+    /// Forgets the prefix cache. False, and the cache stays, while blocks are held.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.kv.reset()
+    }
+
+    /// Takes the blocks of all running requests: they compute everything again when they are resumed, and their tokens in flight
+    /// are discarded. Returns them.
+    pub fn preempt_running(&mut self) -> Vec<SeqIx> {
         let mut unseen = Batch::default();
-        while preempt_running && let Some(ix) = self.running.pop() {
+        while let Some(ix) = self.running.pop() {
             self.preempt(ix, &mut unseen);
             self.slab[ix].drop_stale = true;
         }
-        self.kv.reset()
+        unseen.preempted.into_iter().map(|(ix, _)| ix).collect()
     }
 
     /// Adapters that requests run with or wait for, each once, by number.

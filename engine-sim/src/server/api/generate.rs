@@ -19,6 +19,7 @@ use crate::core::facts::{EngineFact, Operation};
 use crate::server::App;
 use crate::server::answer::Answer;
 use crate::server::choice::{Broken, Choice, ChoiceText};
+use crate::server::lora::Adapter;
 use crate::server::schema::{read as read_value, with_body};
 use crate::server::shape::{Asked, PromptTokens, Shape};
 use crate::server::validate::{Part, Plan, accept, model_name};
@@ -90,25 +91,23 @@ impl<'a> Entry<'a> {
     fn new(app: &'a Arc<App>, api: Api, headers: &'a HeaderMap, received: Time) -> Entry<'a> {
         let id = request_id(app, api, headers);
         let (_, trail) = app.tracer.load().start::<EngineFact>(headers, received);
-        let entry = Entry { app, api, headers, received, id, trail };
-        entry.note_received(&entry.trail, || entry.id.clone());
-        entry
+        Entry { app, api, headers, received, id, trail }
     }
 
-    fn note_received(&self, trail: &Trail<EngineFact>, id: impl FnOnce() -> RequestId) {
+    /// Notes which model and request it is; only the body says the model, and where it cannot be read it is the served one.
+    fn note_received(&self, trail: &Trail<EngineFact>, model: Option<&Adapter>, id: impl FnOnce() -> RequestId) {
         trail.annotate(self.received, || EngineFact::Received {
-            model: Arc::clone(&self.app.model),
+            model: model_name(self.app, model),
             request: id(),
             operation: self.api.operation(),
         });
     }
 
     fn refuse(&self, error: ApiError) -> ApiError {
+        self.note_received(&self.trail, None, || self.id.clone());
         let now = self.app.clock.now();
-        self.trail.note(now, || EngineFact::Failed {
-            error_type: error.error_type(),
-            http_status: error.status.as_u16(),
-        });
+        self.trail
+            .note(now, || EngineFact::Failed { error_type: error.error_type(), http_status: error.status.as_u16() });
         self.trail.clone().finish(now);
         error
     }
@@ -120,6 +119,7 @@ impl<'a> Entry<'a> {
         let body_read = app.clock.now();
         let (mut plan, first, rest) = with_body(self.api, &body, |body| accept(app, self.api, self.headers, body))?;
         drop(body);
+        self.note_received(&self.trail, plan.lora.as_ref(), || self.id.clone());
         let prepared = prepare_prompt(&app.engine_config.cache, &plan.prompts.first, &plan.extra);
         let further = (!rest.is_empty()).then(|| prepared.clone());
         let trail = self.trail.clone();
@@ -160,11 +160,10 @@ impl<'a> Entry<'a> {
             of_prompt += 1;
             if part.prompt != prompt {
                 (prompt, of_prompt) = (part.prompt, 0);
-                prepared =
-                    prepare_prompt(&self.app.engine_config.cache, plan.prompts.get(prompt), &plan.extra);
+                prepared = prepare_prompt(&self.app.engine_config.cache, plan.prompts.get(prompt), &plan.extra);
             }
             let (_, trail) = self.app.tracer.load().start::<EngineFact>(self.headers, self.received);
-            self.note_received(&trail, || {
+            self.note_received(&trail, plan.lora.as_ref(), || {
                 let id = &self.id;
                 let of_prompt = (plan.n > 1).then(|| format!("{of_prompt}_")).unwrap_or_default();
                 let prompt = (!plan.prompts.rest.is_empty()).then(|| format!("-{prompt}")).unwrap_or_default();
