@@ -23,6 +23,7 @@ impl Fact for EngineFact {
             | EngineFact::Failed { .. }
             | EngineFact::Decoded(_)
             | EngineFact::DecodeTimes(_)
+            | EngineFact::Fault(_)
             | EngineFact::Finished(_) => true,
             EngineFact::Received { .. }
             | EngineFact::Asked { .. }
@@ -139,6 +140,9 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             EngineFact::DecodeTimes(times) => self.decode_times(times),
             EngineFact::Preempted => {
                 self.root.event("vllm.preempted", at, &[]);
+            }
+            EngineFact::Fault(kind) => {
+                self.root.event("vllm.fault_injected", at, &[("vllm.fault.kind", Val::Static(kind.as_str()))]);
             }
             EngineFact::Finished(end) => self.finished(at, end),
         }

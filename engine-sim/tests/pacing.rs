@@ -101,7 +101,7 @@ fn step(engine: &mut Engine, work: impl FnOnce(&mut Engine)) {
 fn ends(outputs: &[Output]) -> Vec<(u64, FinishReason, RequestStats)> {
     let end = |o: &Output| match o {
         Output::Finished { key, reason, stats, .. } => Some((key.0, *reason, **stats)),
-        Output::Tokens { .. } | Output::Rejected { .. } => None,
+        Output::Tokens { .. } | Output::Rejected { .. } | Output::Broken { .. } => None,
     };
     outputs.iter().filter_map(end).collect()
 }
@@ -239,7 +239,7 @@ async fn deliveries(mut channel: UnboundedReceiver<Delivery>) -> Vec<Delivery> {
 fn tokens(deliveries: &[Delivery]) -> Vec<u32> {
     let of = |d: &Delivery| match d {
         Delivery::Tokens(n) | Delivery::Finished { tokens: n, .. } => Some(*n),
-        Delivery::Taken | Delivery::Rejected(_) => None,
+        Delivery::Taken | Delivery::Rejected(_) | Delivery::Broken(_) => None,
     };
     deliveries.iter().filter_map(of).collect()
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 
+use crate::core::faults::FaultKind;
 use crate::core::sequence::FinishReason;
 
 /// A fact about one request; the time it is noted at is given with each variant.
@@ -82,6 +83,8 @@ pub enum EngineFact {
     DecodeTimes(TokenTimes),
     /// Core, at the start of the scheduling pass that preempted the request.
     Preempted,
+    /// Core, when a fault begins that the request suffers or when it arrives during one; server, when a fault strikes it alone.
+    Fault(FaultKind),
     /// Core, when the last token is handed to the stream.
     Finished(FinishFact),
 }

@@ -6,6 +6,7 @@ pub mod block_pool;
 pub mod config;
 pub mod engine;
 pub mod facts;
+pub mod faults;
 pub mod filler;
 pub mod hasher;
 pub mod kv_cache;

@@ -64,7 +64,7 @@ impl Choice {
     pub(super) async fn taken(&mut self) -> Result<(), Broken> {
         match self.output.recv().await {
             Some(Delivery::Rejected(reason)) => Err(Broken::Rejected(reason)),
-            None => Err(Broken::Dead),
+            Some(Delivery::Broken(_)) | None => Err(Broken::Dead),
             first @ Some(Delivery::Taken | Delivery::Tokens(_) | Delivery::Finished { .. }) => {
                 self.held = first;
                 Ok(())
@@ -111,7 +111,7 @@ impl Choice {
                 }
             }
             Some(Delivery::Rejected(reason)) => return Err(Broken::Rejected(reason)),
-            None => return Err(Broken::Dead),
+            Some(Delivery::Broken(_)) | None => return Err(Broken::Dead),
         }
         Ok(())
     }

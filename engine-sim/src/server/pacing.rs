@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::core::engine::{Control, Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
+use crate::core::faults::Down;
 use crate::core::sequence::FinishReason;
 
 /// A step this late counts against the run.
@@ -40,7 +41,7 @@ pub struct EngineHandle {
     index: usize,
 }
 
-/// What a request's channel carries. `Finished` and `Rejected` are the last; a channel that ends without one says that the
+/// What a request's channel carries. `Finished`, `Rejected` and `Broken` are the last; a channel that ends without one says that the
 /// engine is dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -59,6 +60,8 @@ pub enum Delivery {
     },
     /// The request was not taken.
     Rejected(RejectReason),
+    /// The engine went down.
+    Broken(Down),
 }
 
 /// How well the pacing kept its planned times.
@@ -147,7 +150,7 @@ impl Cell {
     fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
         let last = match &delivery {
             Delivery::Taken | Delivery::Tokens(_) => false,
-            Delivery::Finished { .. } | Delivery::Rejected(_) => true,
+            Delivery::Finished { .. } | Delivery::Rejected(_) | Delivery::Broken(_) => true,
         };
         if let Some(Listener::Stream(sender)) = self.open.get(&key) {
             // A receiver that is gone has sent an abort, or will.
@@ -423,6 +426,7 @@ fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
                 Delivery::Finished { tokens: std::mem::take(&mut tokens), reason, stats }
             }
             Output::Rejected { reason, .. } => Delivery::Rejected(reason),
+            Output::Broken { down, .. } => Delivery::Broken(down),
         };
         cell.send(key, at, delivery);
     }

@@ -87,6 +87,10 @@ impl Rig {
                     trail.note(at, || failed);
                     trail.clone().finish(at);
                 }
+                Output::Broken { at, down, .. } => {
+                    trail.note(at, || EngineFact::Failed { error_type: down.error_type(), http_status: 500 });
+                    trail.clone().finish(at);
+                }
             }
         }
         self.trails.clear();

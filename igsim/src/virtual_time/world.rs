@@ -430,6 +430,12 @@ impl<'a> World<'a> {
                 std::mem::take(&mut flight.engine_trail).finish(at);
                 self.push(at + to_gateway, Event::Refused { slot, status });
             }
+            EngineOutput::Broken { at, down, .. } => {
+                let flight = self.flight(slot);
+                flight.engine_trail.note(at, || EngineFact::Failed { error_type: down.error_type(), http_status: 500 });
+                std::mem::take(&mut flight.engine_trail).finish(at);
+                self.push(at + to_gateway, Event::Refused { slot, status: 500 });
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use shared::tokens::ContentId;
 use shared::trace::Trail;
 
 use crate::core::facts::EngineFact;
+use crate::core::faults::Down;
 use crate::core::hasher::PreparedPrompt;
 use crate::core::sequence::{FinishReason, SamplingParams};
 
@@ -42,7 +43,7 @@ pub enum Input {
     Abort(RequestKey),
 }
 
-/// Something an engine hands over. Each request ends with exactly one `Finished` or `Rejected`.
+/// Something an engine hands over. Each request ends with exactly one `Finished`, `Rejected` or `Broken`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Tokens for a stream.
@@ -74,20 +75,43 @@ pub enum Output {
         /// Why.
         reason: RejectReason,
     },
+    /// The engine went down with the request in it, or was down when it came.
+    Broken {
+        /// The request.
+        key: RequestKey,
+        /// When.
+        at: Time,
+        /// How: whether its caller is told.
+        down: Down,
+    },
 }
 
 impl Output {
     /// When it is handed over.
     pub const fn at(&self) -> Time {
         match self {
-            Output::Tokens { at, .. } | Output::Finished { at, .. } | Output::Rejected { at, .. } => *at,
+            Output::Tokens { at, .. }
+            | Output::Finished { at, .. }
+            | Output::Rejected { at, .. }
+            | Output::Broken { at, .. } => *at,
         }
     }
 
     /// The request it belongs to.
     pub const fn key(&self) -> RequestKey {
         match self {
-            Output::Tokens { key, .. } | Output::Finished { key, .. } | Output::Rejected { key, .. } => *key,
+            Output::Tokens { key, .. }
+            | Output::Finished { key, .. }
+            | Output::Rejected { key, .. }
+            | Output::Broken { key, .. } => *key,
+        }
+    }
+
+    /// Whether the request ends with it.
+    pub const fn is_last(&self) -> bool {
+        match self {
+            Output::Tokens { .. } => false,
+            Output::Finished { .. } | Output::Rejected { .. } | Output::Broken { .. } => true,
         }
     }
 }

@@ -10,6 +10,7 @@
 mod api;
 mod control;
 mod families;
+mod faults;
 mod notes;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,6 +24,7 @@ use shared::trace::Trail;
 
 use crate::core::config::EngineConfig;
 use crate::core::facts::EngineFact;
+use crate::core::faults::Faults;
 use crate::core::kv_cache::KvEvent;
 use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
@@ -62,6 +64,8 @@ pub struct Engine {
     backlog: u64,
     families: Families,
     controlled: Controlled,
+    /// What goes wrong, if anything shall.
+    faults: Option<Box<Faults>>,
 }
 
 /// What the core does next.
@@ -131,6 +135,7 @@ impl Engine {
             backlog: 0,
             families: Families::default(),
             controlled: Controlled::default(),
+            faults: None,
         }
     }
 
@@ -148,10 +153,7 @@ impl Engine {
         match input {
             Input::Add(request) => match self.refusal(&request) {
                 Some(reason) => self.refuse(now, &request, reason),
-                None => {
-                    self.backlog += u64::from(request.prompt.tokens);
-                    self.inbox.push_back((now, Input::Add(request)));
-                }
+                None => self.admit(now, request),
             },
             Input::Abort(key) => self.inbox.push_back((now, Input::Abort(key))),
         }
@@ -160,14 +162,18 @@ impl Engine {
     /// When [`Engine::advance`] has something to do; `None` when the engine is idle.
     pub fn next_wakeup(&self) -> Option<Time> {
         let output = self.outbox.front().map(Output::at);
-        output.into_iter().chain(self.next_event()).min()
+        output.into_iter().chain(self.next_event()).chain(self.next_fault()).min()
     }
 
     /// Does everything that is due at `now` and appends what is handed over by then to `out`, in planned order.
     pub fn advance(&mut self, now: Time, out: &mut Vec<Output>) {
-        while let Some(at) = self.next_event()
-            && at <= now
-        {
+        loop {
+            let event = self.next_event();
+            // What goes wrong at a time goes wrong before what happens at it.
+            if self.suffer(event.map_or(now, |at| at.min(now))) {
+                continue;
+            }
+            let Some(at) = event.filter(|at| *at <= now) else { break };
             self.core_time = self.core_time.max(at);
             match self.plan {
                 Plan::Idle | Plan::Turn(_) => self.turn(at),
@@ -227,9 +233,24 @@ impl Engine {
     }
 
     fn next_event(&self) -> Option<Time> {
-        match self.plan {
-            Plan::Idle => self.inbox.front().map(|(at, _)| (*at).max(self.core_time)),
+        let planned = match self.plan {
+            Plan::Idle => self.inbox.front().map(|(at, _)| *at),
             Plan::Turn(at) | Plan::Complete(at) => Some(at),
+        };
+        // What a hang held back happens when it is over.
+        let planned = planned?.max(self.core_time);
+        self.faults.as_deref().map_or(Some(planned), |faults| faults.released(planned))
+    }
+
+    /// Takes a request in, unless nobody is there.
+    fn admit(&mut self, now: Time, request: Box<NewRequest>) {
+        self.tell(now, &request);
+        match self.down() {
+            Some(down) => self.emit(Output::Broken { key: request.key, at: now, down }),
+            None => {
+                self.backlog += u64::from(request.prompt.tokens);
+                self.inbox.push_back((now, Input::Add(request)));
+            }
         }
     }
 
@@ -350,7 +371,7 @@ impl Engine {
         let batch = self.scheduler.schedule();
         let cost = self.profile.schedule_cost(&batch.shape);
         let end = start + cost.total();
-        let step_ps = self.profile.step_ps(&batch.shape);
+        let step_ps = faults::slowed(self.faults.as_deref(), self.profile.step_ps(&batch.shape));
         let flight = plan_step(&mut self.run, self.gpu_free, end, batch.composition, step_ps);
         self.gpu_free = flight.ready;
         let tokens = batch.total_tokens();

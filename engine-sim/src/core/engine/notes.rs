@@ -151,6 +151,7 @@ fn decoded(open: &Open, step: &Step, stale: bool) {
         | EngineFact::Scheduled(_)
         | EngineFact::Admitted(_)
         | EngineFact::Allocated(_)
+        | EngineFact::Fault(_)
         | EngineFact::Finished(_) => None,
     };
     let mut first = false;

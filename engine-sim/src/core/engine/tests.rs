@@ -44,7 +44,7 @@ fn micros(t: Time) -> u64 {
     t.as_nanos() / 1000
 }
 
-fn table(outputs: &[Output]) -> String {
+pub(crate) fn table(outputs: &[Output]) -> String {
     let line = |o: &Output| match o {
         Output::Tokens { key, at, new_tokens } => format!("{:>7} us  {} +{new_tokens}", micros(*at), key.0),
         Output::Finished { key, at, reason, stats } => format!(
@@ -59,6 +59,7 @@ fn table(outputs: &[Output]) -> String {
         Output::Rejected { key, at, reason } => {
             format!("{:>7} us  {} rejected: {}", micros(*at), key.0, reason.as_str())
         }
+        Output::Broken { key, at, down } => format!("{:>7} us  {} {}", micros(*at), key.0, down.error_type()),
     };
     outputs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
