@@ -39,6 +39,9 @@ pub struct Pacer {
 pub struct EngineHandle {
     inner: Arc<Inner>,
     index: usize,
+    /// Whether its steps take no time, so that whoever brings a request can do all the work at once. To hand it to the thread and
+    /// to be woken by it costs as much as the rest of such a request.
+    instant: bool,
 }
 
 /// What a request's channel carries. `Finished`, `Rejected` and `Broken` are the last; a channel that ends without one says that the
@@ -165,6 +168,8 @@ impl Cell {
 #[derive(Debug, Default)]
 struct Inbox {
     items: Vec<Item>,
+    /// Whether something may have become due that the thread does not wait for.
+    look: bool,
     stopped: bool,
 }
 
@@ -213,7 +218,8 @@ impl Pacer {
     /// The engine with this index, in the order given to [`Pacer::start`].
     pub fn engine(&self, index: usize) -> EngineHandle {
         assert!(index < self.inner.engines.len(), "no engine {index}");
-        EngineHandle { inner: Arc::clone(&self.inner), index }
+        let instant = lock(&self.inner.engines[index]).engine.profile().is_instant();
+        EngineHandle { inner: Arc::clone(&self.inner), index, instant }
     }
 
     /// How late the thread was so far.
@@ -238,8 +244,30 @@ impl EngineHandle {
     /// token, so the request's own limit bounds it.
     pub fn add(&self, at: Time, request: Box<NewRequest>) -> UnboundedReceiver<Delivery> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.send(at, Command::Add(request, sender));
+        let command = Command::Add(request, sender);
+        if self.instant {
+            self.do_at_once(at, command);
+        } else {
+            self.send(at, command);
+        }
         receiver
+    }
+
+    /// What the thread does with a command, on the caller's.
+    fn do_at_once(&self, at: Time, what: Command) {
+        let (inner, mut out) = (&self.inner, Vec::new());
+        let mut cell = lock(&inner.engines[self.index]);
+        if !self.alive() {
+            return;
+        }
+        inner.input(&mut cell, Item { at, engine: self.index, what }, &mut out);
+        inner.due(&mut cell.engine, inner.clock.now(), &mut out);
+        deliver(&mut cell, &mut out);
+        cell.tell_paused();
+        if cell.engine.next_wakeup().is_some() {
+            lock(&inner.inbox).look = true;
+            inner.wake.notify_one();
+        }
     }
 
     /// Aborts a request: its blocks are freed and its record is closed.
@@ -341,7 +369,7 @@ impl Inner {
                 return false;
             }
             let left = next.map(|at| at.since(self.clock.now()));
-            if !inbox.items.is_empty() || left == Some(Dur::ZERO) {
+            if !inbox.items.is_empty() || std::mem::take(&mut inbox.look) || left == Some(Dur::ZERO) {
                 std::mem::swap(&mut inbox.items, items);
                 return true;
             }

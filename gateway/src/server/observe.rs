@@ -119,9 +119,12 @@ fn event_line(line: &[u8], facts: bool, learnt: &mut Learnt) {
     if !facts {
         return;
     }
-    if after(data, &KEYS.usage, b'{').is_some() {
-        message(data, learnt);
-    } else if let Some(reason) = after(data, &KEYS.finish_reason, b'"').and_then(plain_text) {
+    if let Some(usage) = after(data, &KEYS.usage, b'{') {
+        // Not the whole event: the other members of it are found by their names.
+        let usage = Usage::deserialize(&mut serde_json::Deserializer::from_slice(usage));
+        learnt.usage = usage.ok().or(learnt.usage);
+    }
+    if let Some(reason) = after(data, &KEYS.finish_reason, b'"').and_then(plain_text) {
         learnt.finish_reason = Some(known_reason(reason));
         if learnt.model.is_none() {
             learnt.model = after(data, &KEYS.model, b'"').and_then(plain_text).map(str::to_owned);

@@ -162,14 +162,14 @@ impl Exchange {
         body: Bytes,
         info: Box<RequestInfo>,
     ) -> Result<http::Response<Incoming>, Refusal> {
-        let headers = self.headers(&parts.headers);
+        let mut headers = self.headers(&parts.headers);
         let deadline = self.deadline();
         let mut input = Input::Request(info);
         let mut last = None;
         loop {
             let (endpoint, attempt) = self.ask(input, last)?;
             self.attempt_started(endpoint, attempt);
-            let request = self.outgoing(parts, headers.clone(), body.clone(), endpoint, attempt)?;
+            let request = self.outgoing(parts, &mut headers, body.clone(), endpoint, attempt)?;
             let head =
                 tokio::time::timeout(self.shared.config.timeouts.response_head.get().to_std(), self.send(request));
             let failure = match tokio::time::timeout_at(deadline, head).await {
@@ -221,21 +221,22 @@ impl Exchange {
     fn outgoing(
         &self,
         parts: &http::request::Parts,
-        mut headers: HeaderMap,
+        headers: &mut HeaderMap,
         body: Bytes,
         endpoint: EndpointId,
         attempt: u32,
     ) -> Result<http::Request<Full<Bytes>>, Refusal> {
         if let Some(started) = &self.started {
             let span = proxy_span_id(started.context.span_id, attempt);
-            self.tracer.inject(&started.context.child(span), &mut headers);
+            // Into the headers of every attempt, which have room for it: those of one attempt have none to spare.
+            self.tracer.inject(&started.context.child(span), headers);
         }
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = self.shared.backends[endpoint.index()].uri(path).ok_or(Refusal::NoRoute)?;
-        *request.headers_mut() = headers;
+        request.headers_mut().clone_from(headers);
         Ok(request)
     }
 
@@ -290,7 +291,9 @@ impl Exchange {
     /// Adds what every response carries.
     fn decorate(&self, headers: &mut HeaderMap) {
         headers.insert(REQUEST_ID, self.id_header.clone());
+        // Nobody can look up a trace that is not kept: its name is not worth a header of every answer.
         if let Some(started) = &self.started
+            && started.context.sampled
             && self.tracer.propagates()
         {
             headers.insert(TRACERESPONSE, started.context.traceparent());

@@ -15,7 +15,7 @@ pub(crate) const SERVED_BY: HeaderName = HeaderName::from_static("x-gateway-dest
 const DROPPED_REASON: HeaderName = HeaderName::from_static("x-llm-d-request-dropped-reason");
 /// Names the request.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The trace of the request, for the caller (W3C Trace Context level 2, draft).
+/// The trace of the request, for the caller, if it is kept (W3C Trace Context level 2, draft).
 pub(crate) const TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
 /// Why a request is answered by the gateway.

@@ -261,6 +261,7 @@ mod tests {
                 memory_mib: 8_192,
                 kernel: "6.1".into(),
                 virtual_machine: true,
+                awake: false,
             },
             rounds: 3,
             spans_per_trace: 24,

@@ -128,6 +128,7 @@ pub(super) fn summarise(place: &Place, samples: &[Sample], own: &HashMap<String,
     let added = good().filter_map(|s| Some(us(s.to_first_byte()?) - us(*own.get(&s.id)?)));
     let first = samples.iter().map(|s| s.intended).min().unwrap_or(Time::ZERO);
     let last = samples.iter().map(|s| s.last).max().unwrap_or(Time::ZERO);
+    let unsampled = |s: &Sample| place.arm.ratio().is_some() && !s.sampled;
     let (answered, seconds) = (good().count() as u64, last.since(first).as_secs_f64());
     Block {
         regime: place.regime,
@@ -143,8 +144,8 @@ pub(super) fn summarise(place: &Place, samples: &[Sample], own: &HashMap<String,
         ttft: Summary::of(good().filter_map(|s| s.ttft()).map(us).collect()),
         itl: Summary::of(good().flat_map(|s| &s.gaps).map(|gap| us(*gap)).collect()),
         added: Summary::of(added.collect()),
-        sampled_e2e: e2e(&|s| s.sampled == Some(true)),
-        unsampled_e2e: e2e(&|s| s.sampled == Some(false)),
+        sampled_e2e: e2e(&|s| s.sampled),
+        unsampled_e2e: e2e(&unsampled),
         cpu: Cpu::default(),
         throughput: if seconds > 0.0 { answered as f64 / seconds } else { 0.0 },
         peak_rss_kib: 0,
@@ -208,6 +209,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overhead::model::Path;
 
     #[test]
     fn quantiles_lie_between_the_values_beside_them() {
@@ -232,11 +234,12 @@ mod tests {
             sampled,
             ..Sample::default()
         };
-        let mut failed = sample("c", None, 900);
+        let mut failed = sample("c", false, 900);
         failed.failure = Some(crate::report::Failure::Timeout);
-        let samples = [sample("a", Some(true), 200), sample("b", Some(false), 400), failed];
+        let samples = [sample("a", true, 200), sample("b", false, 400), failed];
         let own = HashMap::from([("a".to_owned(), Dur::from_micros(40))]);
-        let place = Place { regime: Regime::Floor, round: 0, place: 0, arm: Arm::Off, number: 0 };
+        let arm = Arm::traced(Path::Direct, 0.5);
+        let place = Place { regime: Regime::Floor, round: 0, place: 0, arm, number: 0 };
         let block = summarise(&place, &samples, &own);
         assert_eq!((block.answered, block.failed), (2, 1));
         assert_eq!((block.e2e.mean, block.sampled_e2e.p50, block.unsampled_e2e.p50), (300.0, 200.0, 400.0));

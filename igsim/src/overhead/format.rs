@@ -119,7 +119,8 @@ pub(super) fn not_kept(of: &Arm, telemetry: &Telemetry) -> Option<String> {
 pub(super) fn machine(machine: &Machine) -> String {
     let kind = if machine.virtual_machine { " (virtual)" } else { "" };
     let memory = thousands(machine.memory_mib);
-    format!("{} x {}{kind}, {memory} MiB, Linux {}", machine.cpus, machine.cpu, machine.kernel)
+    let awake = if machine.awake { "; processors kept awake" } else { "" };
+    format!("{} x {}{kind}, {memory} MiB, Linux {}{awake}", machine.cpus, machine.cpu, machine.kernel)
 }
 
 /// When a run began, in UTC.

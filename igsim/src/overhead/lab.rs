@@ -7,12 +7,13 @@ use shared::rng::Seed;
 use shared::time::Time;
 use tokio::runtime::Runtime;
 
+use super::awake::Awake;
 use super::bench::{self, Bench, BenchError};
 use super::block::{self, BlockError, Measured, Place};
 use super::distribution::{Distribution, Distributions};
 use super::fleet::{Fleet, FleetError, FleetSpec};
 use super::load::{LoadError, Loader};
-use super::model::{Arm, Block, Regime, Run, Setting};
+use super::model::{Arm, Block, Machine, Regime, Run, Setting};
 use super::node::child::NodeError;
 use super::place::{self, Placement};
 use super::plan::RegimePlan;
@@ -104,7 +105,8 @@ pub trait Progress {
 pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Outcome, LabError> {
     let cpus = place::allowed_cpus()?;
     let clock = RunClock::start();
-    let run = blank(&spec.command, spec.seed, clock);
+    let awake = Awake::hold();
+    let run = blank(&spec.command, spec.seed, clock, &awake);
     let mut outcome = Outcome { run, distributions: Vec::new(), interrupted: false };
     for plan in &spec.plans {
         if interrupt.is_raised() {
@@ -122,13 +124,13 @@ pub fn run(spec: &LabSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -
 }
 
 /// A run that begins now and has no blocks yet.
-pub(super) fn blank(command: &str, seed: u64, clock: RunClock) -> Run {
+pub(super) fn blank(command: &str, seed: u64, clock: RunClock, awake: &Awake) -> Run {
     Run {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         command: command.to_owned(),
         seed,
         began: clock.anchor().unix_nanos(Time::ZERO) / 1_000_000_000,
-        machine: place::machine(),
+        machine: Machine { awake: awake.is_held(), ..place::machine() },
         settings: Vec::new(),
         blocks: Vec::new(),
     }

@@ -3,6 +3,7 @@
 pub mod allocations;
 pub mod analysis;
 pub mod attribution;
+pub mod awake;
 pub mod bench;
 pub mod block;
 pub mod calibrate;

@@ -315,6 +315,9 @@ pub struct Machine {
     pub kernel: String,
     /// Whether the CPU says that it is virtual.
     pub virtual_machine: bool,
+    /// Whether its processors were kept from sleeping ([`super::awake`]).
+    #[serde(default)]
+    pub awake: bool,
 }
 
 /// How one regime was run.

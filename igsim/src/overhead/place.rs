@@ -86,6 +86,7 @@ pub fn machine() -> Machine {
         memory_mib: kib(&meminfo, "MemTotal:").unwrap_or(0) / 1024,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         virtual_machine: field("flags").split(' ').any(|flag| flag == "hypervisor"),
+        awake: false,
     }
 }
 

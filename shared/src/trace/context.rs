@@ -51,8 +51,10 @@ impl TraceContext {
 
     fn traceparent_bytes(&self) -> [u8; 55] {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        put_hex(&mut text[3..35], &self.trace_id.get().to_be_bytes());
-        put_hex(&mut text[36..52], &self.span_id.get().to_be_bytes());
+        let trace = self.trace_id.get();
+        text[3..19].copy_from_slice(&hex((trace >> 64) as u64));
+        text[19..35].copy_from_slice(&hex(trace as u64));
+        text[36..52].copy_from_slice(&hex(self.span_id.get()));
         text[54] = b'0' + (u8::from(self.random) << 1 | u8::from(self.sampled));
         text
     }
@@ -112,9 +114,7 @@ pub fn inject(context: &TraceContext, headers: &mut HeaderMap) {
         Some(state) => {
             headers.insert(TRACESTATE, state);
         }
-        None => {
-            headers.remove(TRACESTATE);
-        }
+        None => drop(headers.remove(TRACESTATE)),
     }
 }
 
@@ -162,11 +162,21 @@ fn get_hex(digits: &[u8]) -> Option<u64> {
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-fn put_hex(out: &mut [u8], bytes: &[u8]) {
-    for (slot, byte) in out.chunks_exact_mut(2).zip(bytes) {
-        slot[0] = DIGITS[usize::from(byte >> 4)];
-        slot[1] = DIGITS[usize::from(byte & 15)];
+/// A number as 16 lower-case hex digits, all at once: each byte of a 128-bit word becomes one digit.
+fn hex(number: u64) -> [u8; 16] {
+    const ONES: u128 = u128::MAX / 0xff;
+    let mut word = u128::from(number);
+    for (shift, keep) in [
+        (32, 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff),
+        (16, 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff),
+        (8, 0x00ff_00ff_00ff_00ff_00ff_00ff_00ff_00ff),
+        (4, 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f),
+    ] {
+        word = (word | word << shift) & keep;
     }
+    // A nibble above 9 carries into the next bit when 6 is added; letters follow digits at a distance of 39.
+    let letters = ((word + ONES * 6) >> 4) & ONES;
+    (word + ONES * u128::from(b'0') + letters * 39).to_be_bytes()
 }
 
 /// A `tracestate` that breaks the grammar or the limits.

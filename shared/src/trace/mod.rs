@@ -24,6 +24,7 @@ pub mod sampler;
 pub mod set;
 mod sinks;
 pub mod span;
+mod spares;
 pub mod stats;
 pub mod tree;
 mod worker;

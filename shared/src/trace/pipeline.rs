@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::Sender;
 use http::HeaderMap;
 
 use crate::clock::RunClock;
@@ -25,7 +24,8 @@ use crate::trace::id_source::IdSource;
 use crate::trace::record::{Fact, Head, Open, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
-use crate::trace::sinks::{InlineSink, LiveSink, LiveThread, Order, Pause};
+use crate::trace::sinks::{self, InlineSink, LiveSink, LiveThread, Order, Orders, Pause};
+use crate::trace::spares::Spares;
 use crate::trace::stats::{Counters, ExporterCounters, Stats};
 use crate::trace::worker::{OpenRecords, Resources, Worker};
 
@@ -105,11 +105,12 @@ impl Telemetry {
         };
         let worker = state.worker(&config, clock.anchor(), exporters);
         let (records, waiting) = crossbeam_channel::bounded(config.channel_capacity.max(1));
-        let (control, orders) = crossbeam_channel::unbounded();
+        let (control, orders) = sinks::orders();
         let sink = Arc::new(LiveSink {
             records,
             waiting: waiting.clone(),
             orders: control.clone(),
+            spares: Spares::default(),
             stopped: AtomicBool::new(false),
             counters: Arc::clone(&state.counters),
             open: Arc::clone(&state.open),
@@ -209,7 +210,7 @@ impl Telemetry {
                 drop(settled);
             }
             Driver::Live { control, .. } => {
-                if control.send(Order::Flush(settled)).is_err() {
+                if !control.send(Order::Flush(settled)) {
                     return true;
                 }
             }
@@ -230,7 +231,7 @@ impl Telemetry {
             let is_worker = std::thread::current().name() == Some("telemetry");
             if let (Some((control, clock)), false) = (&control, is_worker) {
                 let (settled, wait) = crossbeam_channel::bounded(0);
-                if control.send(Order::Abandon(clock.now(), settled)).is_ok() {
+                if control.send(Order::Abandon(clock.now(), settled)) {
                     let _ = wait.recv_timeout(timeout.to_std());
                 }
                 if let Some(eager) = &eager {
@@ -260,7 +261,7 @@ impl Telemetry {
                 let Some(thread) = thread.take() else { return };
                 let (done, wait) = crossbeam_channel::bounded(0);
                 let now = now.unwrap_or_else(|| clock.now());
-                let asked = control.send(Order::Stop { now, timeout, done }).is_ok();
+                let asked = control.send(Order::Stop { now, timeout, done });
                 // The exporters keep to the timeout; the extra second is for folding and writing.
                 let finished = asked && wait.recv_timeout((timeout + Dur::from_secs(1)).to_std()).is_err_and(ended);
                 if finished {
@@ -489,7 +490,7 @@ impl State {
 enum Driver {
     Off,
     Inline(Arc<InlineSink>),
-    Live { control: Sender<Order>, thread: Option<JoinHandle<()>>, clock: RunClock, sink: Arc<LiveSink> },
+    Live { control: Orders, thread: Option<JoinHandle<()>>, clock: RunClock, sink: Arc<LiveSink> },
 }
 
 fn ended(error: crossbeam_channel::RecvTimeoutError) -> bool {

@@ -3,6 +3,7 @@
 //! A record is bounded and owns no content. It is shared between the parts of a service that see the request (core, server
 //! task) and a table of open records, so that an abandoned one can be folded as far as it got.
 
+use std::any::{Any, TypeId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::ids::{InstanceId, SpanId, TraceId};
@@ -88,6 +89,23 @@ pub struct Record<F> {
     pub abandoned: bool,
 }
 
+impl<F: Fact> Record<F> {
+    /// An open record, in the room of an emptied one if there is one.
+    fn begin(head: Head, spare: Option<Box<dyn Any + Send>>) -> Box<Record<F>> {
+        match spare.and_then(|spare| spare.downcast::<Record<F>>().ok()) {
+            Some(mut record) => {
+                let facts = std::mem::take(&mut record.facts);
+                *record = Record { closed: head.opened, head, facts, cut: 0, abandoned: false };
+                record
+            }
+            None => {
+                let facts = Vec::with_capacity(32);
+                Box::new(Record { closed: head.opened, head, facts, cut: 0, abandoned: false })
+            }
+        }
+    }
+}
+
 impl<F> Record<F> {
     /// How it ended.
     pub fn ending(&self) -> Ending {
@@ -121,6 +139,8 @@ pub trait Closed: Send {
     fn fold(&self, out: &mut Vec<Span>);
     /// Folds it into OTLP protobuf.
     fn encode(&self, out: &mut Encoder);
+    /// The record without its facts, for [`Sink::spare`].
+    fn emptied(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
 impl<F: Fact> Closed for Record<F> {
@@ -135,6 +155,10 @@ impl<F: Fact> Closed for Record<F> {
     }
     fn encode(&self, out: &mut Encoder) {
         fold::fold(self, out);
+    }
+    fn emptied(mut self: Box<Self>) -> Box<dyn Any + Send> {
+        self.facts.clear();
+        self
     }
 }
 
@@ -154,6 +178,10 @@ pub trait Sink: Send + Sync {
     fn opened(&self, record: Weak<dyn Open>) -> Ticket;
     /// Takes back the registration of a record that was closed.
     fn closed(&self, ticket: Ticket);
+    /// An emptied record of the type `kind`, if one was kept.
+    fn spare(&self, _kind: TypeId) -> Option<Box<dyn Any + Send>> {
+        None
+    }
 }
 
 /// The registration of an open record with its [`Sink`].
@@ -175,18 +203,18 @@ impl Ticket {
 }
 
 struct Slot<F: Fact> {
-    record: Mutex<Option<Record<F>>>,
+    record: Mutex<Option<Box<Record<F>>>>,
     sink: Arc<dyn Sink>,
     ticket: Ticket,
 }
 
 impl<F: Fact> Slot<F> {
-    fn lock(&self) -> MutexGuard<'_, Option<Record<F>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<Record<F>>>> {
         // A panic while a fact is noted leaves the record as it was before: still worth folding.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close(&self, now: Time, abandoned: bool) -> Option<Record<F>> {
+    fn close(&self, now: Time, abandoned: bool) -> Option<Box<Record<F>>> {
         let mut record = self.lock().take()?;
         self.sink.closed(self.ticket);
         record.closed = now;
@@ -197,7 +225,7 @@ impl<F: Fact> Slot<F> {
 
 impl<F: Fact> Open for Slot<F> {
     fn abandon(&self, now: Time) -> Option<Box<dyn Closed>> {
-        Some(Box::new(self.close(now, true)?))
+        Some(self.close(now, true)?)
     }
     fn opened(&self) -> Option<Time> {
         self.lock().as_ref().map(|r| r.head.opened)
@@ -209,7 +237,7 @@ impl<F: Fact> Drop for Slot<F> {
         // The last holder went away without finishing: a cancelled task, a crashed engine.
         let last = self.lock().as_ref().map(|r| r.facts.last().map_or(r.head.opened, |(at, _)| *at));
         if let Some(record) = last.and_then(|at| self.close(at, true)) {
-            self.sink.accept(Box::new(record));
+            self.sink.accept(record);
         }
     }
 }
@@ -232,7 +260,7 @@ impl<F: Fact> Trail<F> {
 
     /// Opens a record that will be closed into `sink`.
     pub fn open(head: Head, sink: &Arc<dyn Sink>) -> Trail<F> {
-        let record = Record { closed: head.opened, head, facts: Vec::with_capacity(32), cut: 0, abandoned: false };
+        let record = Record::begin(head, sink.spare(TypeId::of::<Record<F>>()));
         let slot = Arc::new_cyclic(|slot: &Weak<Slot<F>>| {
             let ticket = sink.opened(slot.clone());
             Slot { record: Mutex::new(Some(record)), sink: Arc::clone(sink), ticket }
@@ -262,8 +290,32 @@ impl<F: Fact> Trail<F> {
     }
 
     /// Records a fact; the closure runs only if [`Trail::is_on`].
-    #[inline]
+    // All of an unrecorded request's sites: a comparison and a branch, whatever the compiler thinks of the rest.
+    #[inline(always)]
     pub fn note(&self, at: Time, fact: impl FnOnce() -> F) {
+        if self.is_on() {
+            self.noted(at, fact);
+        }
+    }
+
+    /// Records a fact that adds to spans and makes none; the closure runs only if [`Trail::is_recording`].
+    #[inline(always)]
+    pub fn annotate(&self, at: Time, fact: impl FnOnce() -> F) {
+        if self.is_on() {
+            self.annotated(at, fact);
+        }
+    }
+
+    /// Changes the newest fact that `pick` accepts, or records a new one: how runs of tokens stay one fact.
+    #[inline(always)]
+    pub fn amend<R>(&self, at: Time, pick: impl FnMut(&mut F) -> Option<R>, fact: impl FnOnce() -> F) {
+        if self.is_on() {
+            self.amended(at, pick, fact);
+        }
+    }
+
+    #[inline(never)]
+    fn noted(&self, at: Time, fact: impl FnOnce() -> F) {
         match &self.0 {
             Recorder::Off => {}
             Recorder::Deferred(slot) => note(slot, at, fact()),
@@ -271,16 +323,15 @@ impl<F: Fact> Trail<F> {
         }
     }
 
-    /// Records a fact that adds to spans and makes none; the closure runs only if [`Trail::is_recording`].
-    #[inline]
-    pub fn annotate(&self, at: Time, fact: impl FnOnce() -> F) {
+    #[inline(never)]
+    fn annotated(&self, at: Time, fact: impl FnOnce() -> F) {
         if self.is_recording() {
-            self.note(at, fact);
+            self.noted(at, fact);
         }
     }
 
-    /// Changes the newest fact that `pick` accepts, or records a new one: how runs of tokens stay one fact.
-    pub fn amend<R>(&self, at: Time, pick: impl FnMut(&mut F) -> Option<R>, fact: impl FnOnce() -> F) {
+    #[inline(never)]
+    fn amended<R>(&self, at: Time, pick: impl FnMut(&mut F) -> Option<R>, fact: impl FnOnce() -> F) {
         let slot = match &self.0 {
             Recorder::Off => return,
             Recorder::Deferred(slot) => slot,
@@ -319,7 +370,7 @@ impl<F: Fact> Trail<F> {
             Recorder::Off => {}
             Recorder::Deferred(slot) => {
                 if let Some(record) = slot.close(now, false) {
-                    slot.sink.accept(Box::new(record));
+                    slot.sink.accept(record);
                 }
             }
             Recorder::Eager(slot) => slot.close(now, false),
@@ -327,7 +378,6 @@ impl<F: Fact> Trail<F> {
     }
 }
 
-#[inline(never)]
 fn note<F: Fact>(slot: &Slot<F>, at: Time, fact: F) {
     if let Some(record) = slot.lock().as_mut() {
         if record.facts.len() < fact.room() {

@@ -2,14 +2,18 @@
 //!
 //! Moves records and orders, and waits; what is done with them is the worker's.
 
+use std::any::{Any, TypeId};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::Thread;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 
 use crate::clock::RunClock;
 use crate::time::{Dur, Time};
 use crate::trace::record::{Closed, Open, Sink, Ticket};
+use crate::trace::spares::Spares;
 use crate::trace::stats::Counters;
 use crate::trace::worker::{OpenRecords, Worker};
 
@@ -24,6 +28,48 @@ pub(crate) enum Order {
         timeout: Dur,
         done: Sender<()>,
     },
+}
+
+/// Orders on their way to the telemetry thread, which sleeps between looks. A channel's own wait gives the CPU away several times
+/// before it sleeps, and on a busy CPU each time costs two changes of context.
+#[derive(Clone)]
+pub(crate) struct Orders {
+    queue: Sender<Order>,
+    thread: Arc<OnceLock<Thread>>,
+}
+
+/// The thread's end of [`Orders`].
+pub(crate) struct Inbox {
+    queue: Receiver<Order>,
+    thread: Arc<OnceLock<Thread>>,
+}
+
+pub(crate) fn orders() -> (Orders, Inbox) {
+    let ((queue, receiver), thread) = (crossbeam_channel::unbounded(), Arc::default());
+    (Orders { queue, thread: Arc::clone(&thread) }, Inbox { queue: receiver, thread })
+}
+
+impl Orders {
+    /// Sends an order; false if nobody is there any more.
+    pub(crate) fn send(&self, order: Order) -> bool {
+        let sent = self.queue.send(order).is_ok();
+        // A thread that is not known yet looks into the queue before it sleeps for the first time.
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+        sent
+    }
+}
+
+impl Inbox {
+    /// The next order, if one comes within about `wait`; to be called by one thread only.
+    fn wait(&self, wait: Duration) -> Result<Order, TryRecvError> {
+        self.thread.get_or_init(std::thread::current);
+        self.queue.try_recv().or_else(|_| {
+            std::thread::park_timeout(wait);
+            self.queue.try_recv()
+        })
+    }
 }
 
 /// Folds on the calling thread.
@@ -64,7 +110,8 @@ impl Sink for InlineSink {
 pub(crate) struct LiveSink {
     pub(crate) records: Sender<Box<dyn Closed>>,
     pub(crate) waiting: Receiver<Box<dyn Closed>>,
-    pub(crate) orders: Sender<Order>,
+    pub(crate) orders: Orders,
+    pub(crate) spares: Spares,
     pub(crate) stopped: AtomicBool,
     pub(crate) counters: Arc<Counters>,
     pub(crate) open: Arc<OpenRecords>,
@@ -80,7 +127,7 @@ impl Sink for LiveSink {
         match self.records.try_send(record) {
             // Reached once by whoever fills the channel up to there, unless the thread takes records meanwhile.
             Ok(()) if self.waiting.len() == self.waiting.capacity().unwrap_or(0) / 2 => {
-                let _ = self.orders.send(Order::Look);
+                self.orders.send(Order::Look);
             }
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.counters.dropped.add(1),
@@ -93,6 +140,9 @@ impl Sink for LiveSink {
     fn closed(&self, ticket: Ticket) {
         self.open.remove(ticket);
     }
+    fn spare(&self, kind: TypeId) -> Option<Box<dyn Any + Send>> {
+        self.spares.take(kind)
+    }
 }
 
 /// The telemetry thread: moves records and orders into the worker, waits, repeats. It looks for records by the clock, and is told
@@ -101,7 +151,7 @@ impl Sink for LiveSink {
 pub(crate) struct LiveThread {
     pub(crate) worker: Worker,
     pub(crate) waiting: Receiver<Box<dyn Closed>>,
-    pub(crate) orders: Receiver<Order>,
+    pub(crate) orders: Inbox,
     pub(crate) clock: RunClock,
     pub(crate) sink: Arc<LiveSink>,
     pub(crate) pause: Pause,
@@ -140,8 +190,8 @@ impl LiveThread {
     pub(crate) fn run(mut self) {
         loop {
             let due = self.worker.next_wakeup().since(self.clock.now());
-            match self.orders.recv_timeout(due.min(self.pause.now).to_std()) {
-                Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => self.pause = self.pause.after(self.drain()),
+            match self.orders.wait(due.min(self.pause.now).to_std()) {
+                Ok(Order::Look) | Err(TryRecvError::Empty) => self.pause = self.pause.after(self.drain()),
                 Ok(Order::Flush(settled)) => {
                     self.drain();
                     self.worker.flush(&settled);
@@ -153,7 +203,7 @@ impl LiveThread {
                 }
                 Ok(Order::Stop { now, timeout, done }) => return self.stop(now, timeout, &done),
                 // The owner is gone without a shutdown; its drop sends `Stop`, so this is not reached.
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(TryRecvError::Disconnected) => return,
             }
             self.worker.advance(self.clock.now());
         }
@@ -167,6 +217,7 @@ impl LiveThread {
             && let Ok(record) = self.waiting.try_recv()
         {
             self.worker.take(&*record);
+            self.sink.spares.keep(record.emptied());
             taken += 1;
         }
         taken

@@ -98,6 +98,7 @@ pub(crate) fn run(
             memory_mib: 8192,
             kernel: "6.1".to_owned(),
             virtual_machine: true,
+            awake: false,
         },
         settings: vec![Setting {
             regime,

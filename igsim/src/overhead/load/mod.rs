@@ -124,8 +124,8 @@ pub struct Sample {
     pub gaps: Vec<Dur>,
     /// Why there was no complete answer.
     pub failure: Option<Failure>,
-    /// Whether the request's trace is kept, where the server says so (`traceresponse`).
-    pub sampled: Option<bool>,
+    /// Whether the request's trace is kept: only then the server names it (`traceresponse`).
+    pub sampled: bool,
     /// Tokens of the answer, where the server counts them.
     pub output_tokens: Option<u32>,
 }

@@ -144,7 +144,7 @@ fn every_request_is_answered_once_and_timed() {
         let seen: BTreeSet<_> = (0..40).map(|_| server.seen.recv().unwrap()).collect();
         assert_eq!((ids.len(), &ids), (40, &seen));
         for s in &samples {
-            assert!(s.ok() && s.sampled == Some(false) && s.gaps.len() == 1, "{s:?}");
+            assert!(s.ok() && !s.sampled && s.gaps.len() == 1, "{s:?}");
             let times = [Some(s.intended), Some(s.sent), s.first_byte, s.first_token, s.last_token, Some(s.last)];
             assert!(times.iter().all(Option::is_some) && times.is_sorted(), "{s:?}");
         }

@@ -123,7 +123,7 @@ impl Answer {
             } else if header.name.eq_ignore_ascii_case("connection") {
                 self.reusable = !text().eq_ignore_ascii_case("close");
             } else if header.name.eq_ignore_ascii_case("traceresponse") {
-                sample.sampled = crate::client::parse_traceresponse(text()).map(|(_, sampled)| sampled);
+                sample.sampled = crate::client::parse_traceresponse(text()).is_some_and(|(_, sampled)| sampled);
             }
         }
         self.state = framing;
@@ -308,7 +308,7 @@ mod tests {
             for size in (1..80).chain([raw.len()]) {
                 let (sample, progress, verdict) = read(&raw, size);
                 assert_eq!((progress, verdict), (Ok(Progress::Done { reusable: true }), Ok(())), "pieces of {size}");
-                assert_eq!((sample.sampled, sample.output_tokens), (Some(true), Some(12)));
+                assert_eq!((sample.sampled, sample.output_tokens), (true, Some(12)));
                 assert_eq!(sample.gaps.len(), 1, "two pieces of text, and a role that is none");
                 assert!(sample.first_byte <= sample.first_token && sample.first_token.is_some());
             }

@@ -16,6 +16,7 @@ use shared::rng::Seed;
 use shared::time::Dur;
 use tokio::runtime::Runtime;
 
+use super::awake::Awake;
 use super::block::{Measured, Place};
 use super::lab::{self, Done, Outcome, Progress};
 use super::load::LoadError;
@@ -70,7 +71,8 @@ impl From<NodeError> for OutsideError {
 pub fn run(spec: &OutsideSpec, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Outcome, OutsideError> {
     let cpus = place::allowed_cpus()?;
     let clock = RunClock::start();
-    let run = lab::blank(&spec.command, spec.seed, clock);
+    let awake = Awake::hold();
+    let run = lab::blank(&spec.command, spec.seed, clock, &awake);
     let mut outcome = Outcome { run, distributions: Vec::new(), interrupted: false };
     let placement = Placement::of(&cpus, spec.file.regime());
     place::run_on(&placement.others)?;

@@ -50,7 +50,7 @@ pub struct Requests {
 impl Tally {
     pub(super) fn add(&mut self, sample: &Sample) {
         self.sent += 1;
-        self.sampled += u64::from(sample.sampled == Some(true));
+        self.sampled += u64::from(sample.sampled);
         self.late.record(sample.sent.since(sample.intended));
         match sample.failure {
             Some(failure) => *self.failures.entry(failure.to_string()).or_default() += 1,
@@ -106,7 +106,7 @@ mod tests {
             first_token: Some(ms(at + 2)),
             last: ms(at + 4),
             failure,
-            sampled: Some(sampled),
+            sampled,
             ..Sample::default()
         };
         let mut tally = Tally::default();

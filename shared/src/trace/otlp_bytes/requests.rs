@@ -4,7 +4,7 @@
 //! the first of its spans and leaves the rest to the next request. The spans of one request share one copy of the resource and
 //! scope of each instance.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -27,6 +27,12 @@ const SCOPE_SPANS: u8 = 0x12;
 const SCOPE: u8 = 0x0a;
 /// `Resource.attributes`
 const ATTRIBUTE: u8 = 0x0a;
+
+/// Room before the spans of a group for what stands before them in a request of one instance: resource, scope, lengths. A larger
+/// resource costs a copy of the spans.
+const ROOM: usize = 1024;
+/// The most buffers that are kept for later requests.
+const MOST_BUFFERS: usize = 8;
 
 /// An `ExportTraceServiceRequest`, ready to be sent.
 #[derive(Clone, Debug)]
@@ -55,13 +61,65 @@ pub struct Requests {
     /// How long that group was before the record under way.
     before: Option<usize>,
     spans: usize,
+    buffers: Arc<Buffers>,
 }
 
 #[derive(Debug, Default)]
 struct Group {
     instance: usize,
-    /// `ScopeSpans.spans`
+    /// `ScopeSpans.spans`, behind [`ROOM`] bytes.
     spans: Vec<u8>,
+}
+
+impl Group {
+    fn encoded(&self) -> &[u8] {
+        self.spans.get(ROOM..).unwrap_or_default()
+    }
+}
+
+/// Buffers of requests that were sent. A hundred kilobytes are more than the allocator keeps at hand: it would take them from the
+/// system, and give them back, with every request.
+#[derive(Debug, Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// An empty buffer, behind [`ROOM`] bytes.
+    fn take(&self) -> Vec<u8> {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        buffer.clear();
+        buffer.resize(ROOM, 0);
+        buffer
+    }
+
+    fn keep(&self, buffer: Vec<u8>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MOST_BUFFERS {
+            kept.push(buffer);
+        }
+    }
+
+    /// The bytes of a buffer from `start` on, which is kept when they are needed no more.
+    fn lend(self: &Arc<Self>, buffer: Vec<u8>, start: usize) -> Bytes {
+        Bytes::from_owner(Lent { buffer, buffers: Arc::clone(self) }).slice(start..)
+    }
+}
+
+/// A buffer while its request is sent.
+struct Lent {
+    buffer: Vec<u8>,
+    buffers: Arc<Buffers>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.buffers.keep(std::mem::take(&mut self.buffer));
+    }
 }
 
 impl Requests {
@@ -82,6 +140,7 @@ impl Requests {
             last: 0,
             before: None,
             spans: 0,
+            buffers: Arc::default(),
         }
     }
 
@@ -125,7 +184,7 @@ impl Requests {
         let bytes = self.assemble(resources);
         for group in &mut self.groups[..self.used] {
             self.group_of[group.instance] = None;
-            group.spans.clear();
+            group.spans.truncate(ROOM);
         }
         (self.used, self.last, self.spans) = (0, 0, kept);
         if let Some(instance) = instance.filter(|_| kept > 0) {
@@ -146,7 +205,7 @@ impl Requests {
         }
         let first = bounds[of_record - kept];
         bounds.drain(..of_record - kept);
-        bounds.iter_mut().for_each(|bound| *bound -= first);
+        bounds.iter_mut().for_each(|bound| *bound = *bound - first + ROOM);
         (self.groups[self.last].spans.split_off(first), kept)
     }
 
@@ -162,7 +221,11 @@ impl Requests {
             if self.used == self.groups.len() {
                 self.groups.push(Group::default());
             }
-            self.groups[self.used].instance = instance;
+            let group = &mut self.groups[self.used];
+            group.instance = instance;
+            if group.spans.is_empty() {
+                group.spans = self.buffers.take();
+            }
             self.used += 1;
             self.used - 1
         })
@@ -172,23 +235,42 @@ impl Requests {
         for group in &self.groups[..self.used] {
             encode_resource(&mut self.resources, group.instance, resources);
         }
-        let filled = || self.groups[..self.used].iter().filter(|g| !g.spans.is_empty());
-        let sizes = |group: &Group| {
-            let scope_spans = self.scope.len() + group.spans.len();
-            let resource = self.resources[group.instance].len();
-            (scope_spans, resource + wire::prefix_len(scope_spans) + scope_spans)
-        };
-        let total = filled().map(|g| sizes(g).1).map(|len| wire::prefix_len(len) + len).sum();
-        let mut out = Vec::with_capacity(total);
-        for group in filled() {
-            let (scope_spans, resource_spans) = sizes(group);
-            wire::prefix(&mut out, RESOURCE_SPANS, resource_spans);
-            out.extend_from_slice(&self.resources[group.instance]);
-            wire::prefix(&mut out, SCOPE_SPANS, scope_spans);
-            out.extend_from_slice(&self.scope);
-            out.extend_from_slice(&group.spans);
+        let mut filled = (0..self.used).filter(|i| !self.groups[*i].encoded().is_empty());
+        match (filled.next(), filled.next()) {
+            (None, _) => Bytes::new(),
+            (Some(only), None) => self.in_place(only),
+            (Some(_), Some(_)) => self.copied(),
         }
-        Bytes::from(out)
+    }
+
+    /// What stands before the spans of a group.
+    fn head(&self, group: &Group) -> Vec<u8> {
+        let (resource, spans) = (&self.resources[group.instance], group.encoded().len());
+        let scope_spans = self.scope.len() + spans;
+        let mut head = Vec::with_capacity(resource.len() + self.scope.len() + 32);
+        wire::prefix(&mut head, RESOURCE_SPANS, resource.len() + wire::prefix_len(scope_spans) + scope_spans);
+        head.extend_from_slice(resource);
+        wire::prefix(&mut head, SCOPE_SPANS, scope_spans);
+        head.extend_from_slice(&self.scope);
+        head
+    }
+
+    /// The request of a single group: its head is written into the room before its spans.
+    fn in_place(&mut self, only: usize) -> Bytes {
+        let head = self.head(&self.groups[only]);
+        let Some(start) = ROOM.checked_sub(head.len()) else { return self.copied() };
+        let mut buffer = std::mem::take(&mut self.groups[only].spans);
+        buffer[start..ROOM].copy_from_slice(&head);
+        self.buffers.lend(buffer, start)
+    }
+
+    fn copied(&self) -> Bytes {
+        let mut out = self.buffers.take();
+        for group in self.groups[..self.used].iter().filter(|g| !g.encoded().is_empty()) {
+            out.extend_from_slice(&self.head(group));
+            out.extend_from_slice(group.encoded());
+        }
+        self.buffers.lend(out, ROOM)
     }
 }
 
