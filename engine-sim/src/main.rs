@@ -1,5 +1,7 @@
 //! One emulated vLLM engine as a process of its own.
 
+mod tools;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use engine_sim::core::config::{EngineConfig, Policy};
 use engine_sim::core::engine::Engine;
 use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::latency::LatencyProfile;
+use engine_sim::profiles;
 use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{EngineHandle, Pacer};
 use engine_sim::server::{Server, ServerConfig};
@@ -24,13 +27,16 @@ use shared::trace::{Resource, Telemetry, TelemetryConfig};
 #[command(
     name = "engine-sim",
     version,
+    args_conflicts_with_subcommands = true,
     after_help = "Example:
   engine-sim --profile llama-3.1-8b-h100 --port 8100
   curl -s http://127.0.0.1:8100/v1/completions -H 'content-type: application/json' -d '{\"prompt\":\"Hello\",\"max_tokens\":8}'"
 )]
 struct Cli {
-    /// Latency profile: model, GPU and tensor parallelism.
-    #[arg(long, default_value = LatencyProfile::DEFAULT_NAME, value_parser = profile)]
+    #[command(subcommand)]
+    tool: Option<tools::Tool>,
+    /// Latency profile: a built-in name (`engine-sim profiles` lists them) or the path of a .yaml file.
+    #[arg(long, default_value = LatencyProfile::DEFAULT_NAME)]
     profile: String,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
@@ -92,16 +98,18 @@ struct Cli {
     /// Seed of what faults draw.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
+    detail: Option<u8>,
+    /// vLLM's option for timings of the model's execution: the same as a detail of 3.
+    #[arg(long, value_parser = ["model", "worker", "all"], value_delimiter = ',', conflicts_with = "detail")]
+    collect_detailed_traces: Vec<String>,
+    /// Share of engine steps that get a trace of their own, 0 to 1; none if not given.
+    #[arg(long, value_name = "R")]
+    engine_steps: Option<f64>,
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
-}
-
-fn profile(name: &str) -> Result<String, String> {
-    match LatencyProfile::named(name) {
-        Some(_) => Ok(name.to_owned()),
-        None => Err(format!("expected one of {}", LatencyProfile::names().collect::<Vec<_>>().join(", "))),
-    }
 }
 
 fn fault(text: &str) -> Result<FaultRule, String> {
@@ -109,7 +117,7 @@ fn fault(text: &str) -> Result<FaultRule, String> {
 }
 
 /// The engine, with faults if any are wanted.
-fn engine(cli: &Cli, config: &EngineConfig, profile: LatencyProfile) -> Engine {
+fn engine(cli: &Cli, config: &EngineConfig, profile: Arc<LatencyProfile>) -> Engine {
     let engine = Engine::new(config.clone(), profile);
     if cli.fault.is_empty() && !cli.fault_headers && cli.control.is_none() {
         return engine;
@@ -127,13 +135,20 @@ fn main() -> ExitCode {
     // Every stream is a connection, and a connection is an open file.
     let files = OpenFiles::raise();
     tracing::info!(limit = files.limit, "open files");
+    if let Some(tool) = cli.tool {
+        return tool.run();
+    }
     let config = config(&cli);
-    let problems = config.validate();
+    let profile = match profiles::find(&config.profile) {
+        Ok(profile) => profile,
+        Err(error) => return tools::bad_input(&tools::profile_problem(&error)),
+    };
+    let problems = config.validate(&profile);
     if !problems.is_empty() {
         problems.iter().for_each(|p| eprintln!("error: {p}"));
         return ExitCode::from(2);
     }
-    match serve(&cli, config) {
+    match serve(&cli, config, profile) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -159,7 +174,7 @@ fn config(cli: &Cli) -> EngineConfig {
     config
 }
 
-fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
+fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyhow::Result<()> {
     let clock = RunClock::start();
     let config_of_telemetry = telemetry(cli)?;
     let service = config_of_telemetry.service_name.clone().unwrap_or_else(|| "vllm".to_owned());
@@ -167,10 +182,9 @@ fn serve(cli: &Cli, config: EngineConfig) -> anyhow::Result<()> {
     let mut resource = Resource::new(service, cli.instance.as_str()).here();
     resource.version = Some(engine_sim::server::VLLM_VERSION.into());
     let tracer = telemetry.tracer(resource);
-    let profile = LatencyProfile::named(&config.profile).context("the profile was checked")?;
-    let pacer = Pacer::start(clock, vec![engine(cli, &config, profile)])?;
+    let pacer = Pacer::start(clock, vec![engine(cli, &config, Arc::clone(&profile))])?;
     let server = ServerConfig {
-        model: cli.served_model_name.as_deref().unwrap_or(profile.model).into(),
+        model: cli.served_model_name.as_deref().unwrap_or(&profile.model).into(),
         engine: config,
         max_body_bytes: 64 << 20,
         prompt_tokens_details: cli.enable_prompt_tokens_details,
@@ -212,7 +226,12 @@ fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
     });
     let file = cli.trace_file.clone().map(ExporterChoice::File);
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
-    let layer = Layer { exporters: (!exporters.is_empty()).then_some(exporters), ..Layer::default() };
+    let layer = Layer {
+        exporters: (!exporters.is_empty()).then_some(exporters),
+        detail: if cli.collect_detailed_traces.is_empty() { cli.detail } else { Some(3) },
+        engine_steps: cli.engine_steps,
+        ..Layer::default()
+    };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|key| std::env::var(key).ok())?;
     warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     Ok(config)

@@ -3,6 +3,9 @@
 //! Names, keys and units are those of `registry/vllm.yaml`. Facts come in the order in which they were noted, which is not quite
 //! the order of their times: a step's execution is noted when its outputs are handled.
 
+mod fine;
+mod step;
+
 use shared::ids::SpanId;
 use shared::time::{Dur, Time};
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
@@ -23,12 +26,15 @@ impl Fact for EngineFact {
             | EngineFact::Failed { .. }
             | EngineFact::Decoded(_)
             | EngineFact::DecodeTimes(_)
+            | EngineFact::Fine(_)
             | EngineFact::Fault(_)
             | EngineFact::Finished(_) => true,
             EngineFact::Received { .. }
             | EngineFact::Asked { .. }
+            | EngineFact::Decoding(_)
             | EngineFact::Adapter(_)
             | EngineFact::InputsProcessed { .. }
+            | EngineFact::Model(_)
             | EngineFact::Queued { .. }
             | EngineFact::Scheduled(_)
             | EngineFact::Admitted(_)
@@ -39,7 +45,7 @@ impl Fact for EngineFact {
     }
 
     fn is_amendable(&self) -> bool {
-        matches!(self, EngineFact::Decoded(_) | EngineFact::DecodeTimes(_))
+        matches!(self, EngineFact::Decoded(_) | EngineFact::DecodeTimes(_) | EngineFact::Fine(_))
     }
 
     fn settles(&self) -> bool {
@@ -80,6 +86,7 @@ pub struct EngineFold<D> {
     /// When the first token was handed to the stream, and when the first bytes were written.
     first_token: Option<Time>,
     first_write: Option<Time>,
+    fine: fine::Fine,
 }
 
 impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
@@ -99,6 +106,7 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             run: None,
             first_token: None,
             first_write: None,
+            fine: fine::Fine::default(),
         }
     }
 
@@ -112,15 +120,19 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
                     .set("gen_ai.request.id", Val::Text(request.as_str()));
             }
             EngineFact::Asked { max_tokens, temperature, top_p, n, priority } => {
-                // vLLM leaves out what is zero.
-                let given = |v: &Option<f32>| v.filter(|v| *v != 0.0).map(f64::from);
+                // vLLM tells what it samples with, its defaults too, and leaves out what is zero.
+                let (temperature, top_p) = (decimal(temperature.unwrap_or(1.0)), decimal(top_p.unwrap_or(1.0)));
                 self.root
                     .set_some("gen_ai.request.max_tokens", max_tokens.filter(|v| *v != 0))
-                    .set_some("gen_ai.request.temperature", given(temperature))
-                    .set_some("gen_ai.request.top_p", given(top_p))
-                    .set_some("gen_ai.request.n", n.filter(|v| *v != 0))
+                    .set_some("gen_ai.request.temperature", Some(temperature).filter(|v| *v != 0.0))
+                    .set_some("gen_ai.request.top_p", Some(top_p).filter(|v| *v != 0.0))
+                    .set_some("gen_ai.request.n", Some(n.unwrap_or(1)).filter(|v| *v != 0))
                     .set_some("vllm.request.priority", *priority);
+                (self.fine.temperature, self.fine.top_p) = (temperature, top_p);
             }
+            EngineFact::Decoding(asked) => self.fine.asked = *asked,
+            EngineFact::Model(model) => self.fine.model = Some(model.clone()),
+            EngineFact::Fine(parts) => self.parts(cx, parts),
             EngineFact::Adapter(name) => {
                 self.root.set("vllm.lora.name", name);
             }
@@ -171,6 +183,7 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             self.root.fail("abandoned", "the request was never finished");
         }
         self.root.set_some("vllm.record.facts_cut", (ending.cut > 0).then_some(ending.cut));
+        self.end_detokenized();
         cx.emit(self.root);
         for mut span in self.inner {
             if span.end() > end {
@@ -203,11 +216,15 @@ impl<D: Draft> EngineFold<D> {
     ) -> Option<usize> {
         let start = start.max(self.opened);
         self.last = self.last.max(end).max(start);
-        self.drawn += 1;
+        // The finest spans are numbered apart, so that they do not change the ids of the others.
+        let finest = level(name) == 3;
+        let (drawn, first) = if finest { (&mut self.fine.drawn, fine::FIRST_ID) } else { (&mut self.drawn, 0) };
+        *drawn += 1;
+        let number = first + *drawn - 1;
         if level(name) > cx.head.detail {
             return None;
         }
-        let id = cx.head.inner_id(self.drawn - 1);
+        let id = cx.head.inner_id(number);
         let mut span = cx.inner(Inner { name, kind: Kind::Internal, parent, id, start, end });
         fill(&mut span);
         self.inner.push(span);
@@ -328,12 +345,15 @@ impl<D: Draft> EngineFold<D> {
             max: step.batch,
             forward: Dur::from_nanos(step.forward_ns),
         };
-        self.execute(cx, "prefill", (at, step.ready), &run);
+        let executed = self.execute(cx, "prefill", (at, step.ready), &run);
+        let mut processed = None;
         if step.new_tokens > 0 {
             let handed = step.ready + nanos(step.hand_over_ns);
-            self.process(cx, "prefill", (step.ready, handed), [step.processed, step.finished, step.new_tokens]);
+            let counts = [step.processed, step.finished, step.new_tokens];
+            processed = self.process(cx, "prefill", (step.ready, handed), counts);
             self.token_at(handed);
         }
+        self.fine.newest = executed.map(|executed| (executed, processed));
     }
 
     fn decoded<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, run: &DecodeRun) {
@@ -346,7 +366,8 @@ impl<D: Draft> EngineFold<D> {
         self.run = self.execute(cx, "decode", (at, run.ready), &executed);
         let handed = run.ready + nanos(run.hand_over_ns);
         let counts = [u32::from(run.processed), u32::from(run.finished), run.count];
-        self.process(cx, "decode", (run.ready, handed), counts);
+        let processed = self.process(cx, "decode", (run.ready, handed), counts);
+        self.fine.newest = self.run.map(|executed| (executed, processed));
     }
 
     /// From the launch of the first step to the outputs of the last.
@@ -373,13 +394,13 @@ impl<D: Draft> EngineFold<D> {
         phase: &'static str,
         when: (Time, Time),
         [processed, finished, new]: [u32; 3],
-    ) {
+    ) -> Option<usize> {
         self.child(cx, "vllm.output.process_batch", when, |span| {
             span.set("vllm.output.phase", phase)
                 .set("vllm.outputs.processed", processed)
                 .set("vllm.outputs.finished", finished)
                 .set("vllm.tokens.new", new);
-        });
+        })
     }
 
     fn decode_times(&mut self, times: &TokenTimes) {
@@ -399,6 +420,7 @@ impl<D: Draft> EngineFold<D> {
 
     fn finished(&mut self, at: Time, end: &FinishFact) {
         self.finished = true;
+        self.fine.ended(end);
         let reason = [end.reason.as_str()];
         let reasons = Val::Statics(&reason);
         self.root.event("vllm.finished", at, &[("gen_ai.response.finish_reasons", reasons)]);
@@ -445,8 +467,18 @@ struct Executed {
 fn level(name: &str) -> u8 {
     match name {
         "vllm.engine.request" | "vllm.engine.queue" | "vllm.scheduler.schedule" | "vllm.executor.execute_model" => 1,
+        "vllm.worker.prepare_inputs"
+        | "vllm.model.forward"
+        | "vllm.sampler.sample"
+        | "vllm.detokenizer.update"
+        | "vllm.logprobs.compute" => 3,
         _ => 2,
     }
+}
+
+/// A number as it was written: facts keep it in four bytes, and 0.7 must not become 0.699999988079071.
+fn decimal(v: f32) -> f64 {
+    (f64::from(v) * 1e6).round() / 1e6
 }
 
 fn nanos(ns: u32) -> Dur {

@@ -3,6 +3,7 @@
 //! A recording gives the inputs (requests, aborts, finished remote loads) and, per step, everything the real scheduler decided.
 //! `VLLM_GOLDEN_DIR` names a further directory of recordings.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -26,25 +27,40 @@ fn every_decision_is_vllms() {
     if let Some(more) = std::env::var_os("VLLM_GOLDEN_DIR") {
         files.extend(recordings(Path::new(&more)));
     }
-    let (mut steps, mut wrong, mut passing_unexpectedly) = (0, Vec::new(), Vec::new());
+    let (mut steps, mut mismatches, mut wrong, mut passing_unexpectedly) = (0, 0, Vec::new(), Vec::new());
     for path in &files {
         let name =
             path.file_name().and_then(|n| n.to_str()).unwrap_or_default().trim_end_matches(".json.gz").to_owned();
         let trace = read(path);
         steps += trace["steps"].as_array().unwrap().len();
-        match replay(&trace) {
-            Ok(()) if NOT_YET.contains(&name.as_str()) => passing_unexpectedly.push(name),
-            Ok(()) => {}
-            Err(mismatch) => {
-                println!("{name}: {mismatch}");
+        let found = replay(&trace);
+        mismatches += found.count;
+        match found.first {
+            None if NOT_YET.contains(&name.as_str()) => passing_unexpectedly.push(name),
+            None => {}
+            Some(first) => {
+                println!("{name}: {} mismatches, the first at {first}", found.count);
                 wrong.push(name);
             }
         }
     }
-    println!("{} traces, {steps} steps, {} mismatches", files.len(), wrong.len());
+    println!("{} traces, {steps} steps, {mismatches} mismatches", files.len());
     assert_eq!(passing_unexpectedly, Vec::<String>::new(), "these replay now: take them off the list");
     wrong.retain(|name| !NOT_YET.contains(&name.as_str()));
     assert_eq!(wrong, Vec::<String>::new(), "these differ from vLLM");
+}
+
+/// The comparison sees what is wrong, counts all of it and shows the first of it from both sides.
+#[test]
+fn a_scheduler_that_differs_is_found_out() {
+    let mut trace = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/max_num_seqs.json.gz"));
+    assert_eq!(replay(&trace).count, 0);
+    let limit = trace["config"]["max_num_seqs"].as_u64().unwrap();
+    trace["config"]["max_num_seqs"] = json!(limit + 1);
+    let found = replay(&trace);
+    let first = found.first.expect("a request more is admitted");
+    assert!(found.count > 1, "{} mismatches", found.count);
+    assert!(first.starts_with("step ") && first.contains("recorded") && first.contains("replayed"), "{first}");
 }
 
 fn recordings(dir: &Path) -> Vec<PathBuf> {
@@ -104,17 +120,26 @@ impl<'de> serde::Deserialize<'de> for Ordered {
     }
 }
 
-/// The first difference between the recording and the replay, with both sides.
-fn replay(trace: &Value) -> Result<(), String> {
+/// How a replay differs from its recording.
+#[derive(Default)]
+struct Mismatches {
+    count: usize,
+    /// The first one, with both sides.
+    first: Option<String>,
+}
+
+/// Every difference between the recording and the replay. What comes after the first one may follow from it.
+fn replay(trace: &Value) -> Mismatches {
     let mut player = Player::new(trace);
-    player.check_prompt_hashes(trace)?;
-    for expected in trace["steps"].as_array().unwrap() {
-        player.step(expected)?;
+    player.check_prompt_hashes(trace);
+    let steps = trace["steps"].as_array().unwrap();
+    for expected in steps {
+        player.step(expected);
     }
     if player.scheduler.has_work() || player.scheduler.batches_in_flight() > 0 {
-        return Err("work is left after the last step".into());
+        player.differ(steps.len() as u64, "work left after the last step", &Value::Null, "some");
     }
-    Ok(())
+    player.found.into_inner()
 }
 
 /// A request of the recording, with what the scheduler does not keep.
@@ -134,6 +159,7 @@ struct Player {
     inflight_limit: usize,
     block_size: u32,
     remote_tokens: Option<u32>,
+    found: RefCell<Mismatches>,
 }
 
 fn number(v: &Value) -> u32 {
@@ -188,11 +214,30 @@ impl Player {
             in_flight: Vec::new(),
             inflight_limit: trace["inflight"].as_u64().unwrap() as usize,
             remote_tokens,
+            found: RefCell::default(),
+        }
+    }
+
+    fn differ(&self, step: u64, what: &str, recorded: &Value, found: impl std::fmt::Display) {
+        let mut all = self.found.borrow_mut();
+        all.count += 1;
+        all.first.get_or_insert_with(|| format!("step {step}: {what}\n  recorded {recorded}\n  replayed {found}"));
+    }
+
+    fn same(&self, step: u64, what: &str, recorded: &Value, found: &Value) {
+        if recorded != found {
+            self.differ(step, what, recorded, found);
+        }
+    }
+
+    fn close(&self, step: u64, what: &str, recorded: &Value, found: f64) {
+        if recorded.as_f64().is_none_or(|r| (r - found).abs() >= 1e-6) {
+            self.differ(step, what, recorded, found);
         }
     }
 
     /// A hasher over the whole prompt gives the recorded digests.
-    fn check_prompt_hashes(&self, trace: &Value) -> Result<(), String> {
+    fn check_prompt_hashes(&self, trace: &Value) {
         for r in &self.requests {
             let mut hasher = BlockHasher::new(HashAlgo::Sha256Cbor, &extra_keys(&r.spec));
             let blocks = r.tokens.chunks_exact(self.block_size as usize);
@@ -200,9 +245,8 @@ impl Player {
             let short = |h: &Value| json!(h.as_str().unwrap()[32..].to_owned());
             let recorded: Vec<Value> =
                 trace["requests"][&r.id]["block_hashes"].as_array().unwrap().iter().map(short).collect();
-            same(0, &format!("block hashes of {}", r.id), &json!(recorded), &json!(found))?;
+            self.same(0, &format!("block hashes of {}", r.id), &json!(recorded), &json!(found));
         }
-        Ok(())
     }
 
     fn index(&self, id: &str) -> usize {
@@ -245,28 +289,31 @@ impl Player {
     }
 
     /// One turn of vLLM's engine loop, as it was recorded.
-    fn step(&mut self, expected: &Value) -> Result<(), String> {
+    fn step(&mut self, expected: &Value) {
         let step = expected["step"].as_u64().unwrap();
         for id in expected["added"].as_array().unwrap() {
             self.add(id.as_str().unwrap());
         }
         let mut appended = None;
         if self.scheduler.has_work() {
-            let tokens = self.compare_batch(step, expected)?;
+            let tokens = self.compare_batch(step, expected);
             self.in_flight.push(step);
             appended = Some(tokens);
-            self.compare_queues(step, expected)?;
+            self.compare_queues(step, expected);
         } else {
-            same(step, "scheduled", &expected["scheduled"], &json!([]))?;
+            self.same(step, "scheduled", &expected["scheduled"], &json!([]));
         }
         let more = |tokens| tokens > 0 || self.scheduler.has_work();
         if self.in_flight.len() < self.inflight_limit && appended.is_some_and(more) {
-            return same(step, "processed_step", &expected["processed_step"], &Value::Null);
+            return self.same(step, "processed_step", &expected["processed_step"], &Value::Null);
         }
-        self.complete(step, expected)
+        if self.in_flight.is_empty() {
+            return self.differ(step, "processed_step", &expected["processed_step"], "nothing in flight");
+        }
+        self.complete(step, expected);
     }
 
-    fn compare_batch(&mut self, step: u64, expected: &Value) -> Result<u64, String> {
+    fn compare_batch(&mut self, step: u64, expected: &Value) -> u64 {
         let batch = self.scheduler.schedule();
         let (described, total) = (describe_batch(batch), batch.total_tokens());
         let (mut scheduled, mut new, mut cached) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
@@ -284,28 +331,28 @@ impl Player {
                 }
             }
         }
-        same(step, "scheduled", &expected["scheduled"], &json!(scheduled))?;
-        same(step, "new", &expected["new"], &json!(new))?;
-        same(step, "cached", &expected["cached"], &json!(cached))?;
-        same(step, "preempted", &expected["preempted"], &self.sorted_ids(&described.preempted))?;
-        same(step, "finished_since_last", &expected["finished_since_last"], &self.sorted_ids(&described.finished))?;
-        Ok(total)
+        self.same(step, "scheduled", &expected["scheduled"], &json!(scheduled));
+        self.same(step, "new", &expected["new"], &json!(new));
+        self.same(step, "cached", &expected["cached"], &json!(cached));
+        self.same(step, "preempted", &expected["preempted"], &self.sorted_ids(&described.preempted));
+        self.same(step, "finished_since_last", &expected["finished_since_last"], &self.sorted_ids(&described.finished));
+        total
     }
 
-    fn compare_queues(&self, step: u64, expected: &Value) -> Result<(), String> {
+    fn compare_queues(&self, step: u64, expected: &Value) {
         let s = &self.scheduler;
         let ids = |ixs: Vec<SeqIx>| json!(ixs.into_iter().map(|ix| self.id(s.tag(ix))).collect::<Vec<_>>());
-        same(step, "running", &expected["running"], &ids(s.running().to_vec()))?;
-        same(step, "waiting", &expected["waiting"], &ids(s.waiting().collect()))?;
-        same(step, "kv_holding_waiting", &expected["kv_holding_waiting"], &ids(s.holding().collect()))?;
-        same(step, "deferred", &expected["deferred"], &self.sorted_ids(&s.deferred().collect::<Vec<_>>()))?;
-        same(step, "free_blocks", &expected["free_blocks"], &json!(s.kv().pool().free_blocks()))?;
-        close(step, "usage", &expected["usage"], s.kv().pool().usage())
+        self.same(step, "running", &expected["running"], &ids(s.running().to_vec()));
+        self.same(step, "waiting", &expected["waiting"], &ids(s.waiting().collect()));
+        self.same(step, "kv_holding_waiting", &expected["kv_holding_waiting"], &ids(s.holding().collect()));
+        self.same(step, "deferred", &expected["deferred"], &self.sorted_ids(&s.deferred().collect::<Vec<_>>()));
+        self.same(step, "free_blocks", &expected["free_blocks"], &json!(s.kv().pool().free_blocks()));
+        self.close(step, "usage", &expected["usage"], s.kv().pool().usage());
     }
 
-    fn complete(&mut self, step: u64, expected: &Value) -> Result<(), String> {
+    fn complete(&mut self, step: u64, expected: &Value) {
         let processed = self.in_flight.remove(0);
-        same(step, "processed_step", &expected["processed_step"], &json!(processed))?;
+        self.same(step, "processed_step", &expected["processed_step"], &json!(processed));
         for id in expected["aborts"].as_array().into_iter().flatten() {
             let at = self.index(id.as_str().unwrap());
             let ix = self.requests[at].ix.expect("aborted after it was added");
@@ -321,22 +368,22 @@ impl Player {
             (self.id(o.tag), json!({"new_token_ids": [o.token.0], "finish": o.finish.map(|f| f.as_str())}))
         };
         let found: Vec<(&str, Value)> = outputs.iter().map(tell).collect();
-        same(step, "outputs", &expected["outputs"], &json!(found))?;
-        for id in expected["finished_recving"].as_array().unwrap() {
+        self.same(step, "outputs", &expected["outputs"], &json!(found));
+        for id in expected["finished_recving"].as_array().into_iter().flatten() {
             let at = self.index(id.as_str().unwrap());
             let ix = self.requests[at].ix.expect("loaded after it was added");
             self.scheduler.load_arrived(ix, at as u64);
         }
-        self.compare_events(step, expected)?;
-        self.compare_stats(step, &expected["stats"])
+        self.compare_events(step, expected);
+        self.compare_stats(step, &expected["stats"]);
     }
 
-    fn compare_events(&mut self, step: u64, expected: &Value) -> Result<(), String> {
+    fn compare_events(&mut self, step: u64, expected: &Value) {
         let mut events = Vec::new();
         self.scheduler.drain_kv_events(&mut events);
-        let expected = expected["kv_events"].as_array().unwrap();
+        let expected = expected["kv_events"].as_array().map_or(&[][..], Vec::as_slice);
         let found: Vec<Value> = events.iter().map(|e| self.describe_event(e, expected)).collect();
-        same(step, "kv_events", &json!(expected), &json!(found))
+        self.same(step, "kv_events", &json!(expected), &json!(found));
     }
 
     /// An event in vLLM's wire form; tokens and extra keys only if the recording has them.
@@ -364,17 +411,17 @@ impl Player {
         }
     }
 
-    fn compare_stats(&mut self, step: u64, expected: &Value) -> Result<(), String> {
+    fn compare_stats(&mut self, step: u64, expected: &Value) {
         let prefix = self.scheduler.take_prefix_stats();
         let s = &self.scheduler;
         let (waiting, deferred) = s.num_waiting();
-        close(step, "stats.usage", &expected["usage"], s.kv().pool().usage())?;
+        self.close(step, "stats.usage", &expected["usage"], s.kv().pool().usage());
         let found = json!({
             "running": s.running().len(), "waiting": waiting, "deferred": deferred, "usage": expected["usage"],
             "prefix_queries": prefix.queries, "prefix_hits": prefix.hits,
             "prefix_preempted_queries": prefix.preempted_queries, "prefix_preempted_hits": prefix.preempted_hits,
         });
-        same(step, "stats", expected, &found)
+        self.same(step, "stats", expected, &found);
     }
 
     fn sorted_ids(&self, tags: &[u64]) -> Value {
@@ -431,20 +478,4 @@ fn untagged(spec: &Value, first: bool) -> Value {
     let salt = extra.cache_salt.filter(|_| first).map(|s| json!([s]));
     let all: Vec<Value> = lora.into_iter().chain(salt).flat_map(|v| v.as_array().unwrap().clone()).collect();
     if all.is_empty() { Value::Null } else { json!(all) }
-}
-
-fn same(step: u64, what: &str, recorded: &Value, found: &Value) -> Result<(), String> {
-    if recorded == found {
-        Ok(())
-    } else {
-        Err(format!("step {step}: {what}\n  recorded {recorded}\n  replayed {found}"))
-    }
-}
-
-fn close(step: u64, what: &str, recorded: &Value, found: f64) -> Result<(), String> {
-    if recorded.as_f64().is_some_and(|r| (r - found).abs() < 1e-6) {
-        Ok(())
-    } else {
-        Err(format!("step {step}: {what}\n  recorded {recorded}\n  replayed {found}"))
-    }
 }

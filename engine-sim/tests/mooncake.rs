@@ -47,7 +47,7 @@ fn the_whole_trace_ends() {
     let (mut preparing, mut running, mut finished, mut generated) = (Dur::ZERO, Dur::ZERO, 0, 0);
     let (mut hits, mut queries, mut preemptions, mut end) = (0, 0, 0, Time::ZERO);
     for at in 0..ENGINES {
-        let mut engine = Engine::new(config.clone(), LatencyProfile::DEFAULT);
+        let mut engine = Engine::new(config.clone(), LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap());
         let mut out = Vec::new();
         for (key, line) in lines.iter().enumerate().skip(at).step_by(ENGINES) {
             let begin = clock.now();

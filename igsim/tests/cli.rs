@@ -138,7 +138,7 @@ fn all_problems_are_told_at_once() {
     error: bad.yaml: requests: found both duration and requests, expected one of the two
        2 | requests: 5
          |           ^
-    error: bad.yaml: engines[0].profile: found llama-3.1-8b-h10, expected one of llama-3.1-8b-h100, qwen3-32b-h100-tp2, llama-3.3-70b-h100-tp8, instant
+    error: bad.yaml: engines[0].profile: found llama-3.1-8b-h10, expected one of llama-3.1-8b-h100, llama-3.1-8b-fp8-h200, llama-3.1-8b-rtxpro6000, llama-3.1-8b-rtxpro6000-tp2, qwen3-32b-h100-tp2, qwen3-32b-h100-tp4, qwen3-32b-rtxpro6000, qwen3-32b-rtxpro6000-tp2, llama-3.3-70b-h100-tp8, llama-2-70b-a100-tp8, llama-2-70b-h100-tp8, instant, or the path of a .yaml file
        3 | engines: [{ profile: llama-3.1-8b-h10 }]
          |                      ^^^^^^^^^^^^^^^^
     help: did you mean llama-3.1-8b-h100?

@@ -54,7 +54,8 @@ fn engines_do_what_they_are_told_and_end_with_their_input() {
     // What is for another role is refused, and the next order is answered all the same.
     let refused = engine.order(&Order::Health(Health::Absent)).unwrap_err().to_string();
     assert_eq!(refused, "the engine failed: this is no order for the engine");
-    let odd = engine.order(&Order::Arm(Some(Tracing { path: TracePath::Deferred, ratio: 7.0 }))).unwrap_err();
+    let odd =
+        engine.order(&Order::Arm(Some(Tracing { path: TracePath::Deferred, ratio: 7.0, steps: 0.0 }))).unwrap_err();
     assert_eq!(odd.to_string(), "the engine failed: 7 is no share of traces");
     engine.order(&Order::Reset).unwrap();
     let pid = engine.pid();

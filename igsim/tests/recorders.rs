@@ -58,10 +58,15 @@ struct Kept {
 
 impl Kept {
     fn new(recorder: RecorderKind, ratio: f64) -> Kept {
+        Kept::with(recorder, ratio, |_| ())
+    }
+
+    fn with(recorder: RecorderKind, ratio: f64, change: impl FnOnce(&mut TelemetryConfig)) -> Kept {
         let (clock, spans) = (RunClock::start(), MemorySpans::default());
         let sampler = Sampler::parent_based_ratio(Ratio::new(ratio).unwrap());
         let exporters = vec![ExporterConfig::Memory(spans.clone())];
-        let config = TelemetryConfig { recorder, sampler, exporters, ..TelemetryConfig::default() };
+        let mut config = TelemetryConfig { recorder, sampler, exporters, ..TelemetryConfig::default() };
+        change(&mut config);
         Kept { clock, telemetry: Telemetry::live(config, clock).unwrap(), spans }
     }
 
@@ -280,14 +285,19 @@ async fn unsampled_requests_leave_nothing_behind() {
     }
 }
 
-/// Requests that an engine with few blocks cannot hold at once, in virtual time: one is preempted and resumed, one aborted.
+/// Requests that an engine with few blocks cannot hold at once, in virtual time: one is preempted and resumed, one aborted. At the
+/// finest detail, with every step of the engine.
 fn preempted_and_aborted(recorder: RecorderKind) -> String {
-    let kept = Kept::new(recorder, 1.0);
+    let kept = Kept::with(recorder, 1.0, |config| {
+        config.detail = 3;
+        config.engine_steps = Ratio::ALL;
+    });
     let tracer = kept.telemetry.tracer(Resource::new("vllm", "engine-0"));
     let mut config = EngineConfig::default();
     config.cache.num_gpu_blocks = Some(20);
     config.max_model_len = Some(256);
     let mut engine = Engine::new(config.clone(), LatencyProfile::named(&config.profile).unwrap());
+    engine.trace_steps(tracer.engine_steps());
     let mut trails: Vec<Trail<EngineFact>> = Vec::new();
     for key in 0..3u64 {
         let at = Time::ZERO + Dur::from_micros(100 * key);
@@ -324,8 +334,9 @@ fn preempted_and_aborted(recorder: RecorderKind) -> String {
     drop(trails);
     let (set, stats) = kept.done();
     assert_eq!(stats.records_abandoned, 0);
+    assert_eq!((stats.traces_started, stats.own_traces_started), (3, stats.own_traces_sampled));
     let mut roots: Vec<&Span> = set.spans.iter().filter(|s| s.parent.is_none()).collect();
-    roots.sort_by_key(|s| s.start);
+    roots.sort_by_key(|s| (s.start, s.name.clone()));
     let of =
         |root: &&Span| -> Vec<Span> { set.spans.iter().filter(|s| s.trace_id == root.trace_id).cloned().collect() };
     roots.iter().map(|root| trees(&of(root))).collect()
@@ -335,7 +346,9 @@ fn preempted_and_aborted(recorder: RecorderKind) -> String {
 fn preempted_and_aborted_requests_give_the_same_trees() {
     let [deferred, eager] = [RecorderKind::Deferred, RecorderKind::Eager].map(preempted_and_aborted);
     assert_same(&deferred, &eager);
-    for sign in ["! vllm.preempted", "! vllm.resumed", "vllm.late=true"] {
+    for sign in
+        ["! vllm.preempted", "! vllm.resumed", "vllm.late=true", "vllm.engine.step", "~ 0", "vllm.sampler.sample"]
+    {
         assert!(eager.contains(sign), "{sign}:\n{eager}");
     }
 }

@@ -130,7 +130,7 @@ fn content_reaches_no_span_metric_or_log() {
         ExporterConfig::File(place.path("traces.otlp.jsonl")),
         ExporterConfig::Console(ConsoleTarget::Writer(target)),
     ];
-    let served = Served::start(Runtime::new().unwrap(), TINY, &[], exporters);
+    let served = Served::start(Runtime::new().unwrap(), &finest(), &[], exporters);
     let loaded = shared::config::load_str::<Scenario>("test", TINY, &[]).unwrap();
     let model = loaded.config.model();
     let secret =
@@ -186,7 +186,7 @@ fn real_records_are_the_same_in_either_encoding() {
         let endpoint = format!("{}/v1/traces", collector.url());
         ExporterConfig::Otlp(OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout, gzip: false, encoding })
     });
-    let served = Served::start(Runtime::new().unwrap(), TINY, &[], exporters.collect());
+    let served = Served::start(Runtime::new().unwrap(), &finest(), &[], exporters.collect());
     let model = shared::config::load_str::<Scenario>("test", TINY, &[]).unwrap().config.model();
     let caller =
         [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "a=1, b=2")];
@@ -197,7 +197,15 @@ fn real_records_are_the_same_in_either_encoding() {
     let [by_sdk, direct] = collectors.map(|c| by_resource(c.spans()));
     assert_eq!(by_sdk, direct);
     assert_eq!(direct.values().map(Vec::len).sum::<usize>(), set.spans.len());
-    assert!(set.spans.iter().any(|s| s.name == "gateway.request") && set.resources.len() == 3, "gateway and engines");
+    for name in ["gateway.request", "vllm.engine.step", "vllm.sampler.sample", "vllm.detokenizer.update"] {
+        assert!(set.spans.iter().any(|s| s.name == name), "{name}");
+    }
+    assert_eq!((set.resources.len(), findings(&set).first()), (3, None), "gateway and engines");
+}
+
+/// [`TINY`] with everything that can be recorded.
+fn finest() -> String {
+    TINY.replace("ratio: 1.0", "ratio: 1.0, detail: 3, engine_steps: 1.0")
 }
 
 /// The text of an answer: streamed or whole, from the content of its JSON.

@@ -101,7 +101,7 @@ fn no_trace_is_kept_at_ratio_zero() {
 #[test]
 fn the_detail_level_decides_which_spans_there_are() {
     let place = Place::new();
-    for (detail, expect) in [("1", 10), ("2", SPANS_PER_TRACE)] {
+    for (detail, expect) in [("1", 10), ("2", SPANS_PER_TRACE), ("3", SPANS_PER_TRACE + 8)] {
         let file = scenario("quickstart");
         let options = ["--mode", "virtual", "--set", "requests=20", "--sampling", "1", "--detail", detail];
         place.good(&[["run", &file, "--out", detail].as_slice(), options.as_slice()].concat());
@@ -110,6 +110,45 @@ fn the_detail_level_decides_which_spans_there_are() {
         assert_eq!(counts, BTreeSet::from([expect]), "detail {detail}");
         assert_eq!(findings(&set).first(), None, "detail {detail}");
     }
+}
+
+/// Steps are roots beside the traces of requests: they link to those, change nothing about them, and repeat with the seed.
+#[test]
+fn steps_of_engines_are_traces_beside_those_of_requests() {
+    let place = Place::new();
+    let run = |out: &str, steps: &str| {
+        let file = scenario("quickstart");
+        let options = ["--mode", "virtual", "--set", "requests=150", "--sampling", "0.2", "--engine-steps", steps];
+        place.good(&[["run", &file, "--out", out].as_slice(), options.as_slice()].concat());
+        (place.report(out), place.traces(out))
+    };
+    let (_, without) = run("without", "0");
+    let (report, with) = run("with", "0.05");
+    assert_eq!(findings(&with).first(), None);
+    let (steps, requests): (Vec<_>, Vec<_>) =
+        by_trace(&with).into_values().partition(|spans| spans.iter().any(|s| s.name == "vllm.engine.step"));
+    assert_eq!(requests.len(), by_trace(&without).len());
+    for (found, expect) in requests.iter().zip(by_trace(&without).into_values()) {
+        assert_eq!(*found, expect, "the trace of a request is what it is without");
+    }
+    assert_eq!((report.traces.kept, report.traces.checked), (requests.len() as u64, requests.len() as u64));
+    assert_eq!(report.traces.engine_steps, steps.len() as u64);
+    assert!(steps.len() > 20, "{} steps", steps.len());
+    let links: Vec<_> = steps.iter().flatten().flat_map(|s| &s.links).collect();
+    assert!(!links.is_empty(), "a fifth of the requests is recorded");
+    for link in links {
+        let target = with.spans.iter().find(|s| (s.trace_id, s.span_id) == (link.trace_id, link.span_id));
+        assert_eq!(target.map(|s| &*s.name), Some("vllm.engine.request"));
+    }
+    run("again", "0.05");
+    let read = |run: &str| std::fs::read(place.path(run).join("traces.otlp.jsonl")).unwrap();
+    assert!(read("with") == read("again"), "the same seed gives the same bytes (I6)");
+    let linking = steps.iter().flatten().find(|s| !s.links.is_empty()).expect("a step with links");
+    let (step, request) = (linking.trace_id.to_string(), linking.links[0].trace_id.to_string());
+    let shown = place.good(&["inspect", "with", "--trace", &step]).out;
+    assert!(shown.contains(&format!("links to     trace {request}")), "{shown}");
+    let shown = place.good(&["inspect", "with", "--trace", &request]).out;
+    assert!(shown.contains("linked from  trace ") && shown.contains("vllm.engine.step"), "{shown}");
 }
 
 /// I6.

@@ -42,6 +42,15 @@ pub struct Request<'a> {
     /// Nucleus sampling.
     #[serde(default)]
     pub top_p: Option<f64>,
+    /// Likeliest tokens to choose from; vLLM takes -1 and 0 for all.
+    #[serde(default)]
+    pub top_k: Option<i64>,
+    /// Log probabilities of the output.
+    #[serde(default)]
+    pub logprobs: Option<Logprobs>,
+    /// Chat only: alternatives to each token, if `logprobs` is true.
+    #[serde(default)]
+    pub top_logprobs: Option<u32>,
     /// Choices to generate.
     #[serde(default)]
     pub n: Option<u32>,
@@ -66,6 +75,16 @@ pub struct Request<'a> {
     /// Separates prefix caches.
     #[serde(default, borrow)]
     pub cache_salt: Option<Cow<'a, str>>,
+}
+
+/// Whether log probabilities are wanted, as chat asks, or with how many alternatives, as completions do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Logprobs {
+    /// Chat.
+    Wanted(bool),
+    /// Completions.
+    Alternatives(i64),
 }
 
 /// One text or several.

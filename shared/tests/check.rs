@@ -5,7 +5,7 @@ use shared::time::{Anchor, Dur, Time};
 use shared::trace::check::{CheckOptions, check, check_spans};
 use shared::trace::registry::Registry;
 use shared::trace::tree::{Forest, Show, outline};
-use shared::trace::{Event, Kind, Span, Status, TraceSet, Value};
+use shared::trace::{Event, Kind, Link, Span, Status, TraceSet, Value};
 
 const REGISTRY: &str = "
 groups:
@@ -85,6 +85,14 @@ fn a_sound_trace_has_no_findings() {
     assert_eq!(findings(|s| s[0].events.push(event("first", 50))), [""; 0]);
     // A caller's own trace: the server span is the local root.
     assert_eq!(findings(|s| (s[0].parent, s[0].parent_is_remote) = (SpanId::new(9), true)), [""; 0]);
+}
+
+/// A trace that a link points to may be somewhere else, or not kept at all.
+#[test]
+fn a_link_to_a_trace_that_is_not_there_is_no_finding() {
+    let link =
+        |trace| Link { trace_id: TraceId::new(trace).unwrap(), span_id: SpanId::new(8).unwrap(), attrs: Vec::new() };
+    assert_eq!(findings(|s| s[0].links.extend([link(7), link(9)])), [""; 0]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 2] = ["gateway/src/spans.rs", "engine-sim/src/spans.rs"];
+const FOLDS: [&str; 4] =
+    ["gateway/src/spans.rs", "engine-sim/src/spans.rs", "engine-sim/src/spans/fine.rs", "engine-sim/src/spans/step.rs"];
 
 /// Registered, yet not written out in any fold.
 const NOT_IN_FOLDS: [&str; 0] = [];
@@ -17,7 +18,7 @@ const HEAD: &str = "# Span catalogue
 <!-- Generated from registry/. `UPDATE_DOCS=1 cargo test -p shared --test registry` writes it anew. -->
 
 Every span, event and attribute that the gateway and the engines emit, made from [registry/](../registry/README.md). A span appears
-from its detail level on: 1 is the lifecycle of a request, 2 (the default) adds decisions. \"Set\" says when an attribute is there:
+from its detail level on: 1 is the lifecycle of a request, 2 (the default) adds decisions, 3 the parts of executions. \"Set\" says when an attribute is there:
 always (required), under the condition given, if it is known (recommended), or only if the operator asks for it (opt-in).
 
 ";

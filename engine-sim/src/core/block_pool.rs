@@ -207,8 +207,27 @@ impl BlockPool {
         Some(key)
     }
 
+    /// How many hold `block`.
     #[cfg(test)]
-    fn free_list(&self) -> Vec<BlockIx> {
+    pub(crate) fn holders(&self, block: BlockIx) -> u32 {
+        self.blocks[block as usize].ref_count
+    }
+
+    /// What is found in `block`.
+    #[cfg(test)]
+    pub(crate) fn content(&self, block: BlockIx) -> Option<BlockKey> {
+        let b = &self.blocks[block as usize];
+        b.hashed.then_some(b.key)
+    }
+
+    /// The block handed out next, 0 if there is none.
+    #[cfg(test)]
+    pub(crate) fn next_free(&self) -> BlockIx {
+        self.blocks[NULL as usize].next
+    }
+
+    #[cfg(test)]
+    pub(crate) fn free_list(&self) -> Vec<BlockIx> {
         let next = |&b: &BlockIx| Some(self.blocks[b as usize].next).filter(|&n| n != NULL);
         let new = self.blocks.len() as BlockIx..self.num_blocks;
         self.spare.iter().rev().copied().chain(new).chain(std::iter::successors(next(&NULL), next)).collect()

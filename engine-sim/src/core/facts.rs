@@ -9,6 +9,7 @@ use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 
 use crate::core::faults::FaultKind;
+use crate::core::latency::LatencyProfile;
 use crate::core::sequence::FinishReason;
 
 /// A fact about one request; the time it is noted at is given with each variant.
@@ -23,7 +24,7 @@ pub enum EngineFact {
         /// What is asked for.
         operation: Operation,
     },
-    /// Server, any time: what the request asks for. Absent values were not given.
+    /// Server, any time: what the request asks for. Absent values were not given, so vLLM's own hold.
     Asked {
         /// Output limit.
         max_tokens: Option<u32>,
@@ -36,6 +37,8 @@ pub enum EngineFact {
         /// Priority, if one was given.
         priority: Option<i32>,
     },
+    /// Server, any time, for the finest detail only: what the request asks of sampling and of its output.
+    Decoding(DecodingFact),
     /// Server, any time: the LoRA adapter.
     Adapter(Arc<str>),
     /// Server, when the tokens are ready.
@@ -60,6 +63,8 @@ pub enum EngineFact {
         /// Status of the answer: from 500 on it is the engine's fault.
         http_status: u16,
     },
+    /// Core, at the entry into the core, for the finest detail only.
+    Model(Arc<ModelFact>),
     /// Core, at entry into a waiting queue.
     Queued {
         /// Why it waits.
@@ -81,12 +86,63 @@ pub enum EngineFact {
     Decoded(DecodeRun),
     /// Core, at the same time: the times between the run's tokens.
     DecodeTimes(TokenTimes),
+    /// Core, after each of the three above and for the finest detail only: the parts of the step, or of a run's last one.
+    Fine(FineFact),
     /// Core, at the start of the scheduling pass that preempted the request.
     Preempted,
     /// Core, when a fault begins that the request suffers or when it arrives during one; server, when a fault strikes it alone.
     Fault(FaultKind),
     /// Core, when the last token is handed to the stream.
     Finished(FinishFact),
+}
+
+/// What a request asks of sampling and of its output. Absent values were not given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecodingFact {
+    /// Tokens to choose from.
+    pub top_k: Option<u32>,
+    /// Log probabilities wanted with each token: how many alternatives beside its own.
+    pub logprobs: Option<u32>,
+    /// Which output token, counted from 1, completes a stop string.
+    pub stop_string_at: Option<u32>,
+}
+
+/// The model and how it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFact {
+    /// Model id.
+    pub name: Arc<str>,
+    /// Transformer layers.
+    pub layers: u32,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Attention backend, by vLLM's name.
+    pub attention: &'static str,
+}
+
+impl ModelFact {
+    /// Of the model that a latency profile imitates.
+    pub fn new(profile: &LatencyProfile) -> ModelFact {
+        // What vLLM takes by itself on Ampere and Hopper, and on Blackwell (`vllm/platforms/cuda.py`).
+        let attention = if profile.gpu.contains("B200") { "FLASHINFER" } else { "FLASH_ATTN" };
+        let (layers, hidden_size) = (profile.layers, profile.hidden_size);
+        ModelFact { name: profile.model.into(), layers, hidden_size, attention }
+    }
+}
+
+/// The parts of a step. All lengths in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct FineFact {
+    /// When it was launched.
+    pub launch: Time,
+    /// Preparing the inputs, from the launch on.
+    pub prepare_ns: u32,
+    /// The forward pass after that.
+    pub forward_ns: u64,
+    /// Sampling after that.
+    pub sample_ns: u32,
+    /// The engine core's part of handing the outputs over.
+    pub update_ns: u32,
 }
 
 /// What a request asks an engine for.

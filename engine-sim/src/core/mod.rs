@@ -14,3 +14,4 @@ pub mod latency;
 pub mod metrics;
 pub mod scheduler;
 pub mod sequence;
+pub mod step_facts;

@@ -105,6 +105,7 @@ impl Server {
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
         let started = clock.anchor().unix_nanos(clock.now());
+        engine.trace_steps(tracer.engine_steps());
         let app = App {
             max_model_len: engine.inspect(|e| e.snapshot().max_model_len),
             faulty: engine.inspect(|e| e.faults().is_some()),

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use hdrhistogram::Histogram;
 use shared::clock::RunClock;
 use shared::time::{Dur, Time};
-use shared::trace::Trail;
+use shared::trace::{OwnTraces, Trail};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
@@ -342,6 +342,11 @@ impl EngineHandle {
         idle
     }
 
+    /// Records steps scheduled from now on as traces of their own, or none.
+    pub fn trace_steps(&self, traces: Option<Arc<OwnTraces>>) {
+        lock(&self.inner.engines[self.index]).engine.trace_steps(traces);
+    }
+
     /// Whether the engine still runs. One that does not drops every request, and their channels end.
     pub fn alive(&self) -> bool {
         !lock(&self.inner.inbox).stopped
@@ -399,6 +404,7 @@ impl Inner {
                 cell.publish();
             }
         }
+        self.engines.iter().for_each(|cell| lock(cell).engine.settle());
     }
 
     /// Sleeps until there is input or something is due; false once stopped.

@@ -2,13 +2,13 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use shared::block_hash::ExtraKeys;
-use shared::openai::{Prompt, Request, StreamOptions};
+use shared::openai::{Logprobs, Prompt, Request, StreamOptions};
 use shared::tokens::{ContentId, TokenId};
 
 use super::App;
 use super::api::{Api, ApiError};
 use super::stop::Stops;
-use crate::core::facts::EngineFact;
+use crate::core::facts::{DecodingFact, EngineFact};
 use crate::core::filler::{natural_length, output_content};
 use crate::core::sequence::SamplingParams;
 
@@ -28,7 +28,9 @@ pub(super) struct Accepted {
     pub(super) streaming: bool,
     pub(super) options: StreamOptions,
     pub(super) stops: Stops,
-    asked: Option<u32>,
+    /// For the finest detail of its spans.
+    pub(super) decoding: DecodingFact,
+    asked: u32,
     temperature: Option<f64>,
     top_p: Option<f64>,
     n: Option<u32>,
@@ -39,7 +41,7 @@ impl Accepted {
     /// What the request's span says about it.
     pub(super) fn fact(&self) -> EngineFact {
         EngineFact::Asked {
-            max_tokens: self.asked,
+            max_tokens: Some(self.asked),
             temperature: self.temperature.map(|t| t as f32),
             top_p: self.top_p.map(|p| p as f32),
             n: self.n,
@@ -72,6 +74,11 @@ pub(super) fn accept(
     let natural = (!request.ignore_eos.unwrap_or(false)).then(|| natural_length(content).max(min_tokens + 1));
     let stops = Stops::new(request, content, min_tokens..natural.map_or(max_tokens, |n| max_tokens.min(n - 1)));
     let eos_at = stops.found_at().or(natural);
+    let decoding = DecodingFact {
+        top_k: request.top_k.and_then(|k| u32::try_from(k).ok()).filter(|k| *k > 0),
+        logprobs: logprobs(request),
+        stop_string_at: stops.found_at(),
+    };
     let header = headers.get("x-vllm-priority").and_then(|v| v.to_str().ok()?.parse().ok());
     Ok(Accepted {
         prompt_tokens,
@@ -83,8 +90,9 @@ pub(super) fn accept(
             eos_at,
         },
         stops,
+        decoding,
         priority: header.or(request.priority).unwrap_or(0),
-        asked,
+        asked: max_tokens,
         n: request.n,
         given_priority: header.or(request.priority),
         content,
@@ -94,6 +102,16 @@ pub(super) fn accept(
         temperature: request.temperature,
         top_p: request.top_p,
     })
+}
+
+/// How many alternatives to each token are asked for; `None` without log probabilities.
+fn logprobs(request: &Request<'_>) -> Option<u32> {
+    match request.logprobs? {
+        // Chat.
+        Logprobs::Wanted(wanted) => wanted.then(|| request.top_logprobs.unwrap_or(0)),
+        // Completions; vLLM takes -1 for the whole vocabulary.
+        Logprobs::Alternatives(n) => Some(u32::try_from(n).unwrap_or(u32::MAX)),
+    }
 }
 
 fn check_model(app: &App, request: &Request<'_>) -> Result<(), ApiError> {

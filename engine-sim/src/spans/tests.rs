@@ -8,14 +8,15 @@ use shared::ids::{InstanceId, RequestId, TraceId};
 use shared::trace::record::{Folded, Head, Sink};
 use shared::trace::registry::{Registry, Requirement};
 use shared::trace::span::Attr;
+use shared::trace::tree::value_text;
 use shared::trace::{Span, Value};
 use shared::trace::{Status, Trail};
 
 use super::*;
 use crate::core::config::EngineConfig;
 use crate::core::engine::tests::{engine, request, run_to_idle};
-use crate::core::engine::{Engine, Input, Output, RequestKey};
-use crate::core::facts::Operation;
+use crate::core::engine::{Engine, Input, NewRequest, Output, RequestKey};
+use crate::core::facts::{DecodingFact, Operation};
 
 /// An engine with recorded requests, and what a server would note about them.
 struct Rig {
@@ -23,17 +24,22 @@ struct Rig {
     folded: Arc<Folded>,
     trails: Vec<Trail<EngineFact>>,
     detail: u8,
+    temperature: Option<f32>,
 }
 
 impl Rig {
     fn new(detail: u8, change: impl FnOnce(&mut EngineConfig)) -> Rig {
         let mut config = EngineConfig::default();
         change(&mut config);
-        Rig { engine: engine(config), folded: Arc::default(), trails: Vec::new(), detail }
+        Rig { engine: engine(config), folded: Arc::default(), trails: Vec::new(), detail, temperature: Some(0.0) }
     }
 
     /// A request that arrives at `us` and is read and tokenized in 100 us.
     fn add(&mut self, us: u64, prompt: u32, max_tokens: u32) {
+        self.add_with(us, prompt, max_tokens, |_| ());
+    }
+
+    fn add_with(&mut self, us: u64, prompt: u32, max_tokens: u32, change: impl FnOnce(&mut NewRequest)) {
         let key = self.trails.len() as u64;
         let at = |more| Time::ZERO + Dur::from_micros(us + more);
         let sink: Arc<dyn Sink> = self.folded.clone();
@@ -54,7 +60,7 @@ impl Rig {
         });
         trail.note(at(0), || EngineFact::Asked {
             max_tokens: Some(max_tokens),
-            temperature: Some(0.0),
+            temperature: self.temperature,
             top_p: Some(0.5),
             n: Some(1),
             priority: Some(0),
@@ -63,6 +69,12 @@ impl Rig {
         let inputs = EngineFact::InputsProcessed { started: at(20), prompt_tokens: prompt, truncated: false };
         trail.note(at(100), || inputs);
         let mut new = request(self.engine.config(), key, prompt, max_tokens, at(0));
+        change(&mut new);
+        // What a server knows about the text: that the last token completes a stop string.
+        let asked = DecodingFact { top_k: Some(40), logprobs: Some(2), stop_string_at: new.params.eos_at };
+        if trail.detail() >= 3 {
+            trail.note(at(0), || EngineFact::Decoding(asked));
+        }
         new.trail = trail.clone();
         self.trails.push(trail);
         self.engine.handle(at(120), Input::Add(Box::new(new)));
@@ -436,3 +448,247 @@ fn attributes_of_a_request() {
     gen_ai.latency.e2e = F64(0.033627764)
     "#);
 }
+
+#[test]
+fn detail_3_shows_the_parts_of_every_execution() {
+    let mut rig = Rig::new(3, |c| {
+        c.scheduler.max_num_batched_tokens = 64;
+        c.scheduler.max_num_seqs = 4;
+    });
+    rig.add(0, 100, 3);
+    insta::assert_snapshot!(tree(&rig.run()), @r#"
+    vllm.engine.request output_tokens=Int(3)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(64)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.scheduler.schedule scheduled_tokens=Int(36)
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+        vllm.worker.prepare_inputs
+        vllm.model.forward
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+        vllm.worker.prepare_inputs
+        vllm.model.forward
+        vllm.sampler.sample
+      vllm.output.process_batch phase=prefill new=Int(1)
+        vllm.detokenizer.update new=Int(1)
+        vllm.logprobs.compute
+      vllm.executor.execute_model phase=decode iterations=Int(2)
+        vllm.worker.prepare_inputs
+        vllm.model.forward
+        vllm.sampler.sample
+      vllm.output.process_batch phase=decode new=Int(2)
+        vllm.detokenizer.update new=Int(1)
+        vllm.logprobs.compute
+    "#);
+}
+
+#[test]
+fn attributes_of_the_parts() {
+    let mut rig = Rig::new(3, |_| ());
+    rig.add_with(0, 100, 5, |new| new.params.eos_at = Some(3));
+    let spans = rig.run();
+    let fine = spans.iter().filter(|s| level(&s.name) == 3);
+    let lines: Vec<String> = fine
+        .map(|s| {
+            let attrs: Vec<String> = s.attrs.iter().map(|(k, v)| format!("{k}={}", value_text(v))).collect();
+            format!("{} {}", s.name, attrs.join(" "))
+        })
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    vllm.worker.prepare_inputs vllm.attention.backend=FLASH_ATTN
+    vllm.model.forward vllm.model.name=meta-llama/Llama-3.1-8B-Instruct vllm.model.num_layers=32 vllm.model.hidden_size=4096
+    vllm.sampler.sample vllm.sampling.temperature=0 vllm.sampling.top_p=0.5 vllm.sampling.top_k=40 vllm.sampling.tokens=1
+    vllm.detokenizer.update vllm.tokens.new=1 vllm.stop_string.detected=false
+    vllm.logprobs.compute vllm.logprobs.alternatives=2
+    vllm.worker.prepare_inputs vllm.attention.backend=FLASH_ATTN
+    vllm.model.forward vllm.model.name=meta-llama/Llama-3.1-8B-Instruct vllm.model.num_layers=32 vllm.model.hidden_size=4096
+    vllm.sampler.sample vllm.sampling.temperature=0 vllm.sampling.top_p=0.5 vllm.sampling.top_k=40 vllm.sampling.tokens=1
+    vllm.detokenizer.update vllm.tokens.new=1 vllm.stop_string.detected=true
+    vllm.logprobs.compute vllm.logprobs.alternatives=2
+    "#);
+}
+
+/// The parts fill an execution and the handling of its outputs without gaps.
+#[test]
+fn parts_follow_each_other() {
+    let mut rig = Rig::new(3, |_| ());
+    rig.add(0, 100, 5);
+    let spans = rig.run();
+    for parent in spans.iter().filter(|s| s.name == "vllm.executor.execute_model") {
+        let parts: Vec<&Span> = spans.iter().filter(|s| s.parent == Some(parent.span_id)).collect();
+        assert!(parts.is_sorted_by(|a, b| a.end == b.start) && parts[2].end == parent.end, "{parts:#?}");
+    }
+    for parent in spans.iter().filter(|s| s.name == "vllm.output.process_batch") {
+        let parts: Vec<&Span> = spans.iter().filter(|s| s.parent == Some(parent.span_id)).collect();
+        assert!(parts.is_sorted_by(|a, b| a.end == b.start) && parts[1].end == parent.end, "{parts:#?}");
+        // vLLM's engine core hands over to the frontend before there is any text.
+        assert!(parent.start < parts[0].start);
+    }
+}
+
+/// Spans that two levels share have the same ids and times in both.
+#[test]
+fn a_finer_level_only_adds_spans() {
+    let run = |detail| {
+        let mut rig = Rig::new(detail, |c| {
+            c.max_model_len = Some(128);
+            c.cache.num_gpu_blocks = Some(10);
+        });
+        rig.add(0, 60, 40);
+        rig.add(10, 61, 40);
+        rig.run()
+    };
+    let levels = [1, 2, 3].map(run);
+    for pair in levels.windows(2) {
+        let finer: Vec<&Span> = pair[1].iter().collect();
+        for span in &pair[0] {
+            let same =
+                |s: &&&Span| (s.span_id, &s.name, s.start, s.end) == (span.span_id, &span.name, span.start, span.end);
+            assert!(finer.iter().any(|s| same(&s)), "{} is not the same", span.name);
+        }
+    }
+    assert!(levels[0].len() < levels[1].len() && levels[1].len() < levels[2].len());
+}
+
+/// Only the caller's leaving and refusals end a request early; whatever its state, what happened is there.
+#[test]
+fn aborted_in_the_queue_in_the_prefill_and_after_a_preemption() {
+    // In the queue.
+    let mut rig = Rig::new(2, |c| c.scheduler.max_num_seqs = 1);
+    rig.add(0, 100, 500);
+    rig.add(10, 101, 500);
+    for key in [0, 1] {
+        rig.engine.handle(Time::from_nanos(30_000_000), Input::Abort(RequestKey(key)));
+    }
+    let spans = rig.run();
+    insta::assert_snapshot!(tree(&of(101, &spans)), @r#"
+    vllm.engine.request output_tokens=Int(0) late=Bool(true)
+      ! vllm.queued
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+    "#);
+    // In the prefill, of which the first chunk is computed.
+    let mut rig = Rig::new(2, |c| c.scheduler.max_num_batched_tokens = 1024);
+    rig.add(0, 3000, 5);
+    rig.engine.handle(Time::from_nanos(60_000_000), Input::Abort(RequestKey(0)));
+    insta::assert_snapshot!(tree(&rig.run()), @r#"
+    vllm.engine.request output_tokens=Int(0) late=Bool(true)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(1024)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.scheduler.schedule scheduled_tokens=Int(1024)
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.scheduler.schedule scheduled_tokens=Int(952)
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+    "#);
+    // While it waits to be resumed.
+    let mut rig = Rig::new(2, |c| {
+        c.max_model_len = Some(128);
+        c.cache.num_gpu_blocks = Some(10);
+    });
+    rig.add(0, 60, 60);
+    rig.add(10, 61, 60);
+    rig.engine.handle(Time::from_nanos(90_000_000), Input::Abort(RequestKey(1)));
+    insta::assert_snapshot!(tree(&of(61, &rig.run())), @r#"
+    vllm.engine.request output_tokens=Int(4) late=Bool(true)
+      ! vllm.queued
+      ! vllm.scheduled
+      ! vllm.first_token
+      ! vllm.preempted
+      ! vllm.queued
+      ! vllm.finished
+      vllm.processor.process_inputs
+      vllm.engine.add_to_core
+      vllm.engine.queue reason=capacity
+      vllm.scheduler.schedule scheduled_tokens=Int(61)
+        vllm.scheduler.admit_requests
+        vllm.scheduler.allocate_blocks
+        vllm.scheduler.create_batch
+      vllm.executor.execute_model phase=prefill iterations=Int(1)
+      vllm.output.process_batch phase=prefill new=Int(1)
+      vllm.executor.execute_model phase=decode iterations=Int(3)
+      vllm.engine.queue reason=preempted
+      vllm.output.process_batch phase=decode new=Int(3)
+    "#);
+}
+
+/// The spans of the request with a prompt of this length.
+fn of(prompt: u32, spans: &[Span]) -> Vec<Span> {
+    let is = |s: &&Span| s.get("gen_ai.usage.prompt_tokens") == Some(&Value::Int(i64::from(prompt)));
+    let root = spans.iter().find(is).expect("the request").span_id;
+    spans.iter().filter(|s| s.span_id == root || descends(s, root, spans)).cloned().collect()
+}
+
+/// `vllm.engine.request` has what vLLM's own span has: the keys, always or if they say anything, the types and the units.
+#[test]
+fn a_request_has_the_attributes_of_vllms_own_span() {
+    let fixture: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/fixtures/llm_request.json")).unwrap();
+    let keys = |part: &str| fixture[part].as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>();
+    let (always, if_truthy) = (keys("always"), keys("if_truthy"));
+    let run = |temperature: Option<f32>| {
+        let mut rig = Rig::new(2, |_| ());
+        rig.temperature = temperature;
+        rig.add(0, 100, 5);
+        rig.run().remove(0)
+    };
+    let vllms = |span: &Span| {
+        let own = span.attrs.iter().map(|(k, _)| k.to_string()).filter(|k| k.starts_with("gen_ai."));
+        own.filter(|k| !CONVENTIONS.contains(&k.as_str())).collect::<BTreeSet<String>>()
+    };
+    // Not given: vLLM samples with its own defaults, and tells them.
+    let span = run(None);
+    assert_eq!(vllms(&span), &always | &if_truthy);
+    assert_eq!(span.get("gen_ai.request.temperature"), Some(&Value::F64(1.0)));
+    assert_eq!(run(Some(0.7)).get("gen_ai.request.temperature"), Some(&Value::F64(0.7)), "as it was written");
+    // Greedy: zero is left out.
+    let mut without = &always | &if_truthy;
+    without.remove("gen_ai.request.temperature");
+    assert_eq!(vllms(&run(Some(0.0))), without);
+    for (key, kind) in fixture["always"].as_object().unwrap().iter().chain(fixture["if_truthy"].as_object().unwrap()) {
+        let (value, kind) = (span.get(key).unwrap(), kind.as_str().unwrap());
+        let fits = match value {
+            Value::F64(v) => kind == "double" || kind == "double, seconds" && (0.0..0.1).contains(v),
+            Value::Int(_) => kind == "int",
+            Value::Str(_) | Value::Shared(_) => kind == "string",
+            Value::Bool(_) | Value::StrList(_) | Value::F64List(_) => false,
+        };
+        assert!(fits, "{key} is {value:?}, not {kind}");
+    }
+    assert_eq!((fixture["kind"].as_str(), span.kind), (Some("server"), Kind::Server));
+    let never = fixture["defined_and_never_set"].as_array().unwrap();
+    assert!(never.iter().all(|key| span.get(key.as_str().unwrap()).is_none()));
+}
+
+/// Keys of OpenTelemetry's conventions that vLLM's span does not have.
+const CONVENTIONS: [&str; 6] = [
+    "gen_ai.operation.name",
+    "gen_ai.provider.name",
+    "gen_ai.request.model",
+    "gen_ai.response.finish_reasons",
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.output_tokens",
+];

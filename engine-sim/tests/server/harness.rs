@@ -80,7 +80,8 @@ impl Running {
         prepare: impl FnOnce(Engine) -> Engine,
         change: impl FnOnce(&mut ServerConfig),
     ) -> Running {
-        assert_eq!(engine.validate(), []);
+        let profile = LatencyProfile::named(&engine.profile).unwrap();
+        assert_eq!(engine.validate(&profile), []);
         let clock = RunClock::start();
         let spans = MemorySpans::default();
         let sampler = SamplerKind::ParentBasedAlwaysOn.with(Ratio::new(1.0).unwrap());
@@ -88,11 +89,10 @@ impl Running {
         let telemetry = TelemetryConfig { sampler, exporters, ..TelemetryConfig::default() };
         let telemetry = Telemetry::live(telemetry, clock).unwrap();
         let tracer = telemetry.tracer(Resource::new("vllm", "engine-0"));
-        let profile = LatencyProfile::named(&engine.profile).unwrap();
-        let pacer = Pacer::start(clock, vec![prepare(Engine::new(engine.clone(), profile))]).unwrap();
+        let pacer = Pacer::start(clock, vec![prepare(Engine::new(engine.clone(), profile.clone()))]).unwrap();
         let mut config = ServerConfig {
             engine,
-            model: profile.model.into(),
+            model: profile.model.as_str().into(),
             max_body_bytes: 1 << 20,
             prompt_tokens_details: false,
             on_served: None,

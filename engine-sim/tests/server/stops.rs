@@ -36,7 +36,7 @@ async fn stops(server: Running) {
     check(&server, json!({"stop_token_ids": [token]}), &text[..12], json!(token), 4).await;
     // Each of the five was asked for twice.
     let ended = r#"vllm:request_success_total{model_name="igsim/instant",engine="0",finished_reason="stop"}"#;
-    let ended = ended.replace("igsim/instant", server.engine.inspect(|e| e.profile().model));
+    let ended = ended.replace("igsim/instant", &server.engine.inspect(|e| e.profile().model.clone()));
     assert_eq!(server.metric(&ended).await, 10.0);
 }
 

@@ -78,11 +78,11 @@ fn overview(out: &mut String, traces: &Traces<'_>, findings: &[Finding], set: &T
         failed,
         findings.len()
     );
-    let _ = writeln!(out, "{:<32}  {:>10}  {:>5}  {:>9}", "trace", "duration", "spans", "instances");
+    let _ = writeln!(out, "{:<32}  {:>10}  {:>5}  {:>9}  root", "trace", "duration", "spans", "instances");
     for o in slowest.iter().take(MOST_LINES) {
         let mark = if o.failed { "  error" } else { "" };
-        let duration = o.duration.to_string();
-        let _ = writeln!(out, "{}  {duration:>10}  {:>5}  {:>9}{mark}", o.id, o.spans, o.instances);
+        let (duration, root) = (o.duration.to_string(), traces.root_name(o.id));
+        let _ = writeln!(out, "{}  {duration:>10}  {:>5}  {:>9}  {root}{mark}", o.id, o.spans, o.instances);
     }
     if slowest.len() > MOST_LINES {
         let more = slowest.len() - MOST_LINES;
@@ -100,7 +100,7 @@ fn json(traces: &Traces<'_>, wanted: &[Overview], findings: &[Finding]) -> serde
         .map(|o| {
             let found: Vec<String> = findings.iter().filter(|f| f.trace_id == o.id).map(ToString::to_string).collect();
             serde_json::json!({
-                "trace_id": o.id.to_string(), "duration_ms": o.duration.as_millis_f64(), "spans": o.spans,
+                "trace_id": o.id.to_string(), "root": traces.root_name(o.id), "duration_ms": o.duration.as_millis_f64(), "spans": o.spans,
                 "instances": o.instances, "error": o.failed, "findings": found,
             })
         })

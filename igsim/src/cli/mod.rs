@@ -91,9 +91,12 @@ pub(crate) struct TracingArgs {
     /// Send spans to this OTLP endpoint as well: gRPC where the port is 4317, HTTP otherwise.
     #[arg(long, value_name = "URL")]
     otlp: Vec<String>,
-    /// Detail of the spans: 1 lifecycle, 2 decisions.
+    /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
     detail: Option<u8>,
+    /// Share of engine steps that get a trace of their own, 0 to 1.
+    #[arg(long, value_name = "R", value_parser = ratio)]
+    engine_steps: Option<f64>,
     /// How facts become spans: in the background, or at once by the OpenTelemetry SDK (live mode only).
     #[arg(long, value_enum)]
     recorder: Option<Recorder>,
@@ -288,7 +291,8 @@ impl TracingArgs {
     }
 
     fn options(&self) -> TracingOptions {
-        TracingOptions { ratio: self.sampling, otlp: self.otlp.clone(), detail: self.detail }
+        let (ratio, detail, engine_steps) = (self.sampling, self.detail, self.engine_steps);
+        TracingOptions { ratio, otlp: self.otlp.clone(), detail, engine_steps }
     }
 }
 

@@ -51,6 +51,13 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
         "vllm.scheduler.schedule" => {
             &[("step", "vllm.scheduler.iteration"), ("", "vllm.batch.phase"), ("tokens", "vllm.batch.total_tokens")]
         }
+        "vllm.engine.step" => &[
+            ("step", "vllm.scheduler.iteration"),
+            ("", "vllm.batch.phase"),
+            ("requests", "vllm.batch.size"),
+            ("tokens", "vllm.batch.total_tokens"),
+        ],
+        "vllm.model.forward" => &[("", "vllm.model.name")],
         "vllm.executor.execute_model" => &[
             ("", "vllm.executor.phase"),
             ("steps", "vllm.executor.iterations"),

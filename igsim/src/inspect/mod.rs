@@ -1,6 +1,7 @@
 //! Reading traces back: which there are, how long they took, what is wrong with them, and their trees.
 
 mod gist;
+mod links;
 pub mod render;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use shared::ids::TraceId;
 use shared::time::{Dur, Time};
-use shared::trace::{Span, Status, TraceSet};
+use shared::trace::{Kind, Span, Status, TraceSet};
 
 pub use render::Style;
 
@@ -70,6 +71,19 @@ impl<'a> Traces<'a> {
         all
     }
 
+    /// Traces that a request caused; others have no span that answers or makes a call.
+    pub fn of_requests(&self) -> impl Iterator<Item = TraceId> {
+        let by_request = |spans: &[&Span]| spans.iter().any(|s| s.kind != Kind::Internal);
+        self.by_id.iter().filter(move |(_, spans)| by_request(spans)).map(|(id, _)| *id)
+    }
+
+    /// The name of a trace's root, or of its first span if it has none.
+    pub fn root_name(&self, id: TraceId) -> &str {
+        let spans = self.spans(id);
+        let root = spans.iter().find(|s| s.parent.is_none()).or(spans.first());
+        root.map_or("", |s| &s.name)
+    }
+
     /// Traces whose id starts with `prefix` (hexadecimal).
     pub fn starting_with(&self, prefix: &str) -> Vec<TraceId> {
         let prefix = prefix.to_ascii_lowercase();
@@ -104,6 +118,7 @@ impl<'a> Traces<'a> {
             if o.failed { "  failed" } else { "" }
         );
         text.push_str(&render::tree(self.spans(id), |span| self.place(span), style));
+        links::write(self, id, &mut text);
         text
     }
 

@@ -1,9 +1,9 @@
 //! Gateway and engines of a scenario as servers of this process.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use engine_sim::core::engine::Engine;
-use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{Lateness, Pacer};
 use engine_sim::server::{self as engine_server, ServedHook, ServerConfig, VLLM_VERSION};
@@ -184,9 +184,9 @@ fn simulated(scenario: &Scenario) -> Vec<Engine> {
             continue;
         }
         let config = group.engine_config();
-        let profile = LatencyProfile::named(&config.profile).expect("the scenario is valid");
+        let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
         engines.extend((first..all).map(|i| {
-            let engine = Engine::new(config.clone(), profile);
+            let engine = Engine::new(config.clone(), Arc::clone(&profile));
             let faults = group.faults(Seed(scenario.seed), &name_of(i), scenario.listen.control.is_some());
             match faults {
                 Some(faults) => engine.with_faults(faults),

@@ -111,7 +111,9 @@ impl Fleet {
     pub fn prepare(&mut self, arm: &Arm) -> Result<(), NodeError> {
         let (tracing, health, delay) = match arm {
             Arm::Off | Arm::Control | Arm::Outside { .. } => (None, Health::Healthy, 0.0),
-            Arm::Traced { path, ratio, receiver } => (Some(Tracing { path: *path, ratio: *ratio }), *receiver, 0.0),
+            Arm::Traced { path, ratio, receiver, steps } => {
+                (Some(Tracing { path: *path, ratio: *ratio, steps: *steps }), *receiver, 0.0)
+            }
             Arm::Delayed { us } => (None, Health::Healthy, *us),
         };
         self.receiver.order(&Order::Health(health))?;

@@ -95,6 +95,9 @@ pub enum Arm {
         /// The receiver.
         #[serde(default)]
         receiver: Health,
+        /// Share of engine steps that get a trace of their own.
+        #[serde(default)]
+        steps: f64,
     },
     /// Telemetry off and every answer held back by so many microseconds: proves that the lab sees a real delay.
     Delayed {
@@ -111,7 +114,16 @@ pub enum Arm {
 impl Arm {
     /// A traced arm with a healthy receiver.
     pub const fn traced(path: Path, ratio: f64) -> Arm {
-        Arm::Traced { path, ratio, receiver: Health::Healthy }
+        Arm::Traced { path, ratio, receiver: Health::Healthy, steps: 0.0 }
+    }
+
+    /// The same with traces of engine steps.
+    #[must_use]
+    pub fn with_steps(self, share: f64) -> Arm {
+        match self {
+            Arm::Traced { path, ratio, receiver, steps: _ } => Arm::Traced { path, ratio, receiver, steps: share },
+            Arm::Off | Arm::Control | Arm::Delayed { .. } | Arm::Outside { .. } => self,
+        }
     }
 
     /// The share of traces kept, for traced arms.
@@ -128,7 +140,7 @@ impl Arm {
         let key = |arm: &Arm| match arm {
             Arm::Off => (0, Health::Healthy, Path::Eager, 0.0),
             Arm::Control => (1, Health::Healthy, Path::Eager, 0.0),
-            Arm::Traced { path, ratio, receiver } => (2, *receiver, *path, *ratio),
+            Arm::Traced { path, ratio, receiver, steps: _ } => (2, *receiver, *path, *ratio),
             Arm::Delayed { us } => (3, Health::Healthy, Path::Eager, *us),
             Arm::Outside { .. } => (4, Health::Healthy, Path::Eager, 0.0),
         };
@@ -138,19 +150,23 @@ impl Arm {
             Arm::Off | Arm::Control | Arm::Traced { .. } | Arm::Delayed { .. } => String::new(),
         };
         let known = (kind, receiver, path).cmp(&(kind2, receiver2, path2)).then(size.total_cmp(&size2));
-        known.then_with(|| name(self).cmp(&name(other)))
+        let steps = |arm: &Arm| if let Arm::Traced { steps, .. } = arm { *steps } else { 0.0 };
+        known.then(steps(self).total_cmp(&steps(other))).then_with(|| name(self).cmp(&name(other)))
     }
 }
 
 impl fmt::Display for Arm {
-    /// `off`, `off'`, `eager 0.1`, `direct 1.0, refusing receiver`, `delayed 15 us`.
+    /// `off`, `off'`, `eager 0.1`, `direct 0.1, steps 0.01`, `direct 1.0, refusing receiver`, `delayed 15 us`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Arm::Off => f.write_str("off"),
             Arm::Control => f.write_str("off'"),
-            Arm::Traced { path, ratio, receiver } => {
+            Arm::Traced { path, ratio, receiver, steps } => {
                 let ratio = if *ratio == 1.0 { "1.0".to_owned() } else { ratio.to_string() };
                 write!(f, "{} {ratio}", path.name())?;
+                if *steps > 0.0 {
+                    write!(f, ", steps {steps}")?;
+                }
                 match receiver {
                     Health::Healthy => Ok(()),
                     Health::Slow => f.write_str(", slow receiver"),

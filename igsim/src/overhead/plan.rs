@@ -39,6 +39,8 @@ pub enum Extent {
 pub struct Extras {
     /// Arms with receivers that are slow, refuse, or are absent.
     pub faults: bool,
+    /// An arm in which a hundredth of the engines' steps is traced, too.
+    pub engine_steps: bool,
     /// An arm with a real delay of this share of the median; the lab fills the delay in when it knows the median.
     pub delay_share: Option<f64>,
     /// The only arms to measure, if any are named.
@@ -54,6 +56,9 @@ impl RegimePlan {
         };
         if extras.faults && extras.arms.is_none() {
             arms.extend(faulty());
+        }
+        if extras.engine_steps && extras.arms.is_none() {
+            arms.push(Arm::traced(Path::Direct, 0.1).with_steps(0.01));
         }
         if extras.delay_share.is_some() {
             arms.push(Arm::Delayed { us: 0.0 });
@@ -160,7 +165,7 @@ fn usual(regime: Regime, extent: Extent) -> Vec<Arm> {
 
 /// Lean arms with a receiver that does not do its part.
 fn faulty() -> Vec<Arm> {
-    let arm = |path, receiver| Arm::Traced { path, ratio: 0.1, receiver };
+    let arm = |path, receiver| Arm::Traced { path, ratio: 0.1, receiver, steps: 0.0 };
     let bad = [Health::Slow, Health::Refusing, Health::Absent];
     [Path::Deferred, Path::Direct].into_iter().flat_map(|path| bad.map(|health| arm(path, health))).collect()
 }
@@ -261,9 +266,9 @@ mod tests {
 
     #[test]
     fn extras_are_added_and_named_arms_stand_alone() {
-        let extras = Extras { faults: true, delay_share: Some(0.1), arms: None };
+        let extras = Extras { faults: true, engine_steps: true, delay_share: Some(0.1), arms: None };
         let plan = RegimePlan::of(Regime::Floor, Extent::Quick, ROUNDS, &extras);
-        assert_eq!(plan.arms.len(), 5 + 6 + 1);
+        assert_eq!(plan.arms.len(), 5 + 6 + 1 + 1);
         let named = Extras { arms: Some(vec![Arm::Control, Arm::traced(Path::Direct, 0.5)]), ..Extras::default() };
         assert_eq!(RegimePlan::of(Regime::Floor, Extent::Full, 3, &named).arms.len(), 2);
     }

@@ -311,7 +311,10 @@ mod tests {
     use super::*;
 
     fn arms() -> Vec<Arm> {
-        let mut arms = vec![Arm::Control, Arm::Traced { path: Path::Deferred, ratio: 0.1, receiver: Health::Refusing }];
+        let mut arms = vec![
+            Arm::Control,
+            Arm::Traced { path: Path::Deferred, ratio: 0.1, receiver: Health::Refusing, steps: 0.0 },
+        ];
         arms.extend([0.1, 1.0].map(|r| Arm::traced(Path::Eager, r)));
         arms.extend([0.0, 0.1, 1.0].map(|r| Arm::traced(Path::Deferred, r)));
         arms

@@ -210,6 +210,9 @@ pub struct TraceFigures {
     pub records_abandoned: u64,
     /// Trace contexts of callers that were malformed and ignored.
     pub malformed_contexts: u64,
+    /// Traces of engine steps, which are no requests': not counted above.
+    #[serde(default)]
+    pub engine_steps: u64,
     /// Spans made from records.
     pub spans_created: u64,
     /// Each exporter: created = exported + dropped.

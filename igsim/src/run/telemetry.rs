@@ -19,6 +19,8 @@ pub struct TracingOptions {
     pub otlp: Vec<String>,
     /// Detail of the spans.
     pub detail: Option<u8>,
+    /// Share of engine steps that get a trace of their own.
+    pub engine_steps: Option<f64>,
 }
 
 /// Configuration of the telemetry of a run, and the warnings that came up.
@@ -41,7 +43,8 @@ pub fn resolve(
     file: Option<PathBuf>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Resolved, ConfigError> {
-    let command_line = Layer { ratio: options.ratio, detail: options.detail, ..Layer::default() };
+    let TracingOptions { ratio, detail, engine_steps, otlp: _ } = *options;
+    let command_line = Layer { ratio, detail, engine_steps, ..Layer::default() };
     let layer = scenario_layer(tracing);
     let (mut config, warnings) = TelemetryConfig::resolve(&command_line, &layer, env)?;
     if !options.otlp.is_empty() {
@@ -79,6 +82,7 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
             scenario::Recorder::Eager => RecorderKind::Eager,
         }),
         detail: tracing.detail,
+        engine_steps: tracing.engine_steps,
         exporters,
         max_open: tracing.max_open.map(|d| d.0),
         ..Layer::default()

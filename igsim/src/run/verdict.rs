@@ -41,7 +41,8 @@ impl Looked {
     /// The slowest trace: a line on where its time went, and its tree.
     pub fn slowest(&self, style: Style) -> Option<(String, String)> {
         let traces = Traces::of(&self.set);
-        let o: Overview = *traces.slowest().first()?;
+        let of_requests: std::collections::BTreeSet<_> = traces.of_requests().collect();
+        let o: Overview = traces.slowest().into_iter().find(|o| of_requests.contains(&o.id))?;
         let shares: Vec<String> =
             traces.shares(o.id).iter().map(|(name, share)| format!("{:.0} % {name}", share * 100.0)).collect();
         let shares = if shares.is_empty() { String::new() } else { format!(": {}", shares.join(", ")) };
@@ -84,6 +85,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
         records_dropped: stats.records_dropped,
         records_abandoned: stats.records_abandoned,
         malformed_contexts: stats.malformed_contexts,
+        engine_steps: stats.own_traces_sampled,
         spans_created: stats.spans_created,
         exporters: exporters.collect(),
         ..TraceFigures::default()
@@ -91,7 +93,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
     if let Some(looked) = looked {
         const SHAPE: &[Rule] = &[Rule::OneRoot, Rule::Orphan, Rule::Cycle];
         let broken: std::collections::BTreeSet<_> = looked.count(SHAPE).map(|f| f.trace_id).collect();
-        figures.checked = Traces::of(&looked.set).len() as u64;
+        figures.checked = Traces::of(&looked.set).of_requests().count() as u64;
         // A trace that was kept and is not there is as incomplete as one can be.
         let missing = stats.traces_sampled.saturating_sub(figures.checked);
         figures.incomplete = broken.len() as u64 + missing;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine_sim::core::latency::LatencyProfile;
+use engine_sim::profiles::{self, ProfileError};
 use shared::config::{Problems, Validate, did_you_mean, one_of};
 
 use super::{
@@ -82,10 +83,25 @@ impl Scenario {
             p.check(group.model.is_some(), "model", "nothing", "the model that the real server serves");
             return;
         }
-        for found in group.engine_config().validate() {
-            let help = (found.path == "profile")
-                .then(|| did_you_mean(&group.profile, LatencyProfile::names()).map(|n| format!("did you mean {n}?")));
-            p.add(&found.path, found.found, found.allowed).help = help.flatten();
+        let profile = match profiles::find(&group.profile) {
+            Ok(profile) => profile,
+            Err(error) => {
+                let found = match &error {
+                    ProfileError::Unknown { name } => name.clone(),
+                    ProfileError::File(errors) => {
+                        let all = errors.problems().iter();
+                        let all = all.map(|e| format!("{}: found {}, expected {}", e.path, e.found, e.expected));
+                        let all = all.collect::<Vec<_>>().join("; ");
+                        format!("{}, which is no profile ({})", group.profile, all.trim_start_matches(": "))
+                    }
+                };
+                p.add("profile", found, profiles::allowed()).help = error.hint();
+                // What else is wrong does not depend on which profile was meant, but for its sizes.
+                LatencyProfile::named(LatencyProfile::DEFAULT_NAME).expect("it is built in")
+            }
+        };
+        for found in group.engine_config().validate(&profile) {
+            p.add(&found.path, found.found, found.allowed);
         }
         for (i, rule) in group.faults.iter().enumerate() {
             for found in rule.validate() {
@@ -316,6 +332,8 @@ fn check_trace(trace: &Trace, p: &mut Problems) {
 fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     let eager = tracing.recorder == Some(Recorder::Eager);
     p.check(!eager || mode == Mode::Live, "recorder", "eager in virtual mode", "deferred, or eager in live mode");
+    let steps = tracing.engine_steps.unwrap_or(0.0);
+    p.check((0.0..=1.0).contains(&steps), "engine_steps", steps, "a number from 0 to 1");
     for (i, exporter) in tracing.exporters.iter().flatten().enumerate() {
         if let Exporter::Otlp(otlp) = exporter {
             let ok =

@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use engine_sim::core::config::{CacheConfig, EngineConfig, SchedulerConfig};
 use engine_sim::core::faults::{FaultRule, Faults};
-use engine_sim::core::latency::LatencyProfile;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shared::rng::Seed;
@@ -32,7 +31,8 @@ pub struct EngineGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub port: Option<u16>,
-    /// Latency profile: model, GPU and tensor parallelism.
+    /// Latency profile, which is model, GPU and tensor parallelism: the name of one that is built in, or the path of a .yaml file
+    /// (`engine-sim calibrate` makes them), relative to the working directory.
     #[serde(default = "default_profile")]
     pub profile: String,
     /// Longest request, prompt and output together, in tokens; the profile's own when absent.
@@ -159,13 +159,19 @@ impl EngineGroup {
 
     /// The model these engines serve.
     pub fn model_name(&self) -> Option<String> {
-        let own = || Some(LatencyProfile::named(&self.profile).filter(|_| self.url.is_none())?.model.to_owned());
+        let own = || {
+            self.url
+                .is_none()
+                .then(|| engine_sim::profiles::find(&self.profile).ok())
+                .flatten()
+                .map(|p| p.model.clone())
+        };
         self.model.clone().or_else(own)
     }
 
     /// The longest request they take, in tokens.
     pub fn context_limit(&self) -> u32 {
-        let own = || LatencyProfile::named(&self.profile).map(|p| p.max_model_len);
+        let own = || engine_sim::profiles::find(&self.profile).ok().map(|p| p.max_model_len);
         self.max_model_len.or_else(own).unwrap_or(UNKNOWN_CONTEXT)
     }
 }

@@ -100,6 +100,11 @@ pub struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub detail: Option<u8>,
+    /// Share of engine steps that get a trace of their own, 0 to 1, with links to the requests in them; none when nothing says
+    /// otherwise. 0.01 shows what engines do at little cost. From detail 2 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub engine_steps: Option<f64>,
     /// How facts become spans; deferred when nothing says otherwise. Both make the same spans.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorder: Option<Recorder>,

@@ -8,7 +8,6 @@ use engine_sim::core::engine::{
 use engine_sim::core::facts::{EngineFact, Operation};
 use engine_sim::core::filler::output_content;
 use engine_sim::core::hasher::prepare_prompt;
-use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::gateway::{
     Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey, SessionKey,
@@ -137,7 +136,7 @@ impl<'a> World<'a> {
         let mut endpoints = Vec::new();
         for group in &scenario.engines {
             let config = group.engine_config();
-            let profile = LatencyProfile::named(&config.profile).expect("the scenario is valid");
+            let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
                 endpoints.push(EndpointConfig { role: role(group.role), ..EndpointConfig::new(&name, &name, 8000) });
@@ -145,10 +144,11 @@ impl<'a> World<'a> {
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
                 let tracer = telemetry.tracer(resource);
-                let mut engine = Engine::new(config.clone(), profile);
+                let mut engine = Engine::new(config.clone(), Arc::clone(&profile));
                 if let Some(faults) = group.faults(seed, &instance, false) {
                     engine = engine.with_faults(faults);
                 }
+                engine.trace_steps(tracer.engine_steps());
                 machines.push(Machine { engine, tracer, generation: 0, scheduled: None, frozen: None });
             }
         }
@@ -195,6 +195,7 @@ impl<'a> World<'a> {
                 self.stopping = true;
             }
         }
+        self.machines.iter_mut().for_each(|m| m.engine.settle());
         Ok(Ended { engines: self.figures(), at: self.now, interrupted: self.stopping })
     }
 

@@ -26,6 +26,8 @@ pub struct TelemetryConfig {
     pub sampler: Sampler,
     /// How much a record is folded into: 1 lifecycle, 2 decisions, 3 fine.
     pub detail: u8,
+    /// Share of engine steps that get a trace of their own, whatever becomes of the requests in them; none unless asked for.
+    pub engine_steps: Ratio,
     /// How facts become spans.
     pub recorder: RecorderKind,
     /// Where spans go; none means that they are folded and counted only.
@@ -58,6 +60,7 @@ impl Default for TelemetryConfig {
             disabled: false,
             sampler: SamplerKind::ParentBasedTraceIdRatio.with(default_ratio()),
             detail: 2,
+            engine_steps: Ratio::NONE,
             recorder: RecorderKind::Deferred,
             exporters: Vec::new(),
             channel_capacity: 8_192,
@@ -173,6 +176,8 @@ pub struct Layer {
     pub recorder: Option<RecorderKind>,
     /// The detail level, 1 to 3.
     pub detail: Option<u8>,
+    /// Share of engine steps that get a trace of their own.
+    pub engine_steps: Option<f64>,
     /// Where spans go; replaces all exporters of the layers below.
     pub exporters: Option<Vec<ExporterChoice>>,
     /// The longest time a span waits for its batch to fill.
@@ -240,6 +245,7 @@ impl TelemetryConfig {
             disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
             sampler: sampler(&layers, &env)?,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
+            engine_steps: engine_steps(&layers)?.unwrap_or(defaults.engine_steps),
             recorder,
             exporters,
             schedule_delay: first(|l| l.schedule_delay).or(env.schedule_delay).unwrap_or(defaults.schedule_delay),
@@ -288,6 +294,13 @@ fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {
         }
         level => Ok(level),
     }
+}
+
+fn engine_steps(layers: &[&Layer]) -> Result<Option<Ratio>, ConfigError> {
+    let Some(share) = layers.iter().find_map(|l| l.engine_steps) else { return Ok(None) };
+    let allowed = "a number from 0 to 1 is allowed";
+    let wrong = || ConfigError { field: "tracing.engine_steps", found: share.to_string(), allowed };
+    Ratio::new(share).ok_or_else(wrong).map(Some)
 }
 
 fn exporter(choice: ExporterChoice, recorder: RecorderKind, env: &EnvLayer) -> Result<ExporterConfig, ConfigError> {

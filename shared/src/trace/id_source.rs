@@ -23,7 +23,12 @@ impl IdSource {
 
     /// Ids that repeat with the seed.
     pub(crate) fn seeded(seed: Seed) -> IdSource {
-        IdSource::Seeded(Box::new(Mutex::new(seed.stream("trace-ids"))))
+        IdSource::seeded_as(seed, "trace-ids")
+    }
+
+    /// Ids that repeat with the seed, from the stream called `name`.
+    pub(crate) fn seeded_as(seed: Seed, name: &str) -> IdSource {
+        IdSource::Seeded(Box::new(Mutex::new(seed.stream(name))))
     }
 
     pub(crate) fn trace_id(&self) -> TraceId {

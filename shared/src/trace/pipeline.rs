@@ -21,6 +21,7 @@ use crate::trace::context::{self, Propagation, TraceContext};
 use crate::trace::eager::{self, Eager, Opening, Service};
 use crate::trace::exporter;
 use crate::trace::id_source::IdSource;
+use crate::trace::own::OwnConfig;
 use crate::trace::record::{Fact, Head, Open, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
@@ -69,10 +70,12 @@ pub struct Telemetry {
 /// Makes records for one service instance. Cheap to clone.
 #[derive(Clone)]
 pub struct Tracer {
-    shared: Option<Arc<Shared>>,
-    instance: InstanceId,
+    pub(super) shared: Option<Arc<Shared>>,
+    pub(super) instance: InstanceId,
     /// The SDK's tracer, for the eager recorder.
     service: Option<Arc<Service>>,
+    /// The same for traces that no request causes.
+    pub(super) own: Option<Arc<Service>>,
 }
 
 /// A request that began: its place in a trace, drawn before any span exists.
@@ -119,7 +122,8 @@ impl Telemetry {
         let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink), pause };
         let spawned = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || thread.run());
         let thread = Some(spawned.map_err(TelemetryError::Thread)?);
-        let shared = Arc::new(state.share(&config, IdSource::live(), sink.clone()));
+        let own = OwnConfig { engine_steps: config.engine_steps.clone(), seed: None };
+        let shared = Arc::new(state.share(&config, IdSource::live(), own, sink.clone()));
         let driver = Driver::Live { control, thread, clock, sink };
         Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout, eager })
     }
@@ -145,7 +149,8 @@ impl Telemetry {
             open: Arc::clone(&state.open),
         });
         let ids = IdSource::seeded(seed);
-        let shared = Arc::new(state.share(&config, ids, sink.clone()));
+        let own = OwnConfig { engine_steps: config.engine_steps.clone(), seed: Some(seed) };
+        let shared = Arc::new(state.share(&config, ids, own, sink.clone()));
         let driver = Driver::Inline(sink);
         let flush_timeout = config.flush_timeout;
         Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout, eager: None })
@@ -166,8 +171,14 @@ impl Telemetry {
         resource.add_missing(&shared.resource_attributes);
         let index = shared.resources.add(resource.clone());
         let instance = u16::try_from(index).map(InstanceId).expect("a process has at most 65,536 service instances");
-        let service = self.eager.as_ref().map(|eager| eager.service(&resource, instance));
-        Tracer { shared: Some(Arc::clone(shared)), instance, service }
+        let (service, own) = match &self.eager {
+            Some(eager) => {
+                let (service, batchers) = eager.service(&resource, instance);
+                (Some(service), shared.own.wanted().then(|| eager.own_service(&resource, instance, &batchers)))
+            }
+            None => (None, None),
+        };
+        Tracer { shared: Some(Arc::clone(shared)), instance, service, own }
     }
 
     /// Exchanges the sampler: requests that begin from now on are decided by it.
@@ -284,7 +295,7 @@ impl Drop for Telemetry {
 impl Tracer {
     /// A tracer that records nothing and forwards inbound headers untouched.
     pub const fn off() -> Tracer {
-        Tracer { shared: None, instance: InstanceId(0), service: None }
+        Tracer { shared: None, instance: InstanceId(0), service: None, own: None }
     }
 
     /// Whether telemetry is off: then nothing is read from or written to headers.
@@ -389,15 +400,16 @@ impl std::fmt::Debug for Telemetry {
 }
 
 /// What all tracers of a process share.
-struct Shared {
+pub(super) struct Shared {
     sampler: ArcSwap<Sampler>,
-    detail: u8,
+    pub(super) detail: u8,
     propagation: Propagation,
     ids: IdSource,
-    counters: Arc<Counters>,
+    pub(super) own: OwnConfig,
+    pub(super) counters: Arc<Counters>,
     resources: Arc<Resources>,
     resource_attributes: Vec<(String, String)>,
-    sink: Arc<dyn Sink>,
+    pub(super) sink: Arc<dyn Sink>,
 }
 
 impl Shared {
@@ -473,12 +485,13 @@ impl State {
         Worker::new(config, anchor, exporters, counters, resources, Arc::clone(&self.open))
     }
 
-    fn share(self, config: &TelemetryConfig, ids: IdSource, sink: Arc<dyn Sink>) -> Shared {
+    fn share(self, config: &TelemetryConfig, ids: IdSource, own: OwnConfig, sink: Arc<dyn Sink>) -> Shared {
         Shared {
             sampler: ArcSwap::from_pointee(config.sampler.clone()),
             detail: config.detail,
             propagation: Propagation::new(config.trace_context),
             ids,
+            own,
             counters: self.counters,
             resources: self.resources,
             resource_attributes: config.resource_attributes.clone(),

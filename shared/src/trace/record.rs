@@ -203,6 +203,7 @@ impl Ticket {
 }
 
 struct Slot<F: Fact> {
+    detail: u8,
     record: Mutex<Option<Box<Record<F>>>>,
     sink: Arc<dyn Sink>,
     ticket: Ticket,
@@ -260,10 +261,11 @@ impl<F: Fact> Trail<F> {
 
     /// Opens a record that will be closed into `sink`.
     pub fn open(head: Head, sink: &Arc<dyn Sink>) -> Trail<F> {
+        let detail = head.detail;
         let record = Record::begin(head, sink.spare(TypeId::of::<Record<F>>()));
         let slot = Arc::new_cyclic(|slot: &Weak<Slot<F>>| {
             let ticket = sink.opened(slot.clone());
-            Slot { record: Mutex::new(Some(record)), sink: Arc::clone(sink), ticket }
+            Slot { detail, record: Mutex::new(Some(record)), sink: Arc::clone(sink), ticket }
         });
         Trail(Recorder::Deferred(slot))
     }
@@ -286,6 +288,16 @@ impl<F: Fact> Trail<F> {
             Recorder::Off => false,
             Recorder::Deferred(_) => true,
             Recorder::Eager(slot) => slot.is_recording(),
+        }
+    }
+
+    /// How much is folded, 1 to 3, or 0 if nothing is: whether a fact that only a finer level shows is worth noting.
+    #[inline]
+    pub fn detail(&self) -> u8 {
+        match &self.0 {
+            Recorder::Off => 0,
+            Recorder::Deferred(slot) => slot.detail,
+            Recorder::Eager(slot) => slot.detail(),
         }
     }
 

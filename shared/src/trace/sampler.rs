@@ -28,6 +28,8 @@ pub struct Ratio {
 impl Ratio {
     /// Keeps every trace.
     pub const ALL: Ratio = Ratio { probability: 1.0, threshold: 0, th: None };
+    /// Keeps none.
+    pub const NONE: Ratio = Ratio { probability: 0.0, threshold: RANGE, th: None };
 
     /// The ratio `p`; `None` unless 0 <= p <= 1.
     pub fn new(p: f64) -> Option<Ratio> {

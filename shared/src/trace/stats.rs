@@ -35,6 +35,10 @@ pub struct Stats {
     pub traces_started: u64,
     /// Traces that started in this process and are recorded.
     pub traces_sampled: u64,
+    /// Traces of what no request causes, engine steps for example: decided on, not counted above.
+    pub own_traces_started: u64,
+    /// Of these, recorded.
+    pub own_traces_sampled: u64,
 }
 
 /// What one exporter did with the spans it was given.
@@ -98,6 +102,8 @@ pub(crate) struct Counters {
     pub(crate) spans: Counter,
     pub(crate) traces_started: Counter,
     pub(crate) traces_sampled: Counter,
+    pub(crate) own_started: Counter,
+    pub(crate) own_sampled: Counter,
 }
 
 impl Counters {
@@ -115,6 +121,8 @@ impl Counters {
             malformed_contexts: 0,
             traces_started: self.traces_started.get(),
             traces_sampled: self.traces_sampled.get(),
+            own_traces_started: self.own_started.get(),
+            own_traces_sampled: self.own_sampled.get(),
         }
     }
 }

@@ -11,23 +11,29 @@ mod api;
 mod faults;
 mod notes;
 #[cfg(test)]
+mod properties;
+mod steps;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use shared::time::{Dur, Time};
 use shared::tokens::{ContentId, TokenId};
-use shared::trace::Trail;
+use shared::trace::{OwnTraces, Trail};
 
 use crate::core::config::EngineConfig;
-use crate::core::facts::EngineFact;
+use crate::core::facts::{EngineFact, ModelFact};
 use crate::core::faults::Faults;
 use crate::core::kv_cache::KvEvent;
 use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
 use crate::core::scheduler::{Batch, Entry, Scheduler, SchedulerParams, TokenOut};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx};
+
+use steps::Steps;
 
 pub use crate::core::hasher::{PreparedPrompt, prepare_prompt};
 pub use api::{Input, NewRequest, Output, RejectReason, RequestKey, RequestStats, Snapshot};
@@ -36,7 +42,7 @@ pub use api::{Input, NewRequest, Output, RejectReason, RequestKey, RequestStats,
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
-    profile: LatencyProfile,
+    profile: Arc<LatencyProfile>,
     scheduler: Scheduler,
     /// Requests in the scheduler, by slot.
     open: Vec<Option<Open>>,
@@ -54,6 +60,9 @@ pub struct Engine {
     /// Requests taken so far: the last tie-break of the priority queue.
     taken: u64,
     metrics: EngineMetrics,
+    /// What spans say about the model.
+    model: Arc<ModelFact>,
+    steps: Steps,
     /// What goes wrong, if anything shall.
     faults: Option<Box<Faults>>,
 }
@@ -101,7 +110,7 @@ struct Open {
 
 impl Engine {
     /// An idle engine at time zero with an empty cache. The configuration has passed [`EngineConfig::validate`].
-    pub fn new(config: EngineConfig, profile: LatencyProfile) -> Engine {
+    pub fn new(config: EngineConfig, profile: Arc<LatencyProfile>) -> Engine {
         let mut params = SchedulerParams::new(&config, &profile);
         // A request that never fits would wait for ever. Validation refuses such a configuration; this keeps the promise alone.
         let fits = params.num_blocks.saturating_sub(1).saturating_mul(params.block_size);
@@ -121,27 +130,48 @@ impl Engine {
             gpu_free: Time::ZERO,
             core_time: Time::ZERO,
             taken: 0,
+            model: Arc::new(ModelFact::new(&profile)),
+            steps: Steps::default(),
             faults: None,
         }
     }
 
     /// A new engine like this one, idle and with an empty cache.
     pub fn renewed(&self) -> Engine {
-        Engine::new(self.config.clone(), self.profile)
+        let mut engine = Engine::new(self.config.clone(), Arc::clone(&self.profile));
+        engine.trace_steps(self.steps.traces.clone());
+        engine
+    }
+
+    /// Records steps scheduled from now on as traces of their own, or none.
+    pub fn trace_steps(&mut self, traces: Option<Arc<OwnTraces>>) {
+        self.steps.traces = traces;
     }
 
     /// Takes an input that arrived at `now`. One that is handed over late counts as arrived at [`Engine::core_time`].
     ///
-    /// A request takes part in the first step whose planned start is not before its arrival.
+    /// A request takes part in the first step whose planned start is not before its arrival and the frontend's work on it. An
+    /// abort passes the same frontend and never overtakes its request.
     pub fn handle(&mut self, now: Time, input: Input) {
         let last = self.inbox.back().map_or(self.core_time, |(at, _)| *at);
-        let now = now.max(last);
         match input {
             Input::Add(request) => match self.refusal(&request) {
-                Some(reason) => self.refuse(now, &request, reason),
-                None => self.admit(now, request),
+                Some(reason) => self.refuse(now.max(last), &request, reason),
+                None => self.admit(last.max(now + self.profile.frontend_cost()), request),
             },
-            Input::Abort(key) => self.inbox.push_back((now, Input::Abort(key))),
+            Input::Abort(key) => self.inbox.push_back((now.max(last), Input::Abort(key))),
+        }
+    }
+
+    /// Completes the steps in flight if no request is open, for the end of a run: when they end was planned when they were
+    /// launched, and nobody needs to wait for them any more.
+    pub fn settle(&mut self) {
+        let mut nothing = Vec::new();
+        while self.open_requests() == 0
+            && !self.in_flight.is_empty()
+            && let Some(at) = self.next_event()
+        {
+            self.advance(at, &mut nothing);
         }
     }
 
@@ -203,7 +233,7 @@ impl Engine {
     }
 
     /// The model and GPU it imitates.
-    pub const fn profile(&self) -> &LatencyProfile {
+    pub fn profile(&self) -> &Arc<LatencyProfile> {
         &self.profile
     }
 
@@ -304,7 +334,7 @@ impl Engine {
             stats: RequestStats::queued(now, request.prompt.tokens),
             handed: now,
         };
-        notes::queued(&self.scheduler, ix, &open.trail, now);
+        notes::queued(&self.scheduler, ix, &open.trail, &self.model, now);
         let slot = ix.0 as usize;
         if self.open.len() <= slot {
             self.open.resize_with(slot + 1, || None);
@@ -343,6 +373,7 @@ impl Engine {
         let tokens = batch.total_tokens();
         note_admissions(batch, &mut self.open, &mut self.metrics, start);
         notes::scheduled(batch, &self.open, start, cost);
+        self.steps.scheduled(batch, &self.open, &self.model, start, cost);
         let prefix = self.scheduler.take_prefix_stats();
         self.metrics.prefix_cache_queries += prefix.queries;
         self.metrics.prefix_cache_hits += prefix.hits;
@@ -369,11 +400,15 @@ impl Engine {
         let sample = |ix, i: u32| content(ix).map_or(TokenId(0), |c| c.token(u64::from(i)));
         let Some((batch, outputs)) = self.scheduler.complete(sample) else { return };
         let update = self.profile.update_cost(batch.entries.len() as u64);
+        let (prepare, forward, sample) = parts(&self.profile, flight, batch);
         let step = Step {
             launch: flight.launch,
             ready: now,
             handed: now + update + self.profile.detokenize_cost(),
-            forward: forward(&self.profile, flight, batch),
+            prepare,
+            forward,
+            sample,
+            update,
             batch: batch.entries.len() as u32,
             processed: outputs.len() as u32,
             finished: outputs.iter().filter(|o| o.finish.is_some()).count() as u32,
@@ -395,6 +430,7 @@ impl Engine {
                 self.outbox.push_back(Output::Finished { key, at: step.handed, reason, stats });
             }
         }
+        self.steps.completed(batch.step, &step);
         self.cut_streams(step.handed);
         if step.processed > 0 {
             self.metrics.iteration_tokens_total.observe(iteration);
@@ -409,7 +445,12 @@ struct Step {
     launch: Time,
     ready: Time,
     handed: Time,
+    /// The parts of its execution, in this order from the launch on.
+    prepare: Dur,
     forward: Dur,
+    sample: Dur,
+    /// The engine core's part of handing the outputs over.
+    update: Dur,
     batch: u32,
     processed: u32,
     finished: u32,
@@ -427,10 +468,11 @@ fn plan_step(run: &mut Run, gpu_free: Time, end: Time, composition: Option<u64>,
     Flight { launch, ready: run.start + run.gaps + Dur::from_nanos(run.executed_ps / 1000) }
 }
 
-fn forward(profile: &LatencyProfile, flight: Flight, batch: &Batch) -> Dur {
+/// Preparing the inputs, the forward pass, and sampling.
+fn parts(profile: &LatencyProfile, flight: Flight, batch: &Batch) -> (Dur, Dur, Dur) {
     let total = flight.ready - flight.launch;
     let (prepare, sample) = profile.around_forward(total, batch.shape.seqs());
-    total - prepare - sample
+    (prepare, total - prepare - sample, sample)
 }
 
 /// Stamps first admissions and counts preemptions.

@@ -1,18 +1,27 @@
 //! Notes facts about recorded requests. An unrecorded request costs one branch.
 
+use std::sync::Arc;
+
 use shared::time::{Dur, Time};
 use shared::trace::Trail;
 
 use super::{Open, Step};
 use crate::core::facts::{
-    AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FinishFact, QueueReason, StepFact, TokenTimes,
+    AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FineFact, FinishFact, ModelFact, QueueReason,
+    StepFact, TokenTimes,
 };
 use crate::core::latency::ScheduleCost;
 use crate::core::scheduler::{Batch, Entry, Origin, Scheduler, TokenOut};
 use crate::core::sequence::{FinishReason, SeqIx};
 
+/// The detail level that shows the parts of an execution.
+pub(super) const FINE: u8 = 3;
+
 /// A request entered the waiting queue for the first time.
-pub(super) fn queued(scheduler: &Scheduler, ix: SeqIx, trail: &Trail<EngineFact>, now: Time) {
+pub(super) fn queued(scheduler: &Scheduler, ix: SeqIx, trail: &Trail<EngineFact>, model: &Arc<ModelFact>, now: Time) {
+    if trail.detail() >= FINE {
+        trail.note(now, || EngineFact::Model(Arc::clone(model)));
+    }
     trail.note(now, || {
         let (capacity, deferred) = scheduler.num_waiting();
         EngineFact::Queued {
@@ -109,6 +118,19 @@ pub(super) fn executed(open: &Open, entry: &Entry, output: Option<&TokenOut>, st
             new_tokens: u32::from(output.is_some()),
         })
     });
+    if open.trail.detail() >= FINE {
+        open.trail.note(step.launch, || EngineFact::Fine(fine(step)));
+    }
+}
+
+fn fine(step: &Step) -> FineFact {
+    FineFact {
+        launch: step.launch,
+        prepare_ns: short(step.prepare),
+        forward_ns: step.forward.as_nanos(),
+        sample_ns: short(step.sample),
+        update_ns: short(step.update),
+    }
 }
 
 /// Extends the run of decode steps under way, or starts one. A stale token still belongs to the run before the preemption.
@@ -138,6 +160,9 @@ fn decoded(open: &Open, step: &Step, stale: bool) {
         }
         EngineFact::DecodeTimes(_)
         | EngineFact::Decoded(_)
+        | EngineFact::Model(_)
+        | EngineFact::Fine(_)
+        | EngineFact::Decoding(_)
         | EngineFact::Received { .. }
         | EngineFact::Asked { .. }
         | EngineFact::Adapter(_)
@@ -170,6 +195,22 @@ fn decoded(open: &Open, step: &Step, stale: bool) {
     if first {
         open.trail.note(step.launch, || EngineFact::DecodeTimes(TokenTimes::new(since)));
     }
+    if open.trail.detail() >= FINE {
+        last_step(open, step, first);
+    }
+}
+
+/// The parts of a run's execution are those of its last step.
+fn last_step(open: &Open, step: &Step, first: bool) {
+    if first {
+        return open.trail.note(step.launch, || EngineFact::Fine(fine(step)));
+    }
+    let replace = |fact: &mut EngineFact| {
+        let EngineFact::Fine(last) = fact else { return None };
+        *last = fine(step);
+        Some(())
+    };
+    open.trail.amend(step.launch, replace, || EngineFact::Fine(fine(step)));
 }
 
 /// The request ended.
@@ -194,6 +235,6 @@ fn between(from: Option<Time>, to: Option<Time>) -> Dur {
 }
 
 /// Nanoseconds in 32 bits: four seconds are more than any scheduling pass takes.
-fn short(d: Dur) -> u32 {
+pub(super) fn short(d: Dur) -> u32 {
     u32::try_from(d.as_nanos()).unwrap_or(u32::MAX)
 }

@@ -1,10 +1,8 @@
 //! Tests of the engine loop, and the helpers that other tests drive an engine with.
 
-use proptest::prelude::*;
 use shared::block_hash::ExtraKeys;
 
 use super::*;
-use crate::core::config::Policy;
 use crate::core::sequence::SamplingParams;
 
 /// A request whose prompt is the first tokens of `content` and that ends by length.
@@ -24,8 +22,8 @@ pub(crate) fn request(config: &EngineConfig, key: u64, prompt: u32, max_tokens: 
 }
 
 pub(crate) fn engine(config: EngineConfig) -> Engine {
-    assert_eq!(config.validate(), []);
     let profile = LatencyProfile::named(&config.profile).unwrap();
+    assert_eq!(config.validate(&profile), []);
     Engine::new(config, profile)
 }
 
@@ -163,7 +161,7 @@ fn an_abort_ends_a_request_once() {
 
 #[test]
 fn the_end_of_k_steps_is_the_floor_of_their_sum() {
-    let profile = LatencyProfile::DEFAULT;
+    let profile = LatencyProfile::named(LatencyProfile::DEFAULT_NAME).unwrap();
     let mut engine = engine(config(|_| ()));
     let request = request(engine.config(), 1, 100, 2001, Time::ZERO);
     engine.handle(Time::ZERO, Input::Add(Box::new(request)));
@@ -192,95 +190,4 @@ fn metrics_count_tokens_and_hits() {
     assert_eq!((m.inter_token_latency_seconds.count(), m.time_to_first_token_seconds.count()), (6, 2));
     // Two prefills with their first tokens, then three steps of two tokens.
     assert_eq!((m.iteration_tokens_total.count(), m.iteration_tokens_total.sum), (5, 64 + 16 + 8));
-}
-
-/// What a random client does.
-#[derive(Clone, Debug)]
-enum Act {
-    Add { prompt: u32, max_tokens: u32, priority: i32 },
-    Abort { back: u64 },
-}
-
-fn acts() -> impl Strategy<Value = Vec<(u32, Act)>> {
-    let add = (1u32..200, 1u32..60, 0i32..3).prop_map(|(prompt, max_tokens, priority)| Act::Add {
-        prompt,
-        max_tokens,
-        priority,
-    });
-    let abort = (1u64..8).prop_map(|back| Act::Abort { back });
-    proptest::collection::vec((0u32..40_000_000, prop_oneof![6 => add, 1 => abort]), 1..40)
-}
-
-fn tight(priority: bool, async_scheduling: bool, watermark: f64) -> EngineConfig {
-    config(|c| {
-        c.max_model_len = Some(250);
-        c.max_num_queued_reqs = Some(12);
-        c.cache.num_gpu_blocks = Some(30);
-        c.scheduler.max_num_seqs = 6;
-        c.scheduler.max_num_batched_tokens = 64;
-        c.scheduler.policy = if priority { Policy::Priority } else { Policy::Fcfs };
-        c.scheduler.async_scheduling = async_scheduling;
-        c.scheduler.watermark = watermark;
-    })
-}
-
-/// Drives an engine with random acts; checks what holds at every wake-up.
-fn drive(config: &EngineConfig, acts: &[(u32, Act)]) -> (Vec<Output>, u64) {
-    let mut engine = engine(config.clone());
-    let (mut out, mut now, mut keys) = (Vec::new(), Time::ZERO, 0);
-    for (wait, act) in acts {
-        let until = now + Dur::from_nanos(u64::from(*wait));
-        while let Some(at) = engine.next_wakeup()
-            && at <= until
-        {
-            let before = engine.core_time();
-            engine.advance(at, &mut out);
-            assert!(engine.core_time() >= before, "core time never goes back");
-            assert!(
-                engine.open_requests() == 0 || engine.next_wakeup().is_some(),
-                "an open request has a wake-up (I5)"
-            );
-        }
-        now = until;
-        let input = match act {
-            Act::Add { prompt, max_tokens, priority } => {
-                keys += 1;
-                let mut request = request(config, keys, *prompt, *max_tokens, now);
-                request.priority = *priority;
-                Input::Add(Box::new(request))
-            }
-            Act::Abort { back } => Input::Abort(RequestKey(keys.saturating_sub(*back))),
-        };
-        engine.handle(now, input);
-        assert!(engine.open_requests() == 0 || engine.next_wakeup().is_some(), "an open request has a wake-up (I5)");
-    }
-    out.extend(run_to_idle(&mut engine));
-    let end = engine.snapshot();
-    assert_eq!((end.running, end.waiting, engine.open_requests()), (0, 0, 0));
-    assert_eq!(end.free_blocks, end.num_gpu_blocks - 1, "every block is free again");
-    (out, keys)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
-
-    #[test]
-    fn requests_and_blocks_are_conserved(
-        acts in acts(), priority: bool, async_scheduling: bool, watermark in prop_oneof![Just(0.0), Just(0.1)],
-    ) {
-        let config = tight(priority, async_scheduling, watermark);
-        let (out, keys) = drive(&config, &acts);
-        prop_assert!(out.is_sorted_by_key(Output::at), "outputs are in planned order");
-        for key in (1..=keys).map(RequestKey) {
-            let of_key: Vec<&Output> = out.iter().filter(|o| o.key() == key).collect();
-            let ends = of_key.iter().filter(|o| !matches!(o, Output::Tokens { .. })).count();
-            prop_assert_eq!(ends, 1, "every request ends once");
-            prop_assert!(!matches!(of_key.last(), Some(Output::Tokens { .. })), "nothing follows the end");
-            if let Some(Output::Finished { stats, .. }) = of_key.last() {
-                prop_assert_eq!(stats.output_tokens as usize, of_key.len() - 1);
-            }
-        }
-        let (again, _) = drive(&config, &acts);
-        prop_assert_eq!(out, again, "the same inputs give the same outputs");
-    }
 }

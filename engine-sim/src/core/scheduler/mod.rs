@@ -8,8 +8,12 @@
 //! (placeholders).
 
 mod complete;
+#[cfg(test)]
+mod properties;
 mod queue;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
@@ -274,8 +278,9 @@ impl Scheduler {
                 self.running.retain(|&other| other != ix);
                 self.membership += 1;
             }
-            Status::Waiting | Status::Preempted => self.unqueue(ix),
-            Status::Loading { .. } => {
+            // Nothing writes into the blocks of a load that has arrived.
+            Status::Waiting | Status::Preempted | Status::Loading { arrived: true } => self.unqueue(ix),
+            Status::Loading { arrived: false } => {
                 self.unqueue(ix);
                 let seq = &mut self.slab[ix];
                 self.orphans.push((seq.new.tag, std::mem::take(&mut seq.blocks)));

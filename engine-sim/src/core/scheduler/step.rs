@@ -193,8 +193,10 @@ impl Scheduler {
         let mut remote = 0;
         if fresh {
             self.kv.lookup(seq, &mut hits);
-            remote = seq.new.remote_tokens.unwrap_or(0);
-            computed = hits.len() as u32 * self.params.block_size + remote;
+            let local = hits.len() as u32 * self.params.block_size;
+            // No connector offers more than is missing.
+            remote = seq.new.remote_tokens.unwrap_or(0).min(seq.num_tokens() - local);
+            computed = local + remote;
         }
         let admission = self.try_admit(ix, &hits, computed, remote > 0, batch, budget, threshold);
         if fresh && self.kv.caching() && !matches!(admission, Admission::Blocked) {
@@ -365,6 +367,7 @@ impl Scheduler {
             } else {
                 shape.prefill_seqs += 1;
                 shape.prefill_tokens += k;
+                shape.prefill_past += u64::from(past);
                 shape.prefill_pairs_x2 += u64::from(k) * (2 * u64::from(past) + u64::from(k));
             }
         }

@@ -87,6 +87,9 @@ async fn admit(
     drop(body);
     let key = app.next_key();
     trail.annotate(body_read, || accepted.fact());
+    if trail.detail() >= 3 {
+        trail.annotate(body_read, || EngineFact::Decoding(accepted.decoding));
+    }
     let new = engine_request(app, key, &accepted, &tokens, trail, body_read);
     let arrived = app.clock.now();
     trail.note(arrived, || EngineFact::InputsProcessed {

@@ -168,6 +168,9 @@ struct MeasureArgs {
     /// Measure the lean paths with a slow, a refusing and an absent receiver too.
     #[arg(long)]
     faults: bool,
+    /// Also measure an arm in which a hundredth of the engines' steps is traced.
+    #[arg(long)]
+    engine_steps: bool,
     /// Add an arm whose answers are really held back by this share of the median latency: shows that the lab sees it.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     delay: Option<f64>,
@@ -345,7 +348,7 @@ fn plans(args: &MeasureArgs) -> (Vec<RegimePlan>, String) {
         (named, _) => named,
     };
     let arms = (!args.arms.is_empty()).then(|| args.arms.clone());
-    let extras = Extras { faults: args.faults, delay_share: args.delay, arms };
+    let extras = Extras { faults: args.faults, engine_steps: args.engine_steps, delay_share: args.delay, arms };
     let mut plans: Vec<_> = regimes.iter().map(|r| RegimePlan::of(*r, extent, args.rounds, &extras)).collect();
     let budget = args.budget.map(|b| b.get()).or_else(|| (args.full && args.regime.is_empty()).then_some(FULL));
     let fits = budget.is_none_or(|budget| plan::fit(&mut plans, budget));
@@ -436,16 +439,16 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// `off'`, `control` or `eager:0.1`.
+/// `off'`, `control`, `eager:0.1`, or with a share of engine steps `direct:0.1:0.01`.
 fn arm(text: &str) -> Result<Arm, String> {
-    const ALLOWED: &str = "expected off' or PATH:RATIO, for example deferred:0.1";
+    const ALLOWED: &str = "expected off', PATH:RATIO or PATH:RATIO:STEPS, for example deferred:0.1";
     if matches!(text, "off'" | "control") {
         return Ok(Arm::Control);
     }
-    let (path, ratio) = text.split_once(':').ok_or(ALLOWED)?;
+    let (path, shares) = text.split_once(':').ok_or(ALLOWED)?;
     let path = TracePath::ALL.into_iter().find(|p| p.name() == path).ok_or(ALLOWED)?;
-    let ratio = super::ratio(ratio)?;
-    Ok(Arm::traced(path, ratio))
+    let (ratio, steps) = shares.split_once(':').unwrap_or((shares, "0"));
+    Ok(Arm::traced(path, super::ratio(ratio)?).with_steps(super::ratio(steps)?))
 }
 
 #[cfg(test)]
@@ -461,6 +464,7 @@ mod tests {
             assert!(share(bad).is_err(), "{bad}");
         }
         assert_eq!(arm("eager:0.1"), Ok(Arm::traced(TracePath::Eager, 0.1)));
+        assert_eq!(arm("direct:0.1:0.01"), Ok(Arm::traced(TracePath::Direct, 0.1).with_steps(0.01)));
         assert_eq!(arm("off'"), Ok(Arm::Control));
         for bad in ["eager", "lazy:0.1", "direct:2", "off"] {
             assert!(arm(bad).is_err(), "{bad}");

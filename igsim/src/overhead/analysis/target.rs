@@ -34,7 +34,9 @@ impl Target {
         let (path, ratio, receiver) = match arm {
             Arm::Off | Arm::Control => return None,
             Arm::Delayed { .. } | Arm::Outside { .. } => return Some(shown),
-            Arm::Traced { path, ratio, receiver } => (*path, *ratio, *receiver),
+            // What steps cost is shown beside the arm without them.
+            Arm::Traced { steps, .. } if *steps > 0.0 => return Some(shown),
+            Arm::Traced { path, ratio, receiver, steps: _ } => (*path, *ratio, *receiver),
         };
         let below = match regime {
             Regime::Floor if ratio == 0.0 => UNSAMPLED,
@@ -110,12 +112,13 @@ mod tests {
             check(Saturation, Arm::traced(path, 0.5), 0.05, false);
             check(Saturation, Arm::traced(path, 1.0), 0.25, true);
             for receiver in [Health::Slow, Health::Refusing, Health::Absent] {
-                check(Floor, Arm::Traced { path, ratio: 0.1, receiver }, 0.05, true);
-                check(Realistic, Arm::Traced { path, ratio: 1.0, receiver }, 0.05, true);
-                check(Saturation, Arm::Traced { path, ratio: 0.1, receiver }, 0.05, false);
+                check(Floor, Arm::Traced { path, ratio: 0.1, receiver, steps: 0.0 }, 0.05, true);
+                check(Realistic, Arm::Traced { path, ratio: 1.0, receiver, steps: 0.0 }, 0.05, true);
+                check(Saturation, Arm::Traced { path, ratio: 0.1, receiver, steps: 0.0 }, 0.05, false);
             }
         }
         check(Floor, Arm::traced(Path::Eager, 0.1), 0.05, false);
+        check(Saturation, Arm::traced(Path::Direct, 0.1).with_steps(0.01), 0.05, false);
         check(Floor, Arm::Delayed { us: 15.0 }, 0.05, false);
         check(Saturation, Arm::Outside { name: "smg".to_owned() }, 0.05, false);
         assert_eq!(Target::of(Floor, &Arm::Off, TARGET), None);

@@ -79,6 +79,7 @@ fn point<'a>(arm: &'a ArmAnalysis, statistic: Statistic, columns: &mut Vec<Strin
     let estimate = arm.estimate(statistic)?;
     let (overhead, interval) = format::shown(estimate)?;
     let name = match &arm.arm {
+        Arm::Traced { receiver: Health::Healthy, steps, .. } if *steps > 0.0 => "steps".to_owned(),
         Arm::Traced { ratio, receiver: Health::Healthy, .. } if *ratio == 1.0 => "1.0".to_owned(),
         Arm::Traced { ratio, receiver: Health::Healthy, .. } => ratio.to_string(),
         Arm::Traced { receiver: Health::Slow, .. } => "slow".to_owned(),

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine_sim::core::engine::Engine;
-use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
 use engine_sim::server::{Served, ServedHook, Server, ServerConfig, VLLM_VERSION};
 use shared::clock::RunClock;
@@ -108,9 +107,8 @@ fn engines(groups: &[EngineGroup]) -> Result<Vec<Engine>, String> {
         if let Some(url) = &group.url {
             return Err(format!("the engine at {url} is not ours: the lab measures simulated ones"));
         }
-        let profile = LatencyProfile::named(&group.profile);
-        let profile = profile.ok_or_else(|| format!("there is no latency profile `{}`", group.profile))?;
-        engines.extend((0..group.count).map(|_| Engine::new(group.engine_config(), profile)));
+        let profile = engine_sim::profiles::find(&group.profile).map_err(|e| format!("profile: {e}"))?;
+        engines.extend((0..group.count).map(|_| Engine::new(group.engine_config(), Arc::clone(&profile))));
     }
     Ok(engines)
 }
@@ -158,7 +156,13 @@ impl Node for EngineNode {
 
     fn handle(&mut self, runtime: &Runtime, order: Order) -> Result<Answer, String> {
         match order {
-            Order::Arm(tracing) => self.pipelines.arm(tracing).map(|()| Answer::Done),
+            Order::Arm(tracing) => {
+                self.pipelines.arm(tracing)?;
+                for (i, tracer) in self.pipelines.tracers().enumerate() {
+                    self.pacer.engine(i).trace_steps(tracer.engine_steps());
+                }
+                Ok(Answer::Done)
+            }
             Order::Reset => self.reset(runtime),
             Order::Flush(ms) => Ok(Answer::Settled(self.pipelines.flush(Dur::from_millis(ms)))),
             Order::Counters => Ok(Answer::Counters(self.pipelines.counters())),

@@ -55,6 +55,8 @@ pub struct Tracing {
     pub path: Path,
     /// Share of traces kept.
     pub ratio: f64,
+    /// Share of engine steps that get a trace of their own.
+    pub steps: f64,
 }
 
 /// What a process is told.

@@ -24,6 +24,7 @@ pub(super) struct Pipelines {
 
 struct Pipeline {
     path: Path,
+    steps: f64,
     telemetry: Telemetry,
     tracers: Vec<Tracer>,
     /// Whether there may be something to flush.
@@ -47,7 +48,7 @@ impl Pipelines {
             None => vec![Tracer::off(); self.servers.len()],
             Some(tracing) => {
                 let sampler = sampler(tracing.ratio)?;
-                let pipeline = self.pipeline(tracing.path)?;
+                let pipeline = self.pipeline(tracing.path, tracing.steps)?;
                 pipeline.telemetry.set_sampler(sampler);
                 pipeline.used = true;
                 pipeline.tracers.clone()
@@ -57,6 +58,11 @@ impl Pipelines {
             cell.store(tracer);
         }
         Ok(())
+    }
+
+    /// The tracers of the servers, in their order.
+    pub(super) fn tracers(&self) -> impl Iterator<Item = Arc<Tracer>> {
+        self.servers.iter().map(|(_, cell)| cell.load())
     }
 
     /// Exports what every pipeline holds; idle ones are left asleep, so that a block pays for its own spans only.
@@ -95,20 +101,20 @@ impl Pipelines {
         }
     }
 
-    fn pipeline(&mut self, path: Path) -> Result<&mut Pipeline, String> {
-        let at = match self.made.iter().position(|p| p.path == path) {
+    fn pipeline(&mut self, path: Path, steps: f64) -> Result<&mut Pipeline, String> {
+        let at = match self.made.iter().position(|p| (p.path, p.steps) == (path, steps)) {
             Some(at) => at,
             None => {
-                let telemetry = Telemetry::live(self.config(path), self.clock).map_err(|e| e.to_string())?;
+                let telemetry = Telemetry::live(self.config(path, steps)?, self.clock).map_err(|e| e.to_string())?;
                 let tracers = self.servers.iter().map(|(resource, _)| telemetry.tracer(resource.clone())).collect();
-                self.made.push(Pipeline { path, telemetry, tracers, used: false });
+                self.made.push(Pipeline { path, steps, telemetry, tracers, used: false });
                 self.made.len() - 1
             }
         };
         Ok(&mut self.made[at])
     }
 
-    fn config(&self, path: Path) -> TelemetryConfig {
+    fn config(&self, path: Path, steps: f64) -> Result<TelemetryConfig, String> {
         let (recorder, encoding) = match path {
             Path::Eager => (RecorderKind::Eager, OtlpEncoding::Sdk),
             Path::Deferred => (RecorderKind::Deferred, OtlpEncoding::Sdk),
@@ -124,7 +130,8 @@ impl Pipelines {
             encoding,
         };
         let exporters = vec![ExporterConfig::Otlp(otlp)];
-        TelemetryConfig { recorder, exporters, schedule_delay: self.schedule_delay, ..defaults }
+        let engine_steps = Ratio::new(steps).ok_or_else(|| format!("{steps} is no share of steps"))?;
+        Ok(TelemetryConfig { recorder, engine_steps, exporters, schedule_delay: self.schedule_delay, ..defaults })
     }
 }
 

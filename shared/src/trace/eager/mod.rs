@@ -18,8 +18,8 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Context, InstrumentationScope};
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
-    BatchConfig, BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, Span, SpanData, SpanProcessor,
-    TracerProviderBuilder,
+    BatchConfig, BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, ShouldSample, Span, SpanData,
+    SpanProcessor, TracerProviderBuilder,
 };
 
 use crate::ids::InstanceId;
@@ -90,39 +90,47 @@ impl Eager {
         self.destinations.iter().map(|d| Arc::clone(d.counters())).collect()
     }
 
-    /// The tracer of a service instance.
-    pub(crate) fn service(&self, resource: &Resource, instance: InstanceId) -> Arc<Service> {
-        let mut builder = SdkTracerProvider::builder()
-            .with_resource(sdk::resource(resource))
-            .with_sampler(LiveSampler::new(Arc::clone(&self.switch)))
-            .with_id_generator(PresetIds::default());
+    /// The tracer of a service instance, and the processors that its spans go through.
+    pub(crate) fn service(&self, resource: &Resource, instance: InstanceId) -> (Arc<Service>, Vec<Batcher>) {
+        let mut builder = self.provider(resource, LiveSampler::new(Arc::clone(&self.switch)));
+        let mut batchers = Vec::new();
         for destination in &self.destinations {
-            builder = self.processor(builder, destination, resource, instance);
+            if usize::from(instance.0) >= MAX_INSTANCES {
+                let why = format!("more than {MAX_INSTANCES} service instances: use the deferred recorder");
+                // Without a thread: there may be thousands of them.
+                builder = builder.with_simple_exporter(destination.broken(why));
+                continue;
+            }
+            let outlet = destination.outlet(resource, instance);
+            let processor = BatchSpanProcessor::builder(outlet).with_batch_config(self.batching()).build();
+            let batcher = Batcher(Arc::new(processor));
+            self.batchers().push(batcher.clone());
+            builder = builder.with_span_processor(batcher.clone());
+            batchers.push(batcher);
         }
         let provider = builder.build();
-        let scope = InstrumentationScope::builder(SCOPE_NAME).with_version(env!("CARGO_PKG_VERSION")).build();
-        let tracer = provider.tracer_with_scope(scope);
+        let service = self.traced_by(&provider, instance);
         lock(&self.providers).push(provider);
-        Arc::new(Service { tracer, anchor: self.anchor, instance, counters: Arc::clone(&self.counters) })
+        (service, batchers)
     }
 
-    fn processor(
-        &self,
-        builder: TracerProviderBuilder,
-        destination: &Destination,
-        resource: &Resource,
-        instance: InstanceId,
-    ) -> TracerProviderBuilder {
-        if usize::from(instance.0) >= MAX_INSTANCES {
-            let why = format!("more than {MAX_INSTANCES} service instances: use the deferred recorder");
-            // Without a thread: there may be thousands of them.
-            return builder.with_simple_exporter(destination.broken(why));
-        }
-        let outlet = destination.outlet(resource, instance);
-        let processor = BatchSpanProcessor::builder(outlet).with_batch_config(self.batching()).build();
-        let batcher = Batcher(Arc::new(processor));
-        self.batchers().push(batcher.clone());
-        builder.with_span_processor(batcher)
+    /// The tracer for traces that no request causes, of which its owner starts only those that are kept: a provider with a sampler
+    /// of its own in front of the same processors.
+    pub(crate) fn own_service(&self, resource: &Resource, instance: InstanceId, lent: &[Batcher]) -> Arc<Service> {
+        let builder = self.provider(resource, opentelemetry_sdk::trace::Sampler::AlwaysOn);
+        let builder = lent.iter().fold(builder, |b, batcher| b.with_span_processor(Lent(batcher.clone())));
+        self.traced_by(&builder.build(), instance)
+    }
+
+    fn provider(&self, resource: &Resource, sampler: impl ShouldSample + 'static) -> TracerProviderBuilder {
+        let builder = SdkTracerProvider::builder().with_resource(sdk::resource(resource));
+        builder.with_sampler(sampler).with_id_generator(PresetIds::default())
+    }
+
+    fn traced_by(&self, provider: &SdkTracerProvider, instance: InstanceId) -> Arc<Service> {
+        let scope = InstrumentationScope::builder(SCOPE_NAME).with_version(env!("CARGO_PKG_VERSION")).build();
+        let (tracer, counters) = (provider.tracer_with_scope(scope), Arc::clone(&self.counters));
+        Arc::new(Service { tracer, anchor: self.anchor, instance, counters })
     }
 
     fn batching(&self) -> BatchConfig {
@@ -180,7 +188,7 @@ impl Eager {
 
 /// A batch processor that is also at hand for flushes: a provider's own does not tell a timeout from a failure.
 #[derive(Clone, Debug)]
-struct Batcher(Arc<BatchSpanProcessor>);
+pub(crate) struct Batcher(Arc<BatchSpanProcessor>);
 
 impl SpanProcessor for Batcher {
     fn on_start(&self, _: &mut Span, _: &Context) {}
@@ -192,6 +200,23 @@ impl SpanProcessor for Batcher {
     }
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
         self.0.shutdown_with_timeout(timeout)
+    }
+}
+
+/// A batch processor of another provider, which also ends it.
+#[derive(Debug)]
+struct Lent(Batcher);
+
+impl SpanProcessor for Lent {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+    fn on_end(&self, span: SpanData) {
+        self.0.on_end(span);
+    }
+    fn force_flush(&self) -> OTelSdkResult {
+        self.0.force_flush()
+    }
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
     }
 }
 

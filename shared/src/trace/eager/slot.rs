@@ -51,7 +51,7 @@ pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Starte
     let started = Started { context, parent: head.parent };
     let state = State { head, form, fold, held: Vec::new(), last: now, taken: 0, cut: 0 };
     let ids = (state.head.trace_id, state.head.span_id);
-    (started, Arc::new(EagerSlot { state: Mutex::new(Some(state)), recording, ids, opened: now }))
+    (started, Arc::new(EagerSlot { state: Mutex::new(Some(state)), recording, detail, ids, opened: now }))
 }
 
 /// A request's fold, shared by all who note its facts.
@@ -59,6 +59,7 @@ pub(crate) struct EagerSlot<F: Fact> {
     /// Gone once it is closed.
     state: Mutex<Option<State<F>>>,
     recording: bool,
+    detail: u8,
     ids: (TraceId, SpanId),
     opened: Time,
 }
@@ -103,6 +104,11 @@ impl<F: Fact> EagerSlot<F> {
     /// Whether its spans are recorded.
     pub(crate) fn is_recording(&self) -> bool {
         self.recording
+    }
+
+    /// How much is folded.
+    pub(crate) fn detail(&self) -> u8 {
+        self.detail
     }
 
     /// The trace and the outermost span, while it is open.

@@ -1,0 +1,83 @@
+//! Traces that no request causes: what a component does for many requests at once, an engine's step for example.
+//!
+//! They are roots with a ratio, ids and counts of their own, so that turning them on changes neither the ids nor the counts of the
+//! traces of requests. Whoever starts one pays a draw and a comparison where it is not kept.
+
+use crate::rng::Seed;
+use crate::time::Time;
+use crate::trace::eager::{self, Opening};
+use crate::trace::id_source::IdSource;
+use crate::trace::pipeline::Tracer;
+use crate::trace::record::{Fact, Head, Open, Trail};
+use crate::trace::sampler::{Ratio, Sampler};
+
+use std::sync::Arc;
+
+/// The detail level from which these traces exist: they say how a component decides, not how a request lives.
+const LEVEL: u8 = 2;
+
+/// What a process has decided about them.
+#[derive(Debug)]
+pub(super) struct OwnConfig {
+    /// Share of engine steps.
+    pub(super) engine_steps: Ratio,
+    /// Of a virtual run.
+    pub(super) seed: Option<Seed>,
+}
+
+impl OwnConfig {
+    /// Whether there are any.
+    pub(super) fn wanted(&self) -> bool {
+        self.engine_steps.probability() > 0.0
+    }
+
+    /// Ids of the traces called `name` of one instance: a stream each, so that nobody shifts another's draws.
+    fn ids(&self, name: &str, tracer: &Tracer) -> IdSource {
+        match self.seed {
+            Some(seed) => IdSource::seeded_as(seed, &format!("{name}/{}", tracer.instance.0)),
+            None => IdSource::live(),
+        }
+    }
+}
+
+/// Starts traces of one kind for one service instance.
+#[derive(Debug)]
+pub struct OwnTraces {
+    tracer: Tracer,
+    sampler: Sampler,
+    ids: IdSource,
+}
+
+impl Tracer {
+    /// Starts traces of engine steps; `None` where none is ever kept, so that a step costs one branch.
+    pub fn engine_steps(&self) -> Option<Arc<OwnTraces>> {
+        let shared = self.shared.as_ref().filter(|s| s.own.wanted() && s.detail >= LEVEL)?;
+        let sampler = Sampler::parent_based_ratio(shared.own.engine_steps.clone());
+        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids("engine-step-ids", self) }))
+    }
+}
+
+impl OwnTraces {
+    /// Begins a trace at `now` and decides whether it is kept: [`Trail::off`] if not.
+    pub fn start<F: Fact>(&self, now: Time) -> Trail<F> {
+        let Some(shared) = &self.tracer.shared else { return Trail::off() };
+        let trace_id = self.ids.trace_id();
+        let decision = self.sampler.sample(None, trace_id);
+        shared.counters.own_started.add(1);
+        if !decision.sampled {
+            return Trail::off();
+        }
+        shared.counters.own_sampled.add(1);
+        let (span_id, detail) = (self.ids.span_id(), shared.detail);
+        if let Some(service) = &self.tracer.own {
+            let opening = Opening { caller: Default::default(), ids: (trace_id, span_id), now, detail };
+            let (_, slot) = eager::open::<F>(service, opening);
+            let open: Arc<dyn Open> = slot.clone();
+            shared.sink.opened(Arc::downgrade(&open));
+            return Trail::eager(slot);
+        }
+        let (tracestate, instance) = (decision.tracestate, self.tracer.instance);
+        let head = Head { trace_id, span_id, parent: None, tracestate, instance, opened: now, detail };
+        Trail::open(head, &shared.sink)
+    }
+}
