@@ -86,6 +86,15 @@ struct Cli {
     /// Write spans to this file as OTLP JSON lines.
     #[arg(long, value_name = "PATH")]
     trace_file: Option<std::path::PathBuf>,
+    /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
+    detail: Option<u8>,
+    /// vLLM's option for timings of the model's execution: the same as a detail of 3.
+    #[arg(long, value_parser = ["model", "worker", "all"], value_delimiter = ',', conflicts_with = "detail")]
+    collect_detailed_traces: Vec<String>,
+    /// Share of engine steps that get a trace of their own, 0 to 1; none if not given.
+    #[arg(long, value_name = "R")]
+    engine_steps: Option<f64>,
     /// A fault, as in a scenario, for example '{kind: slow, at: 5s, for: 2s, factor: 3}'; may be repeated. See docs/faults.md.
     #[arg(long, value_name = "RULE", value_parser = fault)]
     fault: Vec<FaultRule>,
@@ -98,15 +107,6 @@ struct Cli {
     /// Seed of what faults draw.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
-    detail: Option<u8>,
-    /// vLLM's option for timings of the model's execution: the same as a detail of 3.
-    #[arg(long, value_parser = ["model", "worker", "all"], value_delimiter = ',', conflicts_with = "detail")]
-    collect_detailed_traces: Vec<String>,
-    /// Share of engine steps that get a trace of their own, 0 to 1; none if not given.
-    #[arg(long, value_name = "R")]
-    engine_steps: Option<f64>,
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
@@ -132,12 +132,12 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
-    // Every stream is a connection, and a connection is an open file.
-    let files = OpenFiles::raise();
-    tracing::info!(limit = files.limit, "open files");
     if let Some(tool) = cli.tool {
         return tool.run();
     }
+    // Every stream is a connection, and a connection is an open file.
+    let files = OpenFiles::raise();
+    tracing::info!(limit = files.limit, "open files");
     let config = config(&cli);
     let profile = match profiles::find(&config.profile) {
         Ok(profile) => profile,

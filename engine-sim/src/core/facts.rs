@@ -126,7 +126,7 @@ impl ModelFact {
         // What vLLM takes by itself on Ampere and Hopper, and on Blackwell (`vllm/platforms/cuda.py`).
         let attention = if profile.gpu.contains("B200") { "FLASHINFER" } else { "FLASH_ATTN" };
         let (layers, hidden_size) = (profile.layers, profile.hidden_size);
-        ModelFact { name: profile.model.into(), layers, hidden_size, attention }
+        ModelFact { name: profile.model.as_str().into(), layers, hidden_size, attention }
     }
 }
 

@@ -119,6 +119,7 @@ impl Engine {
             metrics: EngineMetrics::new(params.max_model_len),
             scheduler: Scheduler::new(params),
             config,
+            model: Arc::new(ModelFact::new(&profile)),
             profile,
             open: Vec::new(),
             by_key: FxHashMap::default(),
@@ -130,7 +131,6 @@ impl Engine {
             gpu_free: Time::ZERO,
             core_time: Time::ZERO,
             taken: 0,
-            model: Arc::new(ModelFact::new(&profile)),
             steps: Steps::default(),
             faults: None,
         }
