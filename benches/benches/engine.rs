@@ -1,17 +1,23 @@
-//! The engine's hot paths: one `schedule()` with its `complete()`, `schedule()` alone, and the preparation of a prompt.
+//! The engine's hot paths: one `schedule()` with its `complete()`, `schedule()` alone, the preparation of a prompt, a metrics page, and a
+//! batch of KV events.
 //!
 //! vLLM's own `schedule()` takes about 2 to 2.5 us a running request on a server (`cargo bench -p benches --bench engine`).
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use engine_sim::core::config::{CacheConfig, EngineConfig};
+use engine_sim::core::config::{CacheConfig, EngineConfig, EventFormat};
+use engine_sim::core::engine::{Engine, Input, NewRequest, RequestKey};
 use engine_sim::core::hasher::prepare_prompt;
+use engine_sim::core::kv_events::{BlockName, CacheEvent, StoredContent};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::scheduler::{Scheduler, SchedulerParams};
 use engine_sim::core::sequence::{NewSequence, SamplingParams};
-use shared::block_hash::ExtraKeys;
+use engine_sim::server::kv_events::wire::{Form, payload};
+use engine_sim::server::metrics;
+use shared::block_hash::{BlockKey, ExtraKeys};
 use shared::clock::RunClock;
-use shared::time::Dur;
+use shared::time::{Dur, Time};
 use shared::tokens::{ContentId, TokenId};
+use shared::trace::Trail;
 
 const PROMPT_TOKENS: u64 = 256;
 /// Steps per measurement: enough for every request to cross block boundaries; the throughput printed is in steps.
@@ -33,6 +39,7 @@ fn sequence(config: &EngineConfig, tag: u64) -> NewSequence {
         tie: tag,
         lora: None,
         remote_tokens: None,
+        source: None,
     }
 }
 
@@ -118,5 +125,58 @@ fn prompt(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, schedule, schedule_only, prompt);
+/// The page that a gateway reads every 50 ms, of an engine that has served requests.
+fn metrics_page(c: &mut Criterion) {
+    let engine = served(100);
+    let mut group = c.benchmark_group("metrics_page");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("render", |b| {
+        b.iter(|| metrics::render(&engine, "meta-llama/Llama-3.1-8B-Instruct").into_text())
+    });
+    group.finish();
+}
+
+/// An engine that has answered `requests`.
+fn served(requests: u64) -> Engine {
+    let config = EngineConfig::default();
+    let profile = LatencyProfile::named(&config.profile).expect("the default profile exists");
+    let mut engine = Engine::new(config, profile);
+    for key in 0..requests {
+        engine.handle(Time::ZERO, Input::Add(Box::new(request(engine.config(), key))));
+    }
+    let mut out = Vec::new();
+    while let Some(at) = engine.next_wakeup() {
+        engine.advance(at, &mut out);
+    }
+    engine
+}
+
+fn request(config: &EngineConfig, key: u64) -> NewRequest {
+    let mut tokens = Vec::new();
+    ContentId(key).extend(0, PROMPT_TOKENS, &mut tokens);
+    NewRequest {
+        key: RequestKey(key),
+        prompt: prepare_prompt(&config.cache, &tokens, &ExtraKeys::default()),
+        params: SamplingParams { max_tokens: 16, ignore_eos: true, ..SamplingParams::default() },
+        priority: 0,
+        arrival: Time::ZERO,
+        content: ContentId(key),
+        lora: None,
+        trail: Trail::off(),
+    }
+}
+
+/// Events of a full step: a prompt of 8,192 tokens stored in one event.
+fn kv_events(c: &mut Criterion) {
+    let blocks = (0..512).map(|n| BlockName::Key(BlockKey(n << 40 | n))).collect();
+    let content = StoredContent { tokens: (0..8192).map(TokenId).collect(), ..StoredContent::default() };
+    let events = [CacheEvent::Stored { blocks, parent: None, block_size: 16, content: Some(Box::new(content)) }];
+    let form = Form { format: EventFormat::Map, int_hashes: true };
+    let mut group = c.benchmark_group("kv_events");
+    group.throughput(Throughput::Elements(8192));
+    group.bench_function("encode", |b| b.iter(|| payload(1.8e9, &events, form)));
+    group.finish();
+}
+
+criterion_group!(benches, schedule, schedule_only, prompt, metrics_page, kv_events);
 criterion_main!(benches);

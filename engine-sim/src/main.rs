@@ -2,13 +2,14 @@
 
 mod tools;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use engine_sim::core::config::{EngineConfig, Policy};
+use engine_sim::core::config::{BucketFamily, EngineConfig, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::engine::Engine;
 use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::latency::LatencyProfile;
@@ -71,6 +72,21 @@ struct Cli {
     /// Requests that may wait before further ones are refused with 503.
     #[arg(long)]
     max_num_queued_reqs: Option<u32>,
+    /// How blocks are named; only `sha256_cbor` gives the names that a vLLM with the same setting gives.
+    #[arg(long, value_parser = ["chain", "sha256_cbor"], default_value = "chain")]
+    prefix_caching_hash_algo: String,
+    /// Publish KV events, configured as vLLM's are: JSON with the fields of `kv_events_config` in a scenario.
+    #[arg(long, value_name = "JSON", value_parser = kv_events)]
+    kv_events_config: Option<KvEventsConfig>,
+    /// Other bucket bounds for families of histograms: JSON such as '{"request_latency": [0.01, 0.1, 1]}'.
+    #[arg(long, value_name = "JSON", value_parser = buckets)]
+    custom_histogram_buckets: Option<Buckets>,
+    /// Measure how long KV blocks keep their content.
+    #[arg(long)]
+    kv_cache_metrics: bool,
+    /// Fraction of the blocks that is followed for that.
+    #[arg(long, default_value_t = 0.01)]
+    kv_cache_metrics_sample: f64,
     /// Turn prefix caching off.
     #[arg(long)]
     no_enable_prefix_caching: bool,
@@ -110,6 +126,16 @@ struct Cli {
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
+}
+
+fn kv_events(json: &str) -> Result<KvEventsConfig, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
+}
+
+type Buckets = BTreeMap<BucketFamily, Vec<f64>>;
+
+fn buckets(json: &str) -> Result<Buckets, String> {
+    serde_json::from_str(json).map_err(|e| e.to_string())
 }
 
 fn fault(text: &str) -> Result<FaultRule, String> {
@@ -171,6 +197,18 @@ fn config(cli: &Cli) -> EngineConfig {
     config.cache.block_size = cli.block_size.unwrap_or(config.cache.block_size);
     config.cache.num_gpu_blocks = cli.num_gpu_blocks_override;
     config.cache.enable_prefix_caching = !cli.no_enable_prefix_caching;
+    config.cache.prefix_caching_hash_algo =
+        if cli.prefix_caching_hash_algo == "chain" { HashAlgo::Chain } else { HashAlgo::Sha256Cbor };
+    config.kv_events_config = cli.kv_events_config.clone().unwrap_or_default();
+    config.observability = ObservabilityConfig {
+        custom_histogram_buckets: cli.custom_histogram_buckets.clone().unwrap_or_default(),
+        kv_cache_metrics: cli.kv_cache_metrics,
+        kv_cache_metrics_sample: cli.kv_cache_metrics_sample,
+    };
+    // vLLM's name for it.
+    if std::env::var("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES").is_ok_and(|v| v == "0") {
+        config.kv_events_config.use_int_block_hashes = false;
+    }
     config
 }
 

@@ -8,13 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use engine_sim::core::config::{HashAlgo, Policy};
+use engine_sim::core::config::{CacheConfig, EventFormat, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::hasher::BlockHasher;
 use engine_sim::core::kv_cache::KvEvent;
+use engine_sim::core::kv_events::{EventLog, EventSource};
 use engine_sim::core::scheduler::{Batch, Origin, Scheduler, SchedulerParams, TokenOut};
 use engine_sim::core::sequence::{NewSequence, SamplingParams, SeqIx};
+use engine_sim::server::kv_events::wire::{self, Form};
 use serde_json::{Value, json};
 use shared::block_hash::{BlockKey, ExtraKeys};
+use shared::time::Time;
 use shared::tokens::TokenId;
 
 /// Recordings that are known not to replay yet. One that does fails the test: take it off the list.
@@ -159,6 +162,9 @@ struct Player {
     inflight_limit: usize,
     block_size: u32,
     remote_tokens: Option<u32>,
+    cache: CacheConfig,
+    /// What publishes events, with integers and with whole digests as hashes.
+    logs: [EventLog; 2],
     found: RefCell<Mismatches>,
 }
 
@@ -197,8 +203,14 @@ impl Player {
             prefix_caching: is("enable_prefix_caching"),
             max_loras: field(&config["lora_config"], "max_loras="),
             kv_events: true,
+            observability: ObservabilityConfig::default(),
             drop_stale_outputs: remote_tokens.is_some(),
             defer_frees: is("defer_block_free"),
+        };
+        let cache = CacheConfig {
+            block_size: params.block_size,
+            prefix_caching_hash_algo: HashAlgo::Sha256Cbor,
+            ..CacheConfig::default()
         };
         let requests = trace["requests"].as_object().unwrap().iter().map(|(id, spec)| Request {
             id: id.clone(),
@@ -214,6 +226,8 @@ impl Player {
             in_flight: Vec::new(),
             inflight_limit: trace["inflight"].as_u64().unwrap() as usize,
             remote_tokens,
+            logs: [true, false].map(|int| event_log(&cache, int)),
+            cache,
             found: RefCell::default(),
         }
     }
@@ -284,6 +298,7 @@ impl Player {
             tie: ids.iter().position(|other| *other == r.id).unwrap() as u64,
             lora: r.lora.as_deref().map(|l| loras.iter().position(|other| *other == l).unwrap() as u32),
             remote_tokens: self.remote_tokens,
+            source: Some(Box::new(EventSource::new(&self.cache, &r.tokens, &extra_keys(&r.spec), true))),
         };
         self.requests[at].ix = Some(self.scheduler.add(new));
     }
@@ -378,35 +393,32 @@ impl Player {
         self.compare_stats(step, &expected["stats"]);
     }
 
+    /// The published bytes, read by another decoder, say what vLLM's events say.
     fn compare_events(&mut self, step: u64, expected: &Value) {
         let mut events = Vec::new();
         self.scheduler.drain_kv_events(&mut events);
-        let expected = expected["kv_events"].as_array().map_or(&[][..], Vec::as_slice);
-        let found: Vec<Value> = events.iter().map(|e| self.describe_event(e, expected)).collect();
-        self.same(step, "kv_events", &json!(expected), &json!(found));
+        let recorded = expected["kv_events"].as_array().map_or(&[][..], Vec::as_slice);
+        let [int, whole] = &mut self.logs;
+        let mut found = published(int, &events, true);
+        let whole = published(whole, &events, false);
+        for (event, whole) in found.iter().zip(&whole) {
+            self.same(step, "hashes of kv_events", &hashes(event), &last_eight_bytes(&hashes(whole)));
+        }
+        self.compare_digests(step, &events, &whole);
+        for (event, recorded) in found.iter_mut().zip(recorded) {
+            forget_unrecorded(event, recorded);
+        }
+        self.same(step, "kv_events", &json!(recorded), &json!(found));
     }
 
-    /// An event in vLLM's wire form; tokens and extra keys only if the recording has them.
-    fn describe_event(&self, event: &KvEvent, recorded: &[Value]) -> Value {
-        match event {
-            KvEvent::Removed(key) => {
-                json!({"type": "BlockRemoved", "block_hashes": [key.event_hash()], "medium": "GPU", "group_idx": 0})
-            }
-            KvEvent::Stored { tag, parent, first_block, keys } => {
-                let r = &self.requests[*tag as usize];
-                let hashes: Vec<u64> = keys.iter().map(|k| k.event_hash()).collect();
-                let mut map = json!({
-                    "type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent.map(BlockKey::event_hash),
-                    "block_size": self.block_size, "lora_name": r.lora, "medium": "GPU", "group_idx": 0,
-                });
-                if recorded.iter().any(|e| e.get("token_ids").is_some()) {
-                    let from = (first_block * self.block_size) as usize;
-                    let to = from + keys.len() * self.block_size as usize;
-                    map["token_ids"] = json!(r.tokens[from..to].iter().map(|t| t.0).collect::<Vec<_>>());
-                    let extra = |i: usize| untagged(&r.spec, *first_block as usize + i == 0);
-                    map["extra_keys"] = json!((0..keys.len()).map(extra).collect::<Vec<_>>());
-                }
-                map
+    /// Blocks of prompts are published with the recorded digests.
+    fn compare_digests(&self, step: u64, events: &[KvEvent], published: &[Value]) {
+        for (event, published) in events.iter().zip(published) {
+            let KvEvent::Stored { tag, first_block, .. } = event else { continue };
+            let recorded = self.requests[*tag as usize].spec["block_hashes"].as_array().unwrap();
+            let recorded = recorded.iter().skip(*first_block as usize);
+            for (recorded, published) in recorded.zip(hashes(published).as_array().unwrap()) {
+                self.same(step, "digests of kv_events", recorded, published);
             }
         }
     }
@@ -471,11 +483,56 @@ fn extra_keys(spec: &Value) -> ExtraKeys {
     }
 }
 
-/// The extra keys of a block as the event shows them: the adapter's name and the salt, without tags.
-fn untagged(spec: &Value, first: bool) -> Value {
-    let extra = extra_keys(spec);
-    let lora = extra.lora.map(|(name, _)| json!([name]));
-    let salt = extra.cache_salt.filter(|_| first).map(|s| json!([s]));
-    let all: Vec<Value> = lora.into_iter().chain(salt).flat_map(|v| v.as_array().unwrap().clone()).collect();
-    if all.is_empty() { Value::Null } else { json!(all) }
+fn event_log(cache: &CacheConfig, use_int_block_hashes: bool) -> EventLog {
+    let config = KvEventsConfig { enable_kv_cache_events: true, use_int_block_hashes, ..KvEventsConfig::default() };
+    EventLog::new(&config, cache.block_size).unwrap()
+}
+
+/// The events of a step as a subscriber reads them.
+fn published(log: &mut EventLog, events: &[KvEvent], int_hashes: bool) -> Vec<Value> {
+    log.collect(Time::ZERO, |out| out.extend_from_slice(events));
+    let Some(batch) = log.take() else { return Vec::new() };
+    let form = Form { format: EventFormat::Map, int_hashes };
+    let bytes = wire::payload(0.0, &batch.events, form);
+    let decoded = rmpv::decode::read_value(&mut bytes.as_slice()).unwrap();
+    plain(&decoded)[1].as_array().unwrap().clone()
+}
+
+/// MessagePack as JSON, bytes in hexadecimal digits.
+fn plain(value: &rmpv::Value) -> Value {
+    match value {
+        rmpv::Value::Map(fields) => fields
+            .iter()
+            .map(|(k, v)| (k.as_str().unwrap().to_owned(), plain(v)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        rmpv::Value::Array(items) => items.iter().map(plain).collect(),
+        rmpv::Value::Binary(bytes) => json!(bytes.iter().map(|b| format!("{b:02x}")).collect::<String>()),
+        rmpv::Value::String(text) => json!(text.as_str()),
+        rmpv::Value::Integer(n) => json!(n.as_u64()),
+        rmpv::Value::F64(x) => json!(x),
+        rmpv::Value::Boolean(b) => json!(b),
+        rmpv::Value::Nil => Value::Null,
+        other => panic!("{other} has no place in an event"),
+    }
+}
+
+fn hashes(event: &Value) -> Value {
+    event["block_hashes"].clone()
+}
+
+fn last_eight_bytes(digests: &Value) -> Value {
+    let last = |d: &Value| u64::from_str_radix(&d.as_str().unwrap()[48..], 16).unwrap();
+    digests.as_array().unwrap().iter().map(last).collect()
+}
+
+/// Takes out what the recording leaves out. `lora_id` and the kind of cache are in none; tokens and extra keys are in some.
+fn forget_unrecorded(event: &mut Value, recorded: &Value) {
+    let stored = event["type"] == "BlockStored";
+    let fields = event.as_object_mut().unwrap();
+    if stored {
+        assert_eq!(fields.remove("kv_cache_spec_kind"), Some(json!("full_attention")));
+        assert!(fields.remove("lora_id").is_some());
+    }
+    fields.retain(|name, _| recorded.get(name).is_some() || !["token_ids", "extra_keys"].contains(&name.as_str()));
 }

@@ -165,6 +165,17 @@ impl BlockPool {
         }
     }
 
+    /// Forgets the content of all blocks; their order in the free list stays. False, and nothing happens, while any is held.
+    pub fn clear(&mut self) -> bool {
+        let idle = self.free + 1 == self.num_blocks();
+        if idle {
+            self.by_key.clear();
+            self.duplicates.clear();
+            self.blocks.iter_mut().for_each(|b| b.hashed = false);
+        }
+        idle
+    }
+
     fn unlink(&mut self, block: BlockIx) {
         let Block { prev, next, .. } = self.blocks[block as usize];
         self.blocks[prev as usize].next = next;
@@ -283,6 +294,18 @@ mod tests {
         assert_eq!(pool.pop(), (2, None));
         assert_eq!(pool.pop(), (1, Some(BlockKey(7))));
         assert_eq!((pool.lookup(BlockKey(7)), pool.evictions()), (None, 1));
+    }
+
+    #[test]
+    fn a_cleared_pool_finds_nothing() {
+        let mut pool = BlockPool::new(4);
+        let held = pop_n(&mut pool, 2);
+        pool.register(held[0], BlockKey(7));
+        assert!(!pool.clear(), "blocks are held");
+        assert_eq!(pool.lookup(BlockKey(7)), Some(held[0]));
+        pool.release(&held);
+        assert!(pool.clear());
+        assert_eq!((pool.lookup(BlockKey(7)), pool.free_blocks(), pool.evictions()), (None, 3, 0));
     }
 
     #[test]

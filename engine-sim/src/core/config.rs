@@ -3,11 +3,16 @@
 //! Parsed once, checked by [`EngineConfig::validate`], immutable afterwards. Knows nothing of files or of the command line: a
 //! problem names the field by its path below the engine, and whoever read the file adds where that is.
 
+mod kv_events;
+mod observability;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use shared::config::ConfigProblem;
 
 use crate::core::latency::LatencyProfile;
+pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, Publisher};
+pub use observability::{BucketFamily, ObservabilityConfig};
 
 /// One engine: its scheduler, its KV cache and the model whose latency it imitates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,8 +30,10 @@ pub struct EngineConfig {
     pub max_num_queued_reqs: Option<u32>,
     /// LoRA adapters that may be in one batch; when absent the engine has no LoRA support and never defers for it.
     pub max_loras: Option<u32>,
-    /// Whether the engine reports blocks stored and removed, as with `--kv-events-config`.
-    pub enable_kv_cache_events: bool,
+    /// Whether the engine reports blocks stored and removed, and where a live one publishes that (`--kv-events-config`).
+    pub kv_events_config: KvEventsConfig,
+    /// What is measured beyond the default.
+    pub observability: ObservabilityConfig,
 }
 
 /// The scheduler's knobs (`vllm/config/scheduler.py`).
@@ -98,7 +105,8 @@ impl Default for EngineConfig {
             cache: CacheConfig::default(),
             max_num_queued_reqs: None,
             max_loras: None,
-            enable_kv_cache_events: false,
+            kv_events_config: KvEventsConfig::default(),
+            observability: ObservabilityConfig::default(),
         }
     }
 }
@@ -155,6 +163,8 @@ impl EngineConfig {
         if let Some(loras) = self.max_loras {
             check.range("max_loras", loras, 1, 4096);
         }
+        self.kv_events_config.check(&mut check);
+        self.observability.check(&mut check);
         check.0
     }
 

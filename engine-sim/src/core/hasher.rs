@@ -6,6 +6,7 @@ use shared::block_hash::{self, BlockKey, CHAIN_ROOT, Digest32, ExtraKeys};
 use shared::tokens::TokenId;
 
 use crate::core::config::{CacheConfig, HashAlgo};
+use crate::core::kv_events::EventSource;
 
 /// The state of one request's chain: what the next block's key depends on besides its tokens.
 #[derive(Clone, Debug)]
@@ -37,6 +38,14 @@ impl BlockHasher {
         }
     }
 
+    /// The whole digest of the newest block; the cheap chain has none.
+    pub fn digest(&self) -> Option<Digest32> {
+        match self {
+            BlockHasher::Chain(_) => None,
+            BlockHasher::Sha256Cbor(chain) => Some(chain.parent),
+        }
+    }
+
     /// The key of the next full block.
     pub fn next_key(&mut self, block: &[TokenId]) -> BlockKey {
         match self {
@@ -64,6 +73,8 @@ pub struct PreparedPrompt {
     pub tail: Vec<TokenId>,
     /// The chain after its last full block.
     pub hasher: BlockHasher,
+    /// What KV events tell of the request beside keys; present only where they are published.
+    pub source: Option<Box<EventSource>>,
 }
 
 /// Names the full blocks of a prompt. With prefix caching off no key is needed and none is made.
@@ -71,12 +82,12 @@ pub fn prepare_prompt(cache: &CacheConfig, tokens: &[TokenId], extra: &ExtraKeys
     let mut hasher = BlockHasher::new(cache.prefix_caching_hash_algo, extra);
     let len = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
     if !cache.enable_prefix_caching {
-        return PreparedPrompt { tokens: len, keys: Vec::new(), tail: Vec::new(), hasher };
+        return PreparedPrompt { tokens: len, keys: Vec::new(), tail: Vec::new(), hasher, source: None };
     }
     let blocks = tokens.chunks_exact(cache.block_size.max(1) as usize);
     let tail = blocks.remainder().to_vec();
     let keys = blocks.map(|b| hasher.next_key(b)).collect();
-    PreparedPrompt { tokens: len, keys, tail, hasher }
+    PreparedPrompt { tokens: len, keys, tail, hasher, source: None }
 }
 
 /// The cheap chain has one root per adapter and salt.

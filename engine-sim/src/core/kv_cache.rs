@@ -3,8 +3,12 @@
 //! Semantics of vLLM's `kv_cache_manager.py`. Knows the blocks and keys of one request at a time, not queues or batches.
 
 use shared::block_hash::BlockKey;
+use shared::time::Time;
 
 use crate::core::block_pool::{BlockIx, BlockPool};
+use crate::core::config::ObservabilityConfig;
+use crate::core::kv_events::StoredContent;
+use crate::core::residency::Residency;
 use crate::core::sequence::Sequence;
 
 /// Something that happened to the cache, in order. Hashes are [`BlockKey::event_hash`]es on the wire.
@@ -20,9 +24,13 @@ pub enum KvEvent {
         first_block: u32,
         /// Keys of the new blocks.
         keys: Vec<BlockKey>,
+        /// Tokens and the like, where the request keeps them for its events.
+        content: Option<Box<StoredContent>>,
     },
     /// A block was reused and is found no more.
     Removed(BlockKey),
+    /// All blocks lost their content.
+    Cleared,
 }
 
 /// What an allocation has to leave free.
@@ -46,11 +54,35 @@ pub struct KvCache {
     max_model_len: u32,
     caching: bool,
     events: Option<Vec<KvEvent>>,
+    residency: Option<Box<Residency>>,
 }
 
 impl KvCache {
     pub(crate) fn new(num_blocks: u32, block_size: u32, max_model_len: u32, caching: bool, events: bool) -> KvCache {
-        KvCache { pool: BlockPool::new(num_blocks), block_size, max_model_len, caching, events: events.then(Vec::new) }
+        KvCache {
+            pool: BlockPool::new(num_blocks),
+            block_size,
+            max_model_len,
+            caching,
+            events: events.then(Vec::new),
+            residency: None,
+        }
+    }
+
+    /// Follows the life of blocks, if that is asked for.
+    pub(crate) fn measure(&mut self, config: &ObservabilityConfig) {
+        self.residency = Residency::new(config).map(Box::new);
+    }
+
+    /// How long blocks keep their content, if that is measured.
+    pub fn residency(&self) -> Option<&Residency> {
+        self.residency.as_deref()
+    }
+
+    pub(crate) fn set_now(&mut self, now: Time) {
+        if let Some(residency) = &mut self.residency {
+            residency.set_now(now);
+        }
     }
 
     /// The blocks.
@@ -129,6 +161,9 @@ impl KvCache {
     fn take(&mut self, seq: &mut Sequence, target: u32, hits: &[BlockIx]) {
         for &block in hits {
             self.pool.touch(block);
+            if let Some(residency) = &mut self.residency {
+                residency.used(block);
+            }
         }
         seq.blocks.extend_from_slice(hits);
         seq.registered = seq.registered.max(hits.len() as u32);
@@ -136,6 +171,9 @@ impl KvCache {
         while seq.blocks.len() < want {
             let (block, evicted) = self.pool.pop();
             seq.blocks.push(block);
+            if let Some(residency) = &mut self.residency {
+                residency.allocated(block, evicted.is_some());
+            }
             if let (Some(events), Some(key)) = (&mut self.events, evicted) {
                 events.push(KvEvent::Removed(key));
             }
@@ -164,9 +202,22 @@ impl KvCache {
                 parent: range.start.checked_sub(1).map(|i| seq.new.keys[i]),
                 first_block: seq.registered,
                 keys: seq.new.keys[range.clone()].to_vec(),
+                content: seq.new.source.as_ref().map(|s| Box::new(s.content(&range, self.block_size))),
             });
         }
         seq.registered = seq.registered.max(range.end as u32);
+    }
+
+    /// Forgets the content of all blocks. False, and nothing happens, while any block is held.
+    pub(crate) fn reset(&mut self) -> bool {
+        let done = self.pool.clear();
+        if let Some(residency) = self.residency.as_mut().filter(|_| done) {
+            residency.forget_all();
+        }
+        if let Some(events) = self.events.as_mut().filter(|_| done) {
+            events.push(KvEvent::Cleared);
+        }
+        done
     }
 
     /// Takes all blocks from `seq`.

@@ -4,6 +4,7 @@
 
 use shared::time::Dur;
 
+use crate::core::config::{BucketFamily, ObservabilityConfig};
 use crate::core::sequence::FinishReason;
 
 /// What a histogram's values are.
@@ -31,10 +32,6 @@ pub struct Histogram {
 impl Histogram {
     fn new(unit: Unit, bounds: Vec<u64>) -> Histogram {
         Histogram { unit, counts: vec![0; bounds.len() + 1], bounds, sum: 0 }
-    }
-
-    fn times(seconds: &[f64]) -> Histogram {
-        Histogram::new(Unit::Time, seconds.iter().map(|&s| Dur::from_secs_f64(s).as_nanos()).collect())
     }
 
     /// Values observed.
@@ -104,6 +101,10 @@ pub struct EngineMetrics {
     pub request_prefill_kv_computed_tokens: Histogram,
     /// Preemptions per request.
     pub request_num_preemptions: Histogram,
+    /// Longest output of the choices of a prompt.
+    pub request_max_num_generation_tokens: Histogram,
+    /// Choices per prompt.
+    pub request_params_n: Histogram,
 }
 
 const TTFT: [f64; 22] = [
@@ -116,14 +117,21 @@ const E2E: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
 ];
+/// Of [`crate::core::residency`].
+pub(crate) const RESIDENCY: [f64; 21] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    1200.0, 1800.0,
+];
 const ITERATION: [u64; 13] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 const PREEMPTIONS: [u64; 7] = [1, 2, 3, 4, 5, 10, 20];
+const CHOICES: [u64; 5] = [1, 2, 5, 10, 20];
 
 impl EngineMetrics {
-    /// All zero. Token histograms have a 1-2-5 series up to `max_model_len`.
-    pub fn new(max_model_len: u32) -> EngineMetrics {
-        let tokens = || Histogram::new(Unit::Count, one_two_five(u64::from(max_model_len)));
-        let times = Histogram::times;
+    /// All zero. Token histograms have a 1-2-5 series up to `max_model_len`, unless the configuration has others.
+    pub fn new(max_model_len: u32, config: &ObservabilityConfig) -> EngineMetrics {
+        let tokens = || counts(config, BucketFamily::RequestTokens, &one_two_five(u64::from(max_model_len)));
+        let latencies = || times(config, BucketFamily::RequestLatency, &E2E);
+        let per_token = || times(config, BucketFamily::InterTokenLatency, &ITL);
         EngineMetrics {
             prompt_tokens: 0,
             prompt_tokens_cached: 0,
@@ -135,20 +143,22 @@ impl EngineMetrics {
             length: 0,
             error: 0,
             admission_rejections_queued_reqs: 0,
-            time_to_first_token_seconds: times(&TTFT),
-            inter_token_latency_seconds: times(&ITL),
-            request_time_per_output_token_seconds: times(&ITL),
-            e2e_request_latency_seconds: times(&E2E),
-            request_queue_time_seconds: times(&E2E),
-            request_inference_time_seconds: times(&E2E),
-            request_prefill_time_seconds: times(&E2E),
-            request_decode_time_seconds: times(&E2E),
-            iteration_tokens_total: Histogram::new(Unit::Count, ITERATION.to_vec()),
+            time_to_first_token_seconds: times(config, BucketFamily::TimeToFirstToken, &TTFT),
+            inter_token_latency_seconds: per_token(),
+            request_time_per_output_token_seconds: per_token(),
+            e2e_request_latency_seconds: latencies(),
+            request_queue_time_seconds: latencies(),
+            request_inference_time_seconds: latencies(),
+            request_prefill_time_seconds: latencies(),
+            request_decode_time_seconds: latencies(),
+            iteration_tokens_total: counts(config, BucketFamily::IterationTokens, &ITERATION),
             request_prompt_tokens: tokens(),
             request_generation_tokens: tokens(),
             request_params_max_tokens: tokens(),
             request_prefill_kv_computed_tokens: tokens(),
-            request_num_preemptions: Histogram::new(Unit::Count, PREEMPTIONS.to_vec()),
+            request_num_preemptions: counts(config, BucketFamily::RequestNumPreemptions, &PREEMPTIONS),
+            request_max_num_generation_tokens: tokens(),
+            request_params_n: counts(config, BucketFamily::RequestParamsN, &CHOICES),
         }
     }
 
@@ -158,7 +168,7 @@ impl EngineMetrics {
     }
 
     /// All histograms with vLLM's names.
-    pub fn histograms(&self) -> [(&'static str, &Histogram); 14] {
+    pub fn histograms(&self) -> [(&'static str, &Histogram); 16] {
         [
             ("time_to_first_token_seconds", &self.time_to_first_token_seconds),
             ("inter_token_latency_seconds", &self.inter_token_latency_seconds),
@@ -174,6 +184,8 @@ impl EngineMetrics {
             ("request_params_max_tokens", &self.request_params_max_tokens),
             ("request_prefill_kv_computed_tokens", &self.request_prefill_kv_computed_tokens),
             ("request_num_preemptions", &self.request_num_preemptions),
+            ("request_max_num_generation_tokens", &self.request_max_num_generation_tokens),
+            ("request_params_n", &self.request_params_n),
         ]
     }
 
@@ -185,6 +197,25 @@ impl EngineMetrics {
             FinishReason::Abort => {}
         }
     }
+
+    /// All choices of a prompt ended.
+    pub(crate) fn count_choices(&mut self, n: u32, longest: u32) {
+        self.request_params_n.observe(u64::from(n));
+        self.request_max_num_generation_tokens.observe(u64::from(longest));
+    }
+}
+
+/// A histogram of times with the configured bounds or these, in seconds.
+pub(crate) fn times(config: &ObservabilityConfig, family: BucketFamily, seconds: &[f64]) -> Histogram {
+    let seconds = config.custom_histogram_buckets.get(&family).map_or(seconds, Vec::as_slice);
+    Histogram::new(Unit::Time, seconds.iter().map(|&s| Dur::from_secs_f64(s).as_nanos()).collect())
+}
+
+/// A histogram of whole numbers with the configured bounds or these.
+pub(crate) fn counts(config: &ObservabilityConfig, family: BucketFamily, bounds: &[u64]) -> Histogram {
+    let custom = config.custom_histogram_buckets.get(&family);
+    let bounds = custom.map_or_else(|| bounds.to_vec(), |custom| custom.iter().map(|&b| b as u64).collect());
+    Histogram::new(Unit::Count, bounds)
 }
 
 /// 1, 2, 5, 10, ... up to `max`.

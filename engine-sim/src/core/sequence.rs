@@ -7,6 +7,7 @@ use shared::tokens::TokenId;
 
 use crate::core::block_pool::BlockIx;
 use crate::core::hasher::BlockHasher;
+use crate::core::kv_events::EventSource;
 
 /// Slot of a request in the slab; reused after the request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +53,8 @@ pub struct NewSequence {
     pub lora: Option<u32>,
     /// Tokens beyond the local hit that another engine holds: loaded asynchronously at every lookup.
     pub remote_tokens: Option<u32>,
+    /// What KV events tell of it beside keys; absent where nobody publishes them.
+    pub source: Option<Box<EventSource>>,
 }
 
 /// Where a request is.
@@ -147,10 +150,16 @@ impl Sequence {
             return;
         }
         self.new.tail.push(token);
+        if let Some(source) = &mut self.new.source {
+            source.push(token);
+        }
         if self.new.tail.len() == block_size as usize {
             let key = self.new.hasher.next_key(&self.new.tail);
             self.new.keys.push(key);
             self.new.tail.clear();
+            if let Some(source) = &mut self.new.source {
+                source.push_digest(&self.new.hasher);
+            }
         }
     }
 
@@ -215,6 +224,7 @@ impl Slab {
         slot.deferred = false;
         slot.blocks.clear();
         slot.new.keys = Vec::new();
+        slot.new.source = None;
         self.vacant.push(ix);
     }
 

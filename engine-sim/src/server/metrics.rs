@@ -1,14 +1,27 @@
 //! The metrics page, with vLLM's names, labels and buckets in Prometheus' text format.
 //!
-//! Which of vLLM's metrics are there, and which are not, is listed in docs/engine.md.
+//! Gauges are those of the last completed step and counters are counted when outputs come back, as vLLM's scheduler and frontend report
+//! them (`vllm/v1/metrics/{loggers,stats}.py`). docs/engine-metrics.md lists what is there and what is not.
 
-use std::fmt::Write as _;
+mod help;
+pub mod http;
+mod page;
+pub mod process;
+
+pub use page::{Kind, Page};
+
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use shared::time::Time;
 
-use crate::core::engine::Engine;
-use crate::core::metrics::{Histogram, Unit};
+use super::kv_events::Counts;
+use crate::core::config::HashAlgo;
+use crate::core::engine::{Engine, Snapshot};
+use crate::core::sequence::FinishReason;
+
+/// Bytes of a page, to begin with.
+const TYPICAL: usize = 56 * 1024;
 
 /// The page that is shown while it does not change.
 #[derive(Debug, Default)]
@@ -25,124 +38,122 @@ impl Frozen {
     }
 }
 
-/// Writes the metrics of `engine`, which serves `model`.
-pub(super) fn render(engine: &Engine, model: &str) -> String {
-    let mut page = Page { text: String::with_capacity(16 * 1024), labels: labels(model) };
-    gauges(engine, &mut page);
-    counters(engine, &mut page);
+/// The part of the page that is the engine's; others may follow.
+pub fn render(engine: &Engine, model: &str) -> Page {
+    let mut page = Page::new(model, TYPICAL);
+    gauges(&engine.reported(), &mut page);
+    cache_config(engine, &mut page);
+    counters(engine, model, &mut page);
     for (name, histogram) in engine.metrics().histograms() {
         page.histogram(name, histogram);
     }
-    one_choice(engine, &mut page);
-    page.text
-}
-
-/// `model_name="...",engine="0"`, as every metric of vLLM has them.
-fn labels(model: &str) -> String {
-    let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("model_name=\"{escaped}\",engine=\"0\"")
-}
-
-fn gauges(engine: &Engine, page: &mut Page) {
-    let now = engine.snapshot();
-    page.one("num_requests_running", "gauge", f64::from(now.running));
-    page.one("num_requests_waiting", "gauge", f64::from(now.waiting));
-    page.head("num_requests_waiting_by_reason", "gauge");
-    for (reason, n) in [("capacity", now.waiting - now.waiting_deferred), ("deferred", now.waiting_deferred)] {
-        page.line("num_requests_waiting_by_reason", &format!(",reason=\"{reason}\""), f64::from(n));
-    }
-    page.one("kv_cache_usage_perc", "gauge", now.kv_usage);
-    page.head("engine_sleep_state", "gauge");
-    for (state, on) in [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)] {
-        page.line("engine_sleep_state", &format!(",sleep_state=\"{state}\""), on);
-    }
-    page.head("cache_config_info", "gauge");
-    let cache = &engine.config().cache;
-    let _ = writeln!(
-        page.text,
-        "vllm:cache_config_info{{block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\",engine=\"0\"}} 1.0",
-        now.block_size,
-        now.num_gpu_blocks,
-        if cache.enable_prefix_caching { "True" } else { "False" }
-    );
-}
-
-fn counters(engine: &Engine, page: &mut Page) {
-    let m = engine.metrics();
-    page.one("prompt_tokens_total", "counter", m.prompt_tokens as f64);
-    page.head("prompt_tokens_by_source_total", "counter");
-    let computed = m.prompt_tokens - m.prompt_tokens_cached;
-    let sources =
-        [("local_compute", computed), ("local_cache_hit", m.prompt_tokens_cached), ("external_kv_transfer", 0)];
-    for (source, n) in sources {
-        page.line("prompt_tokens_by_source_total", &format!(",source=\"{source}\""), n as f64);
-    }
-    page.one("prompt_tokens_cached_total", "counter", m.prompt_tokens_cached as f64);
-    page.one("generation_tokens_total", "counter", m.generation_tokens as f64);
-    page.one("prefix_cache_queries_total", "counter", m.prefix_cache_queries as f64);
-    page.one("prefix_cache_hits_total", "counter", m.prefix_cache_hits as f64);
-    page.one("num_preemptions_total", "counter", m.num_preemptions as f64);
-    page.head("request_success_total", "counter");
-    for (reason, n) in m.request_success() {
-        page.line("request_success_total", &format!(",finished_reason=\"{}\"", reason.as_str()), n as f64);
-    }
-    // vLLM has these from the start; a caller's abort is not counted and nothing looks for repetitions here.
-    for reason in ["abort", "repetition"] {
-        page.line("request_success_total", &format!(",finished_reason=\"{reason}\""), 0.0);
-    }
-    page.head("admission_rejections_total", "counter");
-    let refused = m.admission_rejections_queued_reqs as f64;
-    page.line("admission_rejections_total", ",reason=\"max_num_queued_reqs\"", refused);
-}
-
-/// Histograms that say nothing new where every request has one choice.
-fn one_choice(engine: &Engine, page: &mut Page) {
-    let m = engine.metrics();
-    page.histogram("request_max_num_generation_tokens", &m.request_generation_tokens);
-    let requests = m.request_generation_tokens.count();
-    let mut counts = vec![0; N_BOUNDS.len() + 1];
-    counts[0] = requests;
-    let n = Histogram { unit: Unit::Count, bounds: N_BOUNDS.to_vec(), counts, sum: u128::from(requests) };
-    page.histogram("request_params_n", &n);
-}
-
-/// Buckets of `request_params_n` (`vllm/v1/metrics/loggers.py`).
-const N_BOUNDS: [u64; 5] = [1, 2, 5, 10, 20];
-
-struct Page {
-    text: String,
-    labels: String,
-}
-
-impl Page {
-    fn head(&mut self, name: &str, kind: &str) {
-        let _ = writeln!(self.text, "# TYPE vllm:{name} {kind}");
-    }
-
-    fn line(&mut self, name: &str, more: &str, value: f64) {
-        let _ = writeln!(self.text, "vllm:{name}{{{}{more}}} {value:?}", self.labels);
-    }
-
-    fn one(&mut self, name: &str, kind: &str, value: f64) {
-        self.head(name, kind);
-        self.line(name, "", value);
-    }
-
-    fn histogram(&mut self, name: &str, histogram: &Histogram) {
-        self.head(name, "histogram");
-        let scale = match histogram.unit {
-            Unit::Time => 1e-9,
-            Unit::Count => 1.0,
-        };
-        let mut below = 0;
-        for (bound, count) in histogram.bounds.iter().zip(&histogram.counts) {
-            below += count;
-            // 0.02, not 0.020000000000000004: nine digits hold a nanosecond.
-            let bound = ((*bound as f64 * scale) * 1e9).round() / 1e9;
-            self.line(&format!("{name}_bucket"), &format!(",le=\"{bound:?}\""), below as f64);
+    if let Some(residency) = engine.residency() {
+        for (name, histogram) in residency.histograms() {
+            page.histogram(name, histogram);
         }
-        self.line(&format!("{name}_bucket"), ",le=\"+Inf\"", histogram.count() as f64);
-        self.line(&format!("{name}_count"), "", histogram.count() as f64);
-        self.line(&format!("{name}_sum"), "", histogram.sum as f64 * scale);
+    }
+    page
+}
+
+fn gauges(now: &Snapshot, page: &mut Page) {
+    page.one("num_requests_running", Kind::Gauge, f64::from(now.running));
+    page.one("num_requests_waiting", Kind::Gauge, f64::from(now.waiting));
+    let reasons =
+        [("capacity", f64::from(now.waiting - now.waiting_deferred)), ("deferred", f64::from(now.waiting_deferred))];
+    page.by("num_requests_waiting_by_reason", Kind::Gauge, "reason", &reasons);
+    page.one("kv_cache_usage_perc", Kind::Gauge, now.kv_usage);
+    let states = [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)];
+    page.by("engine_sleep_state", Kind::Gauge, "sleep_state", &states);
+}
+
+/// The fields of vLLM's `CacheConfig` that mean something here, as Python prints them.
+fn cache_config(engine: &Engine, page: &mut Page) {
+    let (now, cache) = (engine.reported(), &engine.config().cache);
+    let tokens = u64::from(now.num_gpu_blocks) * u64::from(now.block_size);
+    let concurrency = tokens as f64 / f64::from(now.max_model_len.max(1));
+    let block_size = now.block_size.to_string();
+    let blocks_override = cache.num_gpu_blocks.map_or_else(|| "None".to_owned(), |n| n.to_string());
+    page.head("cache_config_info", Kind::Gauge);
+    let labels: [(&str, &str); 13] = [
+        ("block_size", block_size.as_str()),
+        ("cache_dtype", "auto"),
+        ("is_attention_free", "False"),
+        ("num_gpu_blocks_override", &blocks_override),
+        ("sliding_window", "None"),
+        ("enable_prefix_caching", if cache.enable_prefix_caching { "True" } else { "False" }),
+        (
+            "prefix_caching_hash_algo",
+            match cache.prefix_caching_hash_algo {
+                HashAlgo::Chain => "chain",
+                HashAlgo::Sha256Cbor => "sha256_cbor",
+            },
+        ),
+        ("num_gpu_blocks", &now.num_gpu_blocks.to_string()),
+        ("effective_attention_block_size", &block_size),
+        ("kv_cache_size_tokens", &tokens.to_string()),
+        ("kv_cache_max_concurrency", &format!("{concurrency:?}")),
+        ("hash_block_size", &block_size),
+        ("engine", "0"),
+    ];
+    page.labelled("cache_config_info", &labels, 1.0);
+}
+
+fn counters(engine: &Engine, model: &str, page: &mut Page) {
+    let m = engine.metrics();
+    page.one("prefix_cache_queries_total", Kind::Counter, m.prefix_cache_queries as f64);
+    page.one("prefix_cache_hits_total", Kind::Counter, m.prefix_cache_hits as f64);
+    // A model for text has them, too, and they stay 0.
+    page.one("mm_cache_queries_total", Kind::Counter, 0.0);
+    page.one("mm_cache_hits_total", Kind::Counter, 0.0);
+    page.one("num_preemptions_total", Kind::Counter, m.num_preemptions as f64);
+    page.one("prompt_tokens_total", Kind::Counter, m.prompt_tokens as f64);
+    let sources = [
+        ("local_compute", (m.prompt_tokens - m.prompt_tokens_cached) as f64),
+        ("local_cache_hit", m.prompt_tokens_cached as f64),
+        ("external_kv_transfer", 0.0),
+    ];
+    page.by("prompt_tokens_by_source_total", Kind::Counter, "source", &sources);
+    page.one("prompt_tokens_cached_total", Kind::Counter, m.prompt_tokens_cached as f64);
+    let tiers = [
+        ("device", m.prefix_cache_hits as f64),
+        ("host", 0.0),
+        ("p2p", 0.0),
+        ("disk", 0.0),
+        ("external_unspecified", 0.0),
+    ];
+    page.by("prompt_tokens_cached_by_source_total", Kind::Counter, "source", &tiers);
+    page.one("generation_tokens_total", Kind::Counter, m.generation_tokens as f64);
+    ends(engine, page);
+    page.head("admission_rejections_total", Kind::Counter);
+    for (reason, n) in
+        [("max_num_queued_reqs", m.admission_rejections_queued_reqs as f64), ("max_num_queued_tokens", 0.0)]
+    {
+        page.labelled("admission_rejections_total", &[("model_name", model), ("reason", reason)], n);
+    }
+}
+
+/// vLLM has all five reasons from the start. A caller's abort is not counted, and nothing looks for repetitions here.
+fn ends(engine: &Engine, page: &mut Page) {
+    let counted = engine.metrics().request_success();
+    let of = |reason| counted.iter().filter(|(r, _)| *r == reason).map(|(_, n)| *n as f64).sum();
+    let reasons = [
+        ("stop", of(FinishReason::Stop)),
+        ("length", of(FinishReason::Length)),
+        ("abort", of(FinishReason::Abort)),
+        ("error", of(FinishReason::Error)),
+        ("repetition", 0.0),
+    ];
+    page.by("request_success_total", Kind::Counter, "finished_reason", &reasons);
+}
+
+/// What became of batches of KV events. Ours: vLLM's engine waits instead of dropping.
+pub fn kv_events(counts: &Counts, page: &mut Page) {
+    let of = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
+    for (name, n) in [
+        ("igsim:kv_event_batches_published_total", of(&counts.published)),
+        ("igsim:kv_event_batches_dropped_total", of(&counts.dropped)),
+    ] {
+        page.bare_head(name, Kind::Counter);
+        page.bare(name, "", &[], n);
     }
 }

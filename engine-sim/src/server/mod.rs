@@ -5,7 +5,8 @@ mod answer;
 mod api;
 pub mod condition;
 pub mod control;
-mod metrics;
+pub mod kv_events;
+pub mod metrics;
 pub mod pacing;
 mod stop;
 mod strike;
@@ -84,6 +85,9 @@ struct App {
     keys: AtomicU64,
     ids: AtomicU64,
     open: AtomicU64,
+    kv_events: Option<kv_events::Publisher>,
+    http_metrics: metrics::http::HttpMetrics,
+    process: metrics::process::ProcessFigures,
     on_served: Option<ServedHook>,
     /// Whether faults are wanted, and what the engine is like.
     faulty: bool,
@@ -104,6 +108,7 @@ impl Server {
         clock: RunClock,
     ) -> std::io::Result<Server> {
         let listener = TcpListener::bind(address).await?;
+        let kv_events = publisher(&config, listener.local_addr()?, &engine, clock).await?;
         let started = clock.anchor().unix_nanos(clock.now());
         engine.trace_steps(tracer.engine_steps());
         let app = App {
@@ -123,6 +128,9 @@ impl Server {
             keys: AtomicU64::new(0),
             ids: AtomicU64::new(0),
             open: AtomicU64::new(0),
+            kv_events,
+            http_metrics: metrics::http::HttpMetrics::default(),
+            process: metrics::process::ProcessFigures::default(),
             on_served: config.on_served,
         };
         Ok(Server { listener, app: Arc::new(app) })
@@ -149,6 +157,22 @@ impl Server {
         let condition = self.app.condition.clone();
         accept::serve(self.listener, api::router(self.app), condition, shutdown).await
     }
+}
+
+/// Opens the sockets of KV events, if they are asked for.
+async fn publisher(
+    config: &ServerConfig,
+    address: SocketAddr,
+    engine: &EngineHandle,
+    clock: RunClock,
+) -> std::io::Result<Option<kv_events::Publisher>> {
+    let events = &config.engine.kv_events_config;
+    if !events.publishes() {
+        return Ok(None);
+    }
+    let (publisher, sink) = kv_events::Publisher::open(events, address, &config.model, clock).await?;
+    engine.publish_kv_events(sink);
+    Ok(Some(publisher))
 }
 
 impl App {

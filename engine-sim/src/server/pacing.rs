@@ -16,6 +16,7 @@ use shared::trace::{OwnTraces, Trail};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
+use super::kv_events::Sink;
 use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
 use crate::core::faults::{FaultRule, Lost, RequestFault};
@@ -127,6 +128,8 @@ struct Cell {
     engine: Engine,
     /// Who waits for a request. Iterated never, so its order shows nowhere.
     open: HashMap<RequestKey, Listener>,
+    /// Who publishes what happens to the cache.
+    kv_events: Option<Sink>,
     /// Who is told when a fault ends a request; empty unless faults are wanted.
     dooms: HashMap<RequestKey, Doom>,
     condition: watch::Sender<Condition>,
@@ -143,7 +146,7 @@ enum Listener {
 impl Cell {
     fn new(engine: Engine) -> Cell {
         let condition = watch::Sender::new(Condition::default());
-        Cell { engine, open: HashMap::new(), dooms: HashMap::new(), condition }
+        Cell { engine, open: HashMap::new(), kv_events: None, dooms: HashMap::new(), condition }
     }
 
     fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
@@ -342,6 +345,16 @@ impl EngineHandle {
         idle
     }
 
+    /// Hands batches of KV events to `sink` from now on, from the thread that makes them.
+    pub fn publish_kv_events(&self, sink: Sink) {
+        lock(&self.inner.engines[self.index]).kv_events = Some(sink);
+    }
+
+    /// Empties the prefix cache; false, and nothing happens, while a request holds blocks.
+    pub fn reset_prefix_cache(&self) -> bool {
+        lock(&self.inner.engines[self.index]).engine.reset_prefix_cache()
+    }
+
     /// Records steps scheduled from now on as traces of their own, or none.
     pub fn trace_steps(&self, traces: Option<Arc<OwnTraces>>) {
         lock(&self.inner.engines[self.index]).engine.trace_steps(traces);
@@ -480,6 +493,9 @@ pub fn merge(engine: &mut Engine, arrived: Time, input: Input, out: &mut Vec<Out
 /// Sends on what one engine handed over. What a request gets several times in a row comes in one message, so the last tokens and
 /// the end arrive together, as they do in vLLM's output.
 fn deliver(cell: &mut Cell, out: &mut Vec<Output>) {
+    if let Some(sink) = &cell.kv_events {
+        sink.take_from(&mut cell.engine);
+    }
     let (mut tokens, mut rest) = (0, out.drain(..).peekable());
     while let Some(output) = rest.next() {
         let (key, at) = (output.key(), output.at());

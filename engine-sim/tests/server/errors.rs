@@ -113,7 +113,7 @@ async fn a_full_queue_is_503() {
     for body in [long, r#"{"prompt":"hello"}"#] {
         check(&server, COMPLETIONS, body, 503, ("Service Unavailable", None, busy)).await;
     }
-    let refused = r#"vllm:admission_rejections_total{model_name="meta-llama/Llama-3.1-8B-Instruct",engine="0",reason="max_num_queued_reqs"}"#;
+    let refused = r#"vllm:admission_rejections_total{model_name="meta-llama/Llama-3.1-8B-Instruct",reason="max_num_queued_reqs"}"#;
     assert_eq!(server.metric(refused).await, 2.0);
     drop((running, waiting));
     server.until("idle", |s| s.running + s.waiting == 0).await;

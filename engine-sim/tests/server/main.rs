@@ -5,6 +5,8 @@ mod disconnects;
 mod errors;
 mod faults;
 mod harness;
+mod kv_events;
+mod metrics;
 mod pages;
 mod shapes;
 mod stops;

@@ -104,7 +104,7 @@ impl Stack {
                     Some(url) => url.clone(),
                     None => {
                         let (address, task) =
-                            stack.engine(&name, group, &scenario.listen, port(ports_of.get(&g), i)).await?;
+                            stack.engine(&name, group, i, &scenario.listen, port(ports_of.get(&g), i)).await?;
                         engine_tasks.push(task);
                         format!("http://{address}")
                     }
@@ -245,11 +245,12 @@ impl Starting<'_> {
         &mut self,
         name: &str,
         group: &EngineGroup,
+        nth: u32,
         listen: &Listen,
         port: u16,
     ) -> Result<(SocketAddr, JoinHandle<std::io::Result<()>>), StackError> {
         let config = ServerConfig {
-            engine: group.engine_config(),
+            engine: group.nth_engine_config(nth),
             model: group.model_name().unwrap_or_default().into(),
             max_body_bytes: 64 << 20,
             prompt_tokens_details: true,

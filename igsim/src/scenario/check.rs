@@ -128,25 +128,20 @@ impl Scenario {
         if self.mode == Mode::Virtual {
             return;
         }
-        let mut taken: BTreeMap<u32, String> = BTreeMap::new();
+        let mut taken = Taken::default();
         if self.listen.gateway.port() != 0 {
-            taken.insert(self.listen.gateway.port().into(), "the gateway".to_owned());
+            taken.0.insert(self.listen.gateway.port().into(), "the gateway".to_owned());
         }
         for (i, first) in self.first_ports() {
             let group = &self.engines[i];
             let path = if group.port.is_some() { format!("engines[{i}].port") } else { "listen.engines".to_owned() };
-            if first == 0 {
-                continue;
+            taken.claim(&path, first, group.count, &format!("engines[{i}]"), p);
+        }
+        for (i, group) in self.engines.iter().enumerate().filter(|(_, g)| g.url.is_none()) {
+            for (field, first) in group.kv_events_config.bound_ports() {
+                let path = format!("engines[{i}].kv_events_config.{field}");
+                taken.claim(&path, first.into(), group.count, &path, p);
             }
-            let last = first + group.count - 1;
-            if last > u32::from(u16::MAX) {
-                p.add(&path, format!("ports up to {last}"), "ports up to 65535");
-                continue;
-            }
-            if let Some((port, owner)) = taken.range(first..=last).next() {
-                p.add(&path, format!("port {port}, which {owner} has"), "ports of its own");
-            }
-            taken.extend((first..=last).map(|port| (port, format!("engines[{i}]"))));
         }
     }
 
@@ -353,4 +348,26 @@ fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     let count = tracing.exporters.as_ref().map_or(0, Vec::len);
     p.check(!nothing || count == 1, "exporters", "none among others", "none alone");
     p.check(tracing.max_open.is_none_or(|d| d.get().as_nanos() > 0), "max_open", "0", "a duration above 0");
+}
+
+/// Ports of a live run with who has them.
+#[derive(Default)]
+struct Taken(BTreeMap<u32, String>);
+
+impl Taken {
+    /// Takes `count` ports from `first` on for `owner`; port 0 is any free one.
+    fn claim(&mut self, path: &str, first: u32, count: u32, owner: &str, p: &mut Problems) {
+        if first == 0 {
+            return;
+        }
+        let last = first + count - 1;
+        if last > u32::from(u16::MAX) {
+            p.add(path, format!("ports up to {last}"), "ports up to 65535");
+            return;
+        }
+        if let Some((port, owner)) = self.0.range(first..=last).next() {
+            p.add(path, format!("port {port}, which {owner} has"), "ports of its own");
+        }
+        self.0.extend((first..=last).map(|port| (port, owner.to_owned())));
+    }
 }

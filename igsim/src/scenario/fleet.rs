@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use engine_sim::core::config::{CacheConfig, EngineConfig, SchedulerConfig};
+use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, ObservabilityConfig, SchedulerConfig};
 use engine_sim::core::faults::{FaultRule, Faults};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,9 +55,13 @@ pub struct EngineGroup {
     /// LoRA adapters that may be in one batch; no LoRA support when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
-    /// Whether engines report blocks stored and removed.
-    #[serde(default)]
-    pub enable_kv_cache_events: bool,
+    /// Whether engines report blocks stored and removed, and where live ones publish that, as vLLM calls it. An endpoint that binds
+    /// has the port of the group's first engine; the next ones follow.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kv_events_config: KvEventsConfig,
+    /// What engines measure beyond the default, as vLLM calls it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub observability: ObservabilityConfig,
     /// What goes wrong in each of them: at times, by rates, drawn for each engine on its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -136,7 +140,8 @@ impl EngineGroup {
             cache: defaults.cache,
             max_num_queued_reqs: defaults.max_num_queued_reqs,
             max_loras: defaults.max_loras,
-            enable_kv_cache_events: defaults.enable_kv_cache_events,
+            kv_events_config: defaults.kv_events_config,
+            observability: defaults.observability,
             faults: Vec::new(),
             fault_headers: false,
         }
@@ -157,7 +162,8 @@ impl EngineGroup {
             cache: self.cache.clone(),
             max_num_queued_reqs: self.max_num_queued_reqs,
             max_loras: self.max_loras,
-            enable_kv_cache_events: self.enable_kv_cache_events,
+            kv_events_config: self.kv_events_config.clone(),
+            observability: self.observability.clone(),
         }
     }
 
@@ -171,6 +177,13 @@ impl EngineGroup {
         let mut labels = self.labels.clone();
         labels.extend(role.map(|r| (ROLE_LABEL.to_owned(), r.to_owned())));
         labels
+    }
+
+    /// What the `i`-th engine of the group is configured with: each publishes at an endpoint of its own.
+    pub fn nth_engine_config(&self, i: u32) -> EngineConfig {
+        let mut config = self.engine_config();
+        config.kv_events_config = config.kv_events_config.nth(i);
+        config
     }
 
     /// The model these engines serve.
@@ -197,6 +210,10 @@ pub(super) const ROLE_LABEL: &str = gateway::core::pool::Role::LABEL;
 
 /// What a real server of unknown length is taken to accept, in tokens: the context of the Llama 3.1 family.
 const UNKNOWN_CONTEXT: u32 = 131_072;
+
+fn is_default<T: Default + PartialEq>(config: &T) -> bool {
+    *config == T::default()
+}
 
 fn is_false(value: &bool) -> bool {
     !value

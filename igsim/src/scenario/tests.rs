@@ -135,6 +135,10 @@ fn relations_are_checked() {
     --set | engines[1]={ profile: llama-3.1-8b-h100, port: 8100, model: other }
           |            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     "#);
+    let events = wrong("engines[0].kv_events_config", "{ enable_kv_cache_events: true, endpoint: 'tcp://*:8100' }");
+    assert!(events.starts_with(
+        "error: s.yaml: engines[0].kv_events_config.endpoint: found port 8100, which engines[0] has, expected ports of its own"
+    ), "{events}");
     assert_snapshot!(wrong("engines[0].role", "prefill"), @r"
     error: s.yaml: engines: found no engine that decodes, expected an engine of role both or decode, or of none
        3 | engines: [{ profile: llama-3.1-8b-h100 }]

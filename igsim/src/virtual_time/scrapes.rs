@@ -53,7 +53,7 @@ impl World<'_> {
     }
 
     fn metrics(&self, engine: usize, at: Time) -> EndpointMetrics {
-        let s = self.machines[engine].engine.snapshot();
+        let s = self.machines[engine].engine.reported();
         EndpointMetrics {
             waiting: s.waiting,
             running: s.running,

@@ -7,6 +7,7 @@ use shared::trace::Trail;
 use crate::core::facts::EngineFact;
 use crate::core::faults::Lost;
 use crate::core::hasher::PreparedPrompt;
+use crate::core::scheduler::Scheduler;
 use crate::core::sequence::{FinishReason, SamplingParams};
 
 /// A request's name between driver and engine; chosen by the driver, unique while the request is open.
@@ -207,4 +208,21 @@ pub struct Snapshot {
     pub block_size: u32,
     /// Longest request in tokens.
     pub max_model_len: u32,
+}
+
+impl Snapshot {
+    pub(super) fn of(scheduler: &Scheduler) -> Snapshot {
+        let (capacity, deferred) = scheduler.num_waiting();
+        let (pool, params) = (scheduler.kv().pool(), scheduler.params());
+        Snapshot {
+            running: scheduler.running().len() as u32,
+            waiting: capacity + deferred,
+            waiting_deferred: deferred,
+            kv_usage: pool.usage(),
+            num_gpu_blocks: pool.num_blocks(),
+            free_blocks: pool.free_blocks(),
+            block_size: params.block_size,
+            max_model_len: params.max_model_len,
+        }
+    }
 }

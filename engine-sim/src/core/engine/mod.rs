@@ -27,9 +27,10 @@ use shared::trace::{OwnTraces, Trail};
 use crate::core::config::EngineConfig;
 use crate::core::facts::{EngineFact, ModelFact};
 use crate::core::faults::Faults;
-use crate::core::kv_cache::KvEvent;
+use crate::core::kv_events::{EventLog, KvBatch};
 use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
+use crate::core::residency::Residency;
 use crate::core::scheduler::{Batch, Entry, Scheduler, SchedulerParams, TokenOut};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx};
 
@@ -60,6 +61,9 @@ pub struct Engine {
     /// Requests taken so far: the last tie-break of the priority queue.
     taken: u64,
     metrics: EngineMetrics,
+    kv_events: Option<EventLog>,
+    /// Gauges after the last completed step.
+    reported: Snapshot,
     /// What spans say about the model.
     model: Arc<ModelFact>,
     steps: Steps,
@@ -106,6 +110,8 @@ struct Open {
     stats: RequestStats,
     /// When the newest token was handed to the stream.
     handed: Time,
+    /// Preemptions that the metrics have.
+    counted_preemptions: u32,
 }
 
 impl Engine {
@@ -115,9 +121,14 @@ impl Engine {
         // A request that never fits would wait for ever. Validation refuses such a configuration; this keeps the promise alone.
         let fits = params.num_blocks.saturating_sub(1).saturating_mul(params.block_size);
         params.max_model_len = params.max_model_len.min(fits);
+        let metrics = EngineMetrics::new(params.max_model_len, &config.observability);
+        let kv_events = EventLog::new(&config.kv_events_config, params.block_size);
+        let scheduler = Scheduler::new(params);
         Engine {
-            metrics: EngineMetrics::new(params.max_model_len),
-            scheduler: Scheduler::new(params),
+            metrics,
+            kv_events,
+            reported: Snapshot::of(&scheduler),
+            scheduler,
             config,
             model: Arc::new(ModelFact::new(&profile)),
             profile,
@@ -140,6 +151,8 @@ impl Engine {
     pub fn renewed(&self) -> Engine {
         let mut engine = Engine::new(self.config.clone(), Arc::clone(&self.profile));
         engine.trace_steps(self.steps.traces.clone());
+        engine.kv_events =
+            self.kv_events.as_ref().and_then(|log| log.renewed(&self.config.kv_events_config, self.core_time));
         engine
     }
 
@@ -208,18 +221,18 @@ impl Engine {
 
     /// Gauges, as of [`Engine::core_time`].
     pub fn snapshot(&self) -> Snapshot {
-        let (capacity, deferred) = self.scheduler.num_waiting();
-        let pool = self.scheduler.kv().pool();
-        Snapshot {
-            running: self.scheduler.running().len() as u32,
-            waiting: capacity + deferred,
-            waiting_deferred: deferred,
-            kv_usage: pool.usage(),
-            num_gpu_blocks: pool.num_blocks(),
-            free_blocks: pool.free_blocks(),
-            block_size: self.scheduler.params().block_size,
-            max_model_len: self.scheduler.params().max_model_len,
-        }
+        Snapshot::of(&self.scheduler)
+    }
+
+    /// Gauges as the engine reports them: those of the last completed step, as vLLM's scheduler reports at the end of a step. What arrived
+    /// or began since is not in them.
+    pub const fn reported(&self) -> Snapshot {
+        self.reported
+    }
+
+    /// How long blocks keep their content, if that is measured.
+    pub fn residency(&self) -> Option<&Residency> {
+        self.scheduler.kv().residency()
     }
 
     /// Counters and histograms, as of [`Engine::core_time`].
@@ -243,9 +256,16 @@ impl Engine {
         self.by_key.len() + queued
     }
 
-    /// Moves cache events since the last call to `out`; there are none unless the configuration asks for them.
-    pub fn drain_kv_events(&mut self, out: &mut Vec<KvEvent>) {
-        self.scheduler.drain_kv_events(out);
+    /// The oldest batch of cache events not taken yet; there are none unless the configuration asks for them.
+    pub fn take_kv_batch(&mut self) -> Option<KvBatch> {
+        self.kv_events.as_mut()?.take()
+    }
+
+    /// Empties the prefix cache; `false`, and nothing happens, while a request holds blocks (`/reset_prefix_cache`).
+    ///
+    /// As in vLLM the event that says so is in the batch of the next step.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.scheduler.reset_prefix_cache()
     }
 
     fn next_event(&self) -> Option<Time> {
@@ -323,6 +343,7 @@ impl Engine {
             tie: self.taken,
             lora: request.lora,
             remote_tokens: None,
+            source: request.prompt.source,
             params: request.params,
         });
         let open = Open {
@@ -333,6 +354,7 @@ impl Engine {
             max_tokens: self.scheduler.max_tokens(ix),
             stats: RequestStats::queued(now, request.prompt.tokens),
             handed: now,
+            counted_preemptions: 0,
         };
         notes::queued(&self.scheduler, ix, &open.trail, &self.model, now);
         let slot = ix.0 as usize;
@@ -364,6 +386,7 @@ impl Engine {
             self.plan = self.in_flight.front().map_or(Plan::Idle, |f| Plan::Complete(f.ready.max(start)));
             return;
         }
+        self.scheduler.set_now(start);
         let batch = self.scheduler.schedule();
         let cost = self.profile.schedule_cost(&batch.shape);
         let end = start + cost.total();
@@ -371,12 +394,9 @@ impl Engine {
         let flight = plan_step(&mut self.run, self.gpu_free, end, batch.composition, step_ps);
         self.gpu_free = flight.ready;
         let tokens = batch.total_tokens();
-        note_admissions(batch, &mut self.open, &mut self.metrics, start);
+        note_admissions(batch, &mut self.open, start);
         notes::scheduled(batch, &self.open, start, cost);
         self.steps.scheduled(batch, &self.open, &self.model, start, cost);
-        let prefix = self.scheduler.take_prefix_stats();
-        self.metrics.prefix_cache_queries += prefix.queries;
-        self.metrics.prefix_cache_hits += prefix.hits;
         self.in_flight.push_back(flight);
         let more = tokens > 0 || self.scheduler.has_work();
         let oldest = self.in_flight.front().map_or(end, |f| f.ready);
@@ -435,6 +455,13 @@ impl Engine {
         if step.processed > 0 {
             self.metrics.iteration_tokens_total.observe(iteration);
         }
+        let prefix = self.scheduler.take_prefix_stats();
+        self.metrics.prefix_cache_queries += prefix.queries;
+        self.metrics.prefix_cache_hits += prefix.hits;
+        self.reported = Snapshot::of(&self.scheduler);
+        if let Some(log) = &mut self.kv_events {
+            log.collect(now + update, |out| self.scheduler.drain_kv_events(out));
+        }
         self.plan = Plan::Turn(now + update);
     }
 }
@@ -475,8 +502,8 @@ fn parts(profile: &LatencyProfile, flight: Flight, batch: &Batch) -> (Dur, Dur, 
     (prepare, total - prepare - sample, sample)
 }
 
-/// Stamps first admissions and counts preemptions.
-fn note_admissions(batch: &Batch, open: &mut [Option<Open>], metrics: &mut EngineMetrics, now: Time) {
+/// Stamps first admissions and notes preemptions.
+fn note_admissions(batch: &Batch, open: &mut [Option<Open>], now: Time) {
     if batch.shape.admitted > 0 {
         for entry in batch.entries.iter().filter(|e| !e.decode) {
             if let Some(open) = &mut open[entry.ix.0 as usize]
@@ -484,12 +511,10 @@ fn note_admissions(batch: &Batch, open: &mut [Option<Open>], metrics: &mut Engin
             {
                 open.stats.first_scheduled = Some(now);
                 open.stats.cached_tokens = entry.computed;
-                metrics.request_queue_time_seconds.observe_time(now - open.stats.queued);
             }
         }
     }
     for &(ix, _) in &batch.preempted {
-        metrics.num_preemptions += 1;
         if let Some(open) = &mut open[ix.0 as usize] {
             open.stats.preemptions += 1;
         }
@@ -510,6 +535,9 @@ fn take_token(
         return 0;
     }
     let stats = &mut open.stats;
+    // vLLM's frontend hears of a preemption with the request's next token.
+    metrics.num_preemptions += u64::from(stats.preemptions - open.counted_preemptions);
+    open.counted_preemptions = stats.preemptions;
     let mut tokens = 1;
     match stats.last_token {
         Some(last) => metrics.inter_token_latency_seconds.observe_time(step.ready - last),
@@ -533,17 +561,18 @@ fn count_end(open: &Open, reason: FinishReason, handed: Time, metrics: &mut Engi
     metrics.count_end(reason);
     metrics.e2e_request_latency_seconds.observe_time(handed - open.arrival);
     if let (Some(scheduled), Some(first), Some(last)) = (s.first_scheduled, s.first_token, s.last_token) {
+        metrics.request_queue_time_seconds.observe_time(scheduled - s.queued);
         metrics.request_prefill_time_seconds.observe_time(first - scheduled);
         metrics.request_decode_time_seconds.observe_time(last - first);
         metrics.request_inference_time_seconds.observe_time(last - scheduled);
-        if s.output_tokens > 1 {
-            let per_token = (last - first).as_nanos() / u64::from(s.output_tokens - 1);
-            metrics.request_time_per_output_token_seconds.observe(per_token);
-        }
+        // 0 for a single token, as in vLLM.
+        let per_token = (last - first).as_nanos() / u64::from(s.output_tokens.saturating_sub(1).max(1));
+        metrics.request_time_per_output_token_seconds.observe(per_token);
     }
     metrics.request_prompt_tokens.observe(u64::from(s.prompt_tokens));
     metrics.request_generation_tokens.observe(u64::from(s.output_tokens));
     metrics.request_params_max_tokens.observe(u64::from(open.max_tokens));
     metrics.request_prefill_kv_computed_tokens.observe(u64::from(s.prompt_tokens - s.cached_tokens));
     metrics.request_num_preemptions.observe(u64::from(s.preemptions));
+    metrics.count_choices(1, s.output_tokens);
 }

@@ -191,3 +191,24 @@ fn metrics_count_tokens_and_hits() {
     // Two prefills with their first tokens, then three steps of two tokens.
     assert_eq!((m.iteration_tokens_total.count(), m.iteration_tokens_total.sum), (5, 64 + 16 + 8));
 }
+
+#[test]
+fn reported_gauges_are_those_of_the_last_completed_step() {
+    let mut engine = engine(config(|_| ()));
+    let request = request(engine.config(), 1, 100, 3, Time::ZERO);
+    engine.handle(Time::ZERO, Input::Add(Box::new(request)));
+    let (mut out, mut seen) = (Vec::new(), Vec::new());
+    let mut look = |engine: &Engine| {
+        let running = (engine.snapshot().running, engine.reported().running, engine.metrics().prefix_cache_queries);
+        if seen.last() != Some(&running) {
+            seen.push(running);
+        }
+    };
+    look(&engine);
+    while let Some(at) = engine.next_wakeup() {
+        engine.advance(at, &mut out);
+        look(&engine);
+    }
+    // Scheduled, but nobody hears of it before the step is complete.
+    assert_eq!(seen, [(0, 0, 0), (1, 0, 0), (1, 1, 100), (0, 0, 100)]);
+}

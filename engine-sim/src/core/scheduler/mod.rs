@@ -1,7 +1,7 @@
 //! vLLM's v1 scheduler: which request gets how many tokens in the next step, and what its outputs change.
 //!
 //! Step by step the decisions of vLLM 0.33 (`vllm/v1/core/sched/scheduler.py`); the recordings under `tests/golden` are its own.
-//! Knows neither time nor telemetry: a driver says when a step is scheduled and when it is complete.
+//! Knows neither durations nor telemetry: a driver says when a step is scheduled and when it is complete.
 //!
 //! A batch is scheduled ([`Scheduler::schedule`]), stays in flight, and is completed in order ([`Scheduler::complete`]). KV is
 //! counted as computed when it is scheduled, so with asynchronous scheduling the next batch builds on outputs still unknown
@@ -17,10 +17,11 @@ mod tests;
 
 use std::collections::VecDeque;
 
+use shared::time::Time;
 use shared::tokens::TokenId;
 
 use crate::core::block_pool::BlockIx;
-use crate::core::config::{EngineConfig, Policy};
+use crate::core::config::{EngineConfig, ObservabilityConfig, Policy};
 use crate::core::kv_cache::{KvCache, KvEvent};
 use crate::core::latency::{BatchShape, LatencyProfile};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx, Sequence, Slab, Status};
@@ -58,6 +59,8 @@ pub struct SchedulerParams {
     pub max_loras: Option<u32>,
     /// Whether cache events are collected.
     pub kv_events: bool,
+    /// What is measured of blocks.
+    pub observability: ObservabilityConfig,
     /// Whether outputs from before a preemption are discarded (a KV connector that sends its cache to others).
     pub drop_stale_outputs: bool,
     /// Whether blocks stay until no batch in flight uses them (a KV connector that receives into its cache).
@@ -83,7 +86,8 @@ impl SchedulerParams {
             async_scheduling: s.async_scheduling,
             prefix_caching: c.enable_prefix_caching,
             max_loras: config.max_loras,
-            kv_events: config.enable_kv_cache_events,
+            kv_events: config.kv_events_config.enable_kv_cache_events,
+            observability: config.observability.clone(),
             drop_stale_outputs: false,
             defer_frees: false,
         }
@@ -235,7 +239,8 @@ impl Scheduler {
     /// An idle scheduler with an empty cache.
     pub fn new(params: SchedulerParams) -> Scheduler {
         let p = &params;
-        let kv = KvCache::new(p.num_blocks, p.block_size, p.max_model_len, p.prefix_caching, p.kv_events);
+        let mut kv = KvCache::new(p.num_blocks, p.block_size, p.max_model_len, p.prefix_caching, p.kv_events);
+        kv.measure(&p.observability);
         Scheduler {
             slab: Slab::default(),
             kv,
@@ -385,6 +390,16 @@ impl Scheduler {
     /// Moves cache events since the last call to `out`.
     pub fn drain_kv_events(&mut self, out: &mut Vec<KvEvent>) {
         self.kv.drain_events(out);
+    }
+
+    /// What the next `schedule` does happens at `now`; only the life of blocks is measured by it.
+    pub fn set_now(&mut self, now: Time) {
+        self.kv.set_now(now);
+    }
+
+    /// Empties the prefix cache; `false` and no change while a request holds blocks.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.kv.reset()
     }
 
     /// Takes a waiting request out of its queue. A request with computed tokens waits in `holding`.

@@ -5,7 +5,7 @@ use shared::block_hash::ExtraKeys;
 use shared::tokens::ContentId;
 
 use super::*;
-use crate::core::config::HashAlgo;
+use crate::core::config::{HashAlgo, ObservabilityConfig};
 use crate::core::hasher::BlockHasher;
 use crate::core::sequence::SamplingParams;
 
@@ -28,6 +28,7 @@ pub(super) fn params(blocks: u32) -> SchedulerParams {
         kv_events: true,
         drop_stale_outputs: false,
         defer_frees: false,
+        observability: ObservabilityConfig::default(),
     }
 }
 
@@ -52,6 +53,7 @@ pub(super) fn sequence(scheduler: &Scheduler, tag: u64, content: u64, prompt: u3
         tie: tag,
         lora: None,
         remote_tokens: None,
+        source: None,
     }
 }
 

@@ -18,6 +18,7 @@ use shared::trace::Trail;
 use super::ApiError;
 use crate::core::engine::{NewRequest, RequestKey, prepare_prompt};
 use crate::core::facts::{EngineFact, Operation};
+use crate::core::kv_events::EventSource;
 use crate::server::App;
 use crate::server::answer::{Answer, Shape};
 use crate::server::condition::{Doomed, guard};
@@ -90,7 +91,8 @@ async fn admit(
     if trail.detail() >= 3 {
         trail.annotate(body_read, || EngineFact::Decoding(accepted.decoding));
     }
-    let new = engine_request(app, key, &accepted, &tokens, trail, body_read);
+    let mut new = engine_request(app, key, &accepted, &tokens, trail, body_read);
+    keep_source(app, headers, &accepted, &tokens, &mut new);
     let arrived = app.clock.now();
     trail.note(arrived, || EngineFact::InputsProcessed {
         started: body_read,
@@ -101,6 +103,18 @@ async fn admit(
     let shape = Shape::new(app, api, id, accepted);
     let output = app.engine.add(arrived, new);
     Ok((Answer::new(Arc::clone(app), key, trail.clone(), body_read, shape, output), doomed))
+}
+
+/// Keeps what KV events tell of the request, where they are published.
+fn keep_source(app: &App, headers: &HeaderMap, accepted: &Accepted, tokens: &[TokenId], new: &mut NewRequest) {
+    let events = &app.engine_config.kv_events_config;
+    if events.publishes() {
+        let (cache, raw) = (&app.engine_config.cache, !events.use_int_block_hashes);
+        let mut source = EventSource::new(cache, tokens, &accepted.extra, raw);
+        source.lora_id = new.lora;
+        source.session = headers.get("x-session-id").and_then(|v| v.to_str().ok()).map(Arc::from);
+        new.prompt.source = Some(Box::new(source));
+    }
 }
 
 async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
@@ -20,8 +21,9 @@ pub(super) use error::ApiError;
 pub(super) use generate::Api;
 
 use super::App;
+use super::metrics::http::count;
 use generate::generate;
-use pages::{health, metrics, models};
+use pages::{health, kv_event_sources, metrics, models};
 
 /// The routes of the server.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -39,8 +41,10 @@ pub(super) fn router(app: Arc<App>) -> Router {
             "/load",
             get(|State(app): State<Arc<App>>| async move { json(format!("{{\"server_load\":{}}}", app.open())) }),
         )
+        .route("/kv_event_sources", get(kv_event_sources))
         .route("/metrics", get(metrics))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "NotFoundError", "Not Found", None) })
+        .layer(from_fn_with_state(Arc::clone(&app), count))
         .with_state(app)
 }
 

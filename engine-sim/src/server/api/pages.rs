@@ -18,9 +18,15 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
     if app.engine.alive() && !dead { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
+/// Publishers of KV events by data-parallel rank; an engine here is its only rank.
+pub(super) async fn kv_event_sources(State(app): State<Arc<App>>) -> Response {
+    let sources = app.kv_events.iter().map(|p| ("0".to_owned(), p.source()));
+    json(serde_json::Value::from_iter(sources).to_string())
+}
+
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let fault = app.condition.borrow().page;
-    let render = || app.engine.inspect(|engine| page::render(engine, &app.model));
+    let render = || whole_page(&app);
     let text = match fault {
         None => render(),
         Some(PageFault::Stale(since)) => app.frozen.page(since, render),
@@ -32,6 +38,17 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         }
     };
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// The engine's part of the page and what is the server's.
+fn whole_page(app: &App) -> String {
+    let mut page = app.engine.inspect(|engine| page::render(engine, &app.model));
+    if let Some(events) = &app.kv_events {
+        page::kv_events(events.counts(), &mut page);
+    }
+    app.http_metrics.write(&mut page);
+    app.process.write(app.clock.now(), &mut page);
+    page.into_text()
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {

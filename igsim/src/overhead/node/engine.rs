@@ -77,8 +77,8 @@ impl EngineNode {
         let (stop, stopped) = watch::channel(false);
         let mut node = Starting { clock, pacer: &pacer, watch: &watch, stopped, servers: Vec::new(), urls: Vec::new() };
         let mut tasks = Vec::new();
-        for group in groups.iter().flat_map(|g| (0..g.count).map(move |_| g)) {
-            tasks.push(node.engine(runtime, group)?);
+        for (group, i) in groups.iter().flat_map(|g| (0..g.count).map(move |i| (g, i))) {
+            tasks.push(node.engine(runtime, group, i)?);
         }
         let Starting { servers, urls, .. } = node;
         let pipelines = Pipelines::new(clock, start.spans_to, start.schedule_delay_ms, servers);
@@ -123,12 +123,17 @@ struct Starting<'a> {
 }
 
 impl Starting<'_> {
-    fn engine(&mut self, runtime: &Runtime, group: &EngineGroup) -> Result<JoinHandle<std::io::Result<()>>, String> {
+    fn engine(
+        &mut self,
+        runtime: &Runtime,
+        group: &EngineGroup,
+        nth: u32,
+    ) -> Result<JoinHandle<std::io::Result<()>>, String> {
         let index = self.urls.len();
         let watch = Arc::clone(self.watch);
         let on_served: ServedHook = Arc::new(move |served| watch.see(served));
         let config = ServerConfig {
-            engine: group.engine_config(),
+            engine: group.nth_engine_config(nth),
             model: group.model_name().unwrap_or_default().into(),
             max_body_bytes: 64 << 20,
             prompt_tokens_details: true,
