@@ -9,6 +9,8 @@ use shared::block_hash::BlockKey;
 use super::tests::{engine, request};
 use super::*;
 use crate::core::config::Policy;
+use crate::core::kv_cache::KvEvent;
+use crate::core::kv_events::{BlockName, CacheEvent};
 
 /// What a random client does.
 #[derive(Clone, Debug)]
@@ -46,7 +48,7 @@ fn configs() -> impl Strategy<Value = EngineConfig> {
         let (blocks, seqs, budget, threshold, watermark) = sizes;
         let mut c =
             EngineConfig { max_model_len: Some(250), max_loras, max_num_queued_reqs, ..EngineConfig::default() };
-        c.enable_kv_cache_events = true;
+        c.kv_events_config.enable_kv_cache_events = true;
         c.cache.num_gpu_blocks = Some(blocks);
         c.cache.enable_prefix_caching = enable_prefix_caching;
         let s = &mut c.scheduler;
@@ -155,12 +157,23 @@ impl Run {
 
     /// I15: whoever counts the events knows what is in the cache.
     fn check_events(&mut self) {
+        while let Some(batch) = self.engine.take_kv_batch() {
+            for event in batch.events {
+                match event {
+                    CacheEvent::Stored { blocks, .. } => blocks.iter().for_each(|b| *self.count(*b) += 1),
+                    CacheEvent::Removed(block) => *self.count(block) -= 1,
+                    CacheEvent::Cleared => self.cached.clear(),
+                }
+            }
+        }
+        // What the next batch would have told.
         let mut events = Vec::new();
-        self.engine.drain_kv_events(&mut events);
+        self.engine.scheduler.drain_kv_events(&mut events);
         for event in events {
             match event {
                 KvEvent::Stored { keys, .. } => keys.iter().for_each(|k| *self.cached.entry(k.0).or_default() += 1),
                 KvEvent::Removed(key) => *self.cached.entry(key.0).or_default() -= 1,
+                KvEvent::Cleared => self.cached.clear(),
             }
         }
         self.cached.retain(|_, n| *n != 0);
@@ -170,6 +183,11 @@ impl Run {
             *found.entry(key).or_default() += 1;
         }
         assert_eq!(self.cached, found, "the events tell the cache's content (I15)");
+    }
+
+    fn count(&mut self, block: BlockName) -> &mut i64 {
+        let BlockName::Key(BlockKey(key)) = block else { panic!("no digests were asked for") };
+        self.cached.entry(key).or_default()
     }
 
     fn to_idle(&mut self, from: Time) {
