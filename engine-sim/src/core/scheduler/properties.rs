@@ -235,6 +235,7 @@ impl World {
             match event {
                 KvEvent::Stored { keys, .. } => keys.iter().for_each(|k| *self.cached.entry(k.0).or_default() += 1),
                 KvEvent::Removed(key) => *self.cached.entry(key.0).or_default() -= 1,
+                KvEvent::Cleared => self.cached.clear(),
             }
         }
         self.cached.retain(|_, n| *n != 0);

@@ -26,6 +26,7 @@ pub(super) fn params(blocks: u32) -> SchedulerParams {
         prefix_caching: true,
         max_loras: None,
         kv_events: true,
+        observability: crate::core::config::ObservabilityConfig::default(),
         drop_stale_outputs: false,
         defer_frees: false,
     }
@@ -52,6 +53,7 @@ pub(super) fn sequence(scheduler: &Scheduler, tag: u64, content: u64, prompt: u3
         tie: tag,
         lora: None,
         remote_tokens: None,
+        source: None,
     }
 }
 
