@@ -3,21 +3,46 @@
 //! llm-d's endpoint picker takes 4.0, 8.9 and 28.3 us for a decision at 5, 25 and 100 endpoints (llm-d-router PR 1171, a fast
 //! desktop core): `cargo bench -p benches --bench gateway`.
 
-use benches::{busy_gateway, prompt, request_info};
+use std::sync::Arc;
+
+use benches::{Nothing, busy_gateway, head, prompt, request_info, scheduling_gateway};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use gateway::core::gateway::{Input, RequestKey};
+use gateway::core::gateway::{Gateway, Input, RequestKey};
 use gateway::core::pool::EndpointId;
 use gateway::core::prefix_index::prefix_hashes;
-use gateway::core::request::Output;
+use gateway::core::request::{Output, RequestInfo};
+use gateway::spans::GatewayFact;
 use shared::openai::Request;
-use shared::time::{Stopped, Time};
+use shared::time::{Dur, Stopped, Ticking, Time};
+use shared::tokens::TokenId;
 use shared::trace::Trail;
+use shared::trace::record::Sink;
 
-/// One decision and the end of the request, so that nothing piles up.
+const ENDPOINTS: [u32; 4] = [5, 25, 100, 1000];
+
+/// One decision and the end of the request, so that nothing piles up; not recorded.
 fn schedule(c: &mut Criterion) {
-    let mut group = c.benchmark_group("schedule");
-    for endpoints in [5u32, 25, 100] {
-        let mut gateway = busy_gateway(endpoints);
+    decisions(c, "schedule", busy_gateway, Trail::off);
+}
+
+/// The same, recorded at detail 2: every fact of the decision is noted with the time that a counting clock gives it.
+fn schedule_recorded(c: &mut Criterion) {
+    let sink: Arc<dyn Sink> = Arc::new(Nothing);
+    decisions(c, "schedule_recorded", busy_gateway, || Trail::<GatewayFact>::open(head(), &sink));
+}
+
+/// llm-d's optimized-baseline and its disaggregated sim-pd, not recorded.
+fn schedule_epp(c: &mut Criterion) {
+    let baseline = include_str!("../../scenarios/epp/optimized-baseline.epp.yaml");
+    decisions(c, "schedule_optimized_baseline", |n| scheduling_gateway(baseline, n), Trail::off);
+    let pd = include_str!("../../scenarios/epp/sim-pd.epp.yaml");
+    decisions(c, "schedule_sim_pd", |n| scheduling_gateway(pd, n), Trail::off);
+}
+
+fn decisions(c: &mut Criterion, name: &str, gateway: impl Fn(u32) -> Gateway, trail: impl Fn() -> Trail<GatewayFact>) {
+    let mut group = c.benchmark_group(name);
+    for endpoints in ENDPOINTS {
+        let mut gateway = gateway(endpoints);
         // Sixteen prefix blocks of 64 tokens, from one of 50 prompts.
         let prompts: Vec<_> = (0..50).map(|i| prompt(i, 1024)).collect();
         let (mut key, mut out) = (0u64, Vec::new());
@@ -25,17 +50,9 @@ fn schedule(c: &mut Criterion) {
             b.iter_batched(
                 || {
                     key += 1;
-                    request_info(key, &prompts[key as usize % prompts.len()], Trail::off())
+                    next(key, &prompts, trail())
                 },
-                |info| {
-                    let key = info.key;
-                    gateway.handle(Time::ZERO, Input::Request(info), &mut Stopped(Time::ZERO), &mut out);
-                    let endpoint = match out.pop() {
-                        Some(Output::Dispatch { endpoint, .. }) => endpoint,
-                        Some(Output::Reject { .. }) | None => EndpointId(0),
-                    };
-                    finish(&mut gateway, key, endpoint);
-                },
+                |info| decide(&mut gateway, info, &mut out),
                 BatchSize::SmallInput,
             );
         });
@@ -43,7 +60,28 @@ fn schedule(c: &mut Criterion) {
     group.finish();
 }
 
-fn finish(gateway: &mut gateway::core::gateway::Gateway, key: RequestKey, endpoint: EndpointId) {
+fn next(key: u64, prompts: &[Vec<TokenId>], trail: Trail<GatewayFact>) -> Box<RequestInfo> {
+    request_info(key, &prompts[key as usize % prompts.len()], trail)
+}
+
+/// As the server does it: a clock is read only for a request that is recorded. The record itself is dropped outside.
+fn decide(gateway: &mut Gateway, info: Box<RequestInfo>, out: &mut Vec<Output>) -> Trail<GatewayFact> {
+    let (key, trail) = (info.key, info.trail.clone());
+    if trail.is_recording() {
+        let mut watch = Ticking::new(Time::ZERO, Dur::from_nanos(1));
+        gateway.handle(Time::ZERO, Input::Request(info), &mut watch, out);
+    } else {
+        gateway.handle(Time::ZERO, Input::Request(info), &mut Stopped(Time::ZERO), out);
+    }
+    let endpoint = match out.pop() {
+        Some(Output::Dispatch { endpoint, .. }) => endpoint,
+        Some(Output::Reject { .. }) | None => EndpointId(0),
+    };
+    finish(gateway, key, endpoint);
+    trail
+}
+
+fn finish(gateway: &mut Gateway, key: RequestKey, endpoint: EndpointId) {
     let input = Input::Finished { key, endpoint };
     gateway.handle(Time::ZERO, input, &mut Stopped(Time::ZERO), &mut Vec::new());
 }
@@ -67,5 +105,5 @@ fn parse(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, schedule, parse);
+criterion_group!(benches, schedule, schedule_recorded, schedule_epp, parse);
 criterion_main!(benches);

@@ -3,6 +3,7 @@
 pub mod eager;
 pub mod stages;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use engine_sim::core::config::EngineConfig;
@@ -13,7 +14,7 @@ use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::sequence::SamplingParams;
 use gateway::core::config::GatewayConfig;
 use gateway::core::gateway::{Gateway, Input as GatewayInput, RequestInfo, RequestKey as GatewayKey};
-use gateway::core::pool::{EndpointConfig, EndpointId, EndpointMetrics};
+use gateway::core::pool::{EndpointConfig, EndpointId, EndpointMetrics, Role};
 use gateway::core::prefix_index::prefix_hashes_of_tokens;
 use gateway::spans::GatewayFact;
 use shared::block_hash::ExtraKeys;
@@ -37,8 +38,24 @@ pub struct Facts {
 
 /// A gateway in front of `endpoints` engines with uneven loads, configured as by default: two filters, four scorers.
 pub fn busy_gateway(endpoints: u32) -> Gateway {
-    let configs = (0..endpoints).map(|i| EndpointConfig::new(&format!("engine-{i}"), "127.0.0.1", 8000)).collect();
-    let mut gateway = Gateway::new(GatewayConfig::default(), configs, Seed(1));
+    busy(GatewayConfig::default(), endpoints)
+}
+
+/// The same with llm-d's configuration in place of the default; one engine in two prefills only.
+pub fn scheduling_gateway(epp: &str, endpoints: u32) -> Gateway {
+    let mut config = GatewayConfig::default();
+    gateway::epp::load_str("epp", epp, false).expect("the file is good").apply(&mut config);
+    busy(config, endpoints)
+}
+
+fn busy(config: GatewayConfig, endpoints: u32) -> Gateway {
+    let role = |i: u32| match (&config.disaggregation, i % 2) {
+        (Some(_), 1) => [(Role::LABEL.to_owned(), "prefill".to_owned())].into(),
+        _ => BTreeMap::new(),
+    };
+    let endpoint = |i| EndpointConfig::new(&format!("engine-{i}"), "127.0.0.1", 8000).with_labels(role(i));
+    let configs = (0..endpoints).map(endpoint).collect();
+    let mut gateway = Gateway::new(config, configs, Seed(1));
     for i in 0..endpoints {
         let metrics = EndpointMetrics {
             waiting: i % 7,
@@ -73,14 +90,18 @@ pub fn request_info(key: u64, prompt: &[TokenId], trail: Trail<GatewayFact>) -> 
         objective: None,
         fairness_id: None,
         session: None,
+        session_endpoint: None,
+        selection: None,
         prompt_tokens_estimate: prompt.len() as u32,
+        max_output_tokens: None,
         prefix: prefix_hashes_of_tokens("model", None, prompt, 131_072),
         trail,
     })
 }
 
 /// Takes closed records and forgets them.
-struct Nothing;
+#[derive(Debug)]
+pub struct Nothing;
 
 impl Sink for Nothing {
     fn accept(&self, _: Box<dyn Closed>) {}

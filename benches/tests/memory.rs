@@ -23,7 +23,7 @@ fn an_idle_engine_needs_less_than_two_mebibytes() {
         let config = EngineConfig { profile: name.to_owned(), ..EngineConfig::default() };
         let profile = LatencyProfile::named(name).expect("it has this name");
         let before = held();
-        let engines: Vec<Engine> = (0..ENGINES).map(|_| Engine::new(config.clone(), profile)).collect();
+        let engines: Vec<Engine> = (0..ENGINES).map(|_| Engine::new(config.clone(), profile.clone())).collect();
         let each = (held() - before) / ENGINES;
         println!(
             "{name}: {:.2} MiB an idle engine, {} blocks",

@@ -4,5 +4,6 @@
 //! only by what it reports over the wire.
 
 pub mod core;
+pub mod epp;
 pub mod server;
 pub mod spans;

@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use gateway::core::config::GatewayConfig;
+use gateway::epp;
 use gateway::server::{Backend, Server, Stats};
 use shared::clock::RunClock;
+use shared::config::ConfigErrors;
 use shared::open_files::OpenFiles;
 use shared::rng::Seed;
 use shared::time::Dur;
@@ -26,12 +28,15 @@ struct Options {
     /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// An engine: its name and base URL. Repeat for more.
-    #[arg(long = "endpoint", value_name = "NAME=URL", required = true)]
+    /// An engine: its name and base URL, and labels such as llm-d.ai/role=prefill. Repeat for more.
+    #[arg(long = "endpoint", value_name = "NAME=URL[,LABEL=VALUE]", required = true)]
     endpoints: Vec<Backend>,
-    /// Configuration of the gateway: plugins and weights, time limits, scrape interval.
+    /// Configuration of the gateway (plugins and weights, time limits, scrape interval), or an EndpointPickerConfig of llm-d.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Leave out what is not supported of an EndpointPickerConfig, and say so, instead of refusing it.
+    #[arg(long)]
+    allow_unsupported: bool,
     /// Changes one field of the configuration, for example metrics.scrape_interval=100ms. Repeat for more.
     #[arg(long = "set", value_name = "PATH=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
@@ -105,13 +110,31 @@ fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The configuration: the file's, or that of an EndpointPickerConfig over the defaults.
 fn config(options: &Options) -> anyhow::Result<GatewayConfig> {
-    let loaded = match &options.config {
-        Some(path) => shared::config::load::<GatewayConfig>(path, &options.set),
-        None => shared::config::load_str::<GatewayConfig>("defaults", "{}", &options.set),
+    let mut set = options.set.clone();
+    if options.allow_unsupported {
+        set.push(("allow_unsupported".to_owned(), "true".to_owned()));
+    }
+    let own = options.config.as_deref().filter(|path| !epp::is_epp(path));
+    let loaded = match own {
+        Some(path) => shared::config::load::<GatewayConfig>(path, &set),
+        None => shared::config::load_str::<GatewayConfig>("defaults", "{}", &set),
     };
-    // These errors come with their own heading.
-    loaded.map(|l| l.config).map_err(|e| anyhow::anyhow!("{}", e.to_string().trim_start_matches("error: ")))
+    let mut config = loaded.map_err(told)?.config;
+    if own.is_none()
+        && let Some(path) = &options.config
+    {
+        config.epp_config = Some(path.clone());
+    }
+    let warnings = epp::resolve(&mut config, own).map_err(told)?;
+    warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    Ok(config)
+}
+
+/// These errors come with their own heading.
+fn told(errors: ConfigErrors) -> anyhow::Error {
+    anyhow::anyhow!("{}", errors.to_string().trim_start_matches("error: "))
 }
 
 /// The age at which an open record is given up: later than any request can end.

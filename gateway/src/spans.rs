@@ -9,7 +9,7 @@ use shared::time::{Dur, Time};
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 
 use crate::core::request::Rejection;
-use crate::core::scheduler::Choice;
+use crate::core::scheduler::{Choice, Verdict};
 
 /// Keeps the ids of proxy spans, drawn before anything is sent, apart from those of other inner spans.
 const PROXY_SPAN_BASE: u64 = 1 << 32;
@@ -176,6 +176,8 @@ pub enum GatewayFact {
     Picked {
         /// The picker.
         plugin: Arc<PluginName>,
+        /// The chosen endpoint.
+        endpoint: Arc<str>,
         /// Place of the chosen candidate.
         index: u32,
         /// Others that were as good.
@@ -190,12 +192,21 @@ pub enum GatewayFact {
         /// Candidates after filtering.
         candidates: u32,
     },
+    /// Core: it is decided whether another endpoint prefills.
+    PdDecided {
+        /// When deciding began.
+        started: Time,
+        /// What was decided.
+        verdict: Verdict,
+    },
     /// Core: an endpoint is chosen.
     Directed {
         /// Its name.
         endpoint: Arc<str>,
         /// Its address.
         address: Arc<str>,
+        /// The name of the endpoint that is to prefill.
+        prefill: Option<Arc<str>>,
     },
     /// Core: the request is refused.
     Refused(Rejection),
@@ -271,6 +282,7 @@ pub struct GatewayFold<D> {
     root: D,
     director: Option<D>,
     schedule: Option<D>,
+    decide: Option<D>,
     proxy: Option<D>,
     response: Option<D>,
     /// When the stage of the schedule that ends next began.
@@ -279,6 +291,8 @@ pub struct GatewayFold<D> {
     latest: Time,
     top_names: Vec<Arc<str>>,
     top_scores: Vec<f64>,
+    /// What the picker chose, until the schedule ends.
+    selected: Option<Arc<str>>,
     drawn: usize,
     method: &'static str,
     path: Option<Arc<str>>,
@@ -291,12 +305,14 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             root: cx.outermost("gateway.request", Kind::Server),
             director: None,
             schedule: None,
+            decide: None,
             proxy: None,
             response: None,
             stage: cx.head.opened,
             latest: cx.head.opened,
             top_names: Vec::new(),
             top_scores: Vec::new(),
+            selected: None,
             drawn: 0,
             method: "POST",
             path: None,
@@ -349,19 +365,27 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 self.top_names.push(Arc::clone(endpoint));
                 self.top_scores.push(*score);
             }
-            GatewayFact::Picked { plugin, index, ties } => self.picked(cx, at, plugin, *index, *ties),
+            GatewayFact::Picked { plugin, endpoint, index, ties } => {
+                self.picked(cx, at, plugin, *index, *ties);
+                self.selected = Some(Arc::clone(endpoint));
+            }
             GatewayFact::Scheduled { choice, metrics_age, candidates } => {
-                if let Some(s) = &mut self.schedule {
+                let selected = self.selected.take();
+                if let Some(mut s) = self.schedule.take() {
                     s.set("gateway.scheduler.candidates.after_filter", *candidates);
                     s.set_some("gateway.scheduler.metrics_age_ms", metrics_age.map(Dur::as_millis_f64));
                     s.set_some("gateway.scheduler.selected.score", choice.map(|c| c.score));
                     let runner_up = choice.and_then(|c| c.runner_up.map(|r| (r, c.score - r)));
                     s.set_some("gateway.scheduler.runner_up.score", runner_up.map(|(r, _)| r));
                     s.set_some("gateway.scheduler.margin", runner_up.map(|(_, margin)| margin));
-                    s.set_end(at);
+                    s.set_some("gateway.scheduler.selected.endpoint", selected.as_ref());
+                    close(cx, s, at);
                 }
             }
-            GatewayFact::Directed { endpoint, address } => self.directed(cx, at, endpoint, address),
+            GatewayFact::PdDecided { started, verdict } => self.decided(cx, *started, at, verdict),
+            GatewayFact::Directed { endpoint, address, prefill } => {
+                self.directed(cx, at, endpoint, address, prefill.as_ref());
+            }
             GatewayFact::Refused(rejection) => self.refused(cx, at, *rejection),
             GatewayFact::Retry { attempt, failed } => {
                 let endpoint = ("gateway.backend.endpoint.name", failed.into());
@@ -402,6 +426,9 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
     fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
         let end = self.latest.max(ending.closed);
         let still_open = [self.director.take(), self.schedule.take(), self.proxy.take(), self.response.take()];
+        if let Some(decide) = self.decide.take() {
+            cx.emit(decide);
+        }
         for mut span in still_open.into_iter().flatten() {
             abandon(&mut span, ending.abandoned);
             close(cx, span, end);
@@ -456,9 +483,34 @@ impl<D: Draft> GatewayFold<D> {
         });
     }
 
-    fn directed<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, endpoint: &Arc<str>, address: &Arc<str>) {
-        if let Some(mut s) = self.schedule.take() {
-            s.set("gateway.scheduler.selected.endpoint", endpoint);
+    /// The span of a decision: it is known later which endpoint prefills.
+    fn decided<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, started: Time, at: Time, verdict: &Verdict) {
+        self.drawn += 1;
+        self.stage = self.stage.max(at);
+        if cx.head.detail < 2 {
+            return;
+        }
+        let parent = self.director.as_ref().map_or(self.root.id(), D::id);
+        let id = cx.head.inner_id(self.drawn - 1);
+        let kind = Kind::Internal;
+        let mut s = cx.inner(Inner { name: "gateway.pd.decide", kind, parent, id, start: started.min(at), end: at });
+        s.set("gateway.pd.decision", if verdict.disaggregate { "disaggregate" } else { "decode_only" });
+        s.set("gateway.pd.reason", verdict.reason);
+        s.set_some("gateway.pd.uncached_tokens", verdict.uncached_tokens);
+        s.set_some("gateway.pd.threshold_tokens", verdict.threshold_tokens);
+        self.decide = Some(s);
+    }
+
+    fn directed<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        endpoint: &Arc<str>,
+        address: &Arc<str>,
+        prefill: Option<&Arc<str>>,
+    ) {
+        if let Some(mut s) = self.decide.take() {
+            s.set_some("gateway.pd.prefill_endpoint.name", prefill);
             cx.emit(s);
         }
         if let Some(mut d) = self.director.take() {
@@ -470,8 +522,8 @@ impl<D: Draft> GatewayFold<D> {
     }
 
     fn refused<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, rejection: Rejection) {
-        if let Some(schedule) = self.schedule.take() {
-            cx.emit(schedule);
+        if let Some(decide) = self.decide.take() {
+            cx.emit(decide);
         }
         if let Some(mut d) = self.director.take() {
             d.set("gateway.admission.result", "rejected").set("gateway.admission.reason", rejection.reason());

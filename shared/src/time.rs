@@ -209,6 +209,8 @@ pub enum Stage {
         /// Candidates looked at.
         endpoints: u32,
     },
+    /// The decision whether another endpoint prefills.
+    Decide,
     /// The picker over so many endpoints.
     Pick {
         /// Candidates looked at.

@@ -85,7 +85,7 @@ pub struct StoredContent {
     /// The caller's session.
     pub session: Option<Arc<str>>,
     /// Whole digests of the block before the first one, if there is one, and of the blocks.
-    pub(crate) digests: Option<Vec<Digest32>>,
+    pub digests: Option<Vec<Digest32>>,
 }
 
 /// A block's name in an event.

@@ -8,26 +8,30 @@ use rustc_hash::FxHashMap;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
 
-use crate::core::config::{GatewayConfig, SaturationConfig};
+use crate::core::config::{GatewayConfig, PrefixConfig, SaturationConfig};
 use crate::core::gateway::EndpointChange;
-use crate::core::pool::{Endpoint, EndpointConfig, EndpointId, Health, Pool};
+use crate::core::pool::{
+    AdapterState, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, Health, Pool, ScrapeError,
+};
 use crate::core::prefix_index::PrefixIndex;
-use crate::core::request::{Rejection, RequestInfo, SessionKey};
-use crate::core::scheduler::{Candidate, Scheduler, View};
+use crate::core::producers::{ColdRequests, InFlight, Placed, Sessions};
+use crate::core::request::{Rejection, RequestInfo};
+use crate::core::scheduler::registry::Reads;
+use crate::core::scheduler::scorers::SessionStrategy;
+use crate::core::scheduler::{Candidate, Decision, Run, Scheduler, View};
 use crate::spans::GatewayFact;
-
-/// How long a session is remembered (llm-d's `session-id-producer`).
-const SESSION_TTL: Dur = Dur::from_secs(300);
-/// More sessions than this are not remembered: the expired ones are dropped, then all.
-const MAX_SESSIONS: usize = 65_536;
 
 /// Admission and choice.
 #[derive(Debug)]
 pub(crate) struct Director {
     pub(crate) pool: Pool,
+    namespace: Arc<str>,
     scheduler: Scheduler,
     prefixes: PrefixIndex,
-    sessions: FxHashMap<SessionKey, (EndpointId, Time)>,
+    prefix: PrefixConfig,
+    sessions: Sessions,
+    cold: ColdRequests,
+    in_flight: InFlight,
     saturation: SaturationConfig,
     objectives: FxHashMap<Arc<str>, i32>,
     matched: Vec<u32>,
@@ -35,11 +39,19 @@ pub(crate) struct Director {
 
 impl Director {
     pub(crate) fn new(config: &GatewayConfig, endpoints: Vec<EndpointConfig>, seed: Seed) -> Director {
+        let ttl = match config.sessions() {
+            Some(SessionStrategy::SessionId { ttl, .. }) => ttl,
+            Some(SessionStrategy::EncodedEndpointHeader { .. }) | None => Dur::ZERO,
+        };
         Director {
             prefixes: PrefixIndex::new(endpoints.len(), config.prefix.lru_blocks_per_endpoint),
+            prefix: config.prefix.clone(),
             pool: Pool::new(endpoints),
-            scheduler: Scheduler::new(&config.profile, seed.stream("gateway/picker")),
-            sessions: FxHashMap::default(),
+            namespace: config.pool.namespace.as_str().into(),
+            scheduler: Scheduler::new(config, seed.stream("gateway/picker")),
+            sessions: Sessions::new(ttl),
+            cold: ColdRequests::new(config.cold_requests()),
+            in_flight: InFlight::new(config.in_flight.clone()),
             saturation: config.saturation.clone(),
             objectives: config.objectives.iter().map(|(k, v)| (k.as_str().into(), *v)).collect(),
             matched: Vec::new(),
@@ -53,6 +65,16 @@ impl Director {
         }
     }
 
+    /// Whether some plugin reads what the first chunk of a response changes.
+    pub(crate) const fn reads_first_chunks(&self) -> bool {
+        self.scheduler.reads().contains(Reads::TOKENS)
+    }
+
+    /// Whether some plugin reads LoRA adapters.
+    pub(crate) const fn reads_adapters(&self) -> bool {
+        self.scheduler.reads().contains(Reads::ADAPTERS)
+    }
+
     /// Chooses an endpoint other than those `tried`, or refuses the request.
     pub(crate) fn direct(
         &mut self,
@@ -60,7 +82,7 @@ impl Director {
         info: &RequestInfo,
         tried: &[EndpointId],
         watch: &mut dyn Stopwatch,
-    ) -> Result<EndpointId, Rejection> {
+    ) -> Result<Placed, Rejection> {
         info.trail.note(now, || GatewayFact::Directing);
         let admitted = self.admit(now, info, tried);
         let at = watch.lap(Stage::Admit);
@@ -69,12 +91,9 @@ impl Director {
             Err(rejection) => Err((rejection, at)),
         };
         match chosen {
-            Ok((endpoint, at)) => {
-                let config = &self.pool.get(endpoint).config;
-                let (name, address) = (&config.name, &config.address);
-                info.trail.note(at, || GatewayFact::Directed { endpoint: name.clone(), address: address.clone() });
-                self.sent(now, info, endpoint);
-                Ok(endpoint)
+            Ok((decision, at)) => {
+                self.note_directed(at, info, &decision);
+                Ok(self.sent(now, info, &decision))
             }
             Err((rejection, at)) => {
                 info.trail.note(at, || GatewayFact::Refused(rejection));
@@ -83,10 +102,37 @@ impl Director {
         }
     }
 
-    /// A request left an endpoint.
-    pub(crate) fn leave(&mut self, endpoint: EndpointId) {
-        let in_flight = &mut self.pool.get_mut(endpoint).in_flight;
-        *in_flight = in_flight.checked_sub(1).expect("a request leaves an endpoint once");
+    fn note_directed(&self, at: Time, info: &RequestInfo, decision: &Decision) {
+        info.trail.note(at, || {
+            let config = |c: &Candidate| &self.pool.get(c.id).config;
+            let target = config(&decision.endpoint);
+            GatewayFact::Directed {
+                endpoint: Arc::clone(&target.name),
+                address: Arc::clone(&target.address),
+                prefill: decision.prefill.as_ref().map(|p| Arc::clone(&config(p).name)),
+            }
+        });
+    }
+
+    /// The first chunk of a request's response came.
+    pub(crate) fn first_chunk(&mut self, placed: &mut Placed) {
+        self.in_flight.first_chunk(&mut self.pool, placed);
+    }
+
+    /// A request left where it was.
+    pub(crate) fn leave(&mut self, placed: Placed) {
+        InFlight::leave(&mut self.pool, placed);
+    }
+
+    /// Takes the outcome of a scrape.
+    pub(crate) fn scraped(&mut self, id: EndpointId, outcome: Result<EndpointMetrics, ScrapeError>) {
+        if let Ok(m) = &outcome
+            && self.prefix.auto_tune
+            && m.num_gpu_blocks > 0
+        {
+            self.prefixes.set_capacity(id, m.num_gpu_blocks);
+        }
+        self.pool.scraped(id, outcome);
     }
 
     /// Forgets what requests left behind.
@@ -95,6 +141,7 @@ impl Director {
             self.prefixes.clear(EndpointId(i as u32));
         }
         self.sessions.clear();
+        self.cold.clear();
     }
 
     pub(crate) fn change(&mut self, change: EndpointChange) {
@@ -107,9 +154,11 @@ impl Director {
             EndpointChange::Restarted(id) => {
                 let endpoint = self.pool.get_mut(id);
                 (endpoint.draining, endpoint.health, endpoint.metrics) = (false, Health::Unknown, None);
+                endpoint.adapters = Default::default();
                 self.prefixes.clear(id);
             }
             EndpointChange::Models(id, models) => self.pool.get_mut(id).config.models = models,
+            EndpointChange::Adapters(id, adapters) => self.pool.get_mut(id).adapters = adapters,
         }
     }
 
@@ -133,19 +182,36 @@ impl Director {
 
     /// Makes a candidate of every endpoint that serves the model and was not tried.
     fn gather(&mut self, now: Time, info: &RequestInfo, tried: &[EndpointId]) {
-        let reads_prefix = self.scheduler.reads_prefix();
-        if reads_prefix {
+        let reads = self.scheduler.reads();
+        let prefix = reads.contains(Reads::PREFIX);
+        if prefix {
             self.prefixes.matches(&info.prefix, &mut self.matched);
         }
-        let last = info.session.and_then(|s| self.sessions.get(&s)).filter(|(_, at)| now.since(*at) < SESSION_TTL);
-        let last = last.map(|(endpoint, _)| *endpoint);
+        let bound = if reads.contains(Reads::SESSION) { self.bound(now, info) } else { None };
+        let (cold, adapters) = (reads.contains(Reads::COLD), reads.contains(Reads::ADAPTERS));
+        let candidates = &mut self.scheduler.room.candidates;
+        candidates.clear();
         let endpoints = self.pool.endpoints().iter().enumerate();
-        self.scheduler.candidates.clear();
-        self.scheduler.candidates.extend(endpoints.filter(|(_, e)| e.serves(&info.model)).filter_map(|(i, e)| {
+        candidates.extend(endpoints.filter(|(_, e)| e.serves(&info.model)).filter_map(|(i, e)| {
             let id = EndpointId(i as u32);
-            let matched_blocks = if reads_prefix { self.matched[i] } else { 0 };
-            (!tried.contains(&id)).then(|| candidate(id, e, matched_blocks, last == Some(id)))
+            (!tried.contains(&id)).then(|| Candidate {
+                matched_blocks: if prefix { self.matched[i] } else { 0 },
+                had_session: bound == Some(id),
+                cold_position: if cold { self.cold.position(id) } else { None },
+                adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
+                ..candidate(id, e)
+            })
         }));
+    }
+
+    /// The endpoint that the request's session is bound to: by its token, or by its id.
+    fn bound(&self, now: Time, info: &RequestInfo) -> Option<EndpointId> {
+        if let Some(named) = &info.session_endpoint {
+            let name = named.strip_prefix(&*self.namespace)?.strip_prefix('/')?;
+            let place = self.pool.endpoints().iter().position(|e| &*e.config.name == name)?;
+            return Some(EndpointId(place as u32));
+        }
+        self.sessions.endpoint(info.session?, now)
     }
 
     fn choose(
@@ -154,42 +220,67 @@ impl Director {
         at: Time,
         info: &RequestInfo,
         watch: &mut dyn Stopwatch,
-    ) -> Result<(EndpointId, Time), (Rejection, Time)> {
-        let view = View { pool: &self.pool, prefix_blocks: info.prefix.len() as u32 };
-        let (chosen, at) = self.scheduler.schedule(now, at, &view, &info.trail, watch);
-        chosen.map(|id| (id, at)).ok_or((Rejection::NoEndpoints, at))
+    ) -> Result<(Decision, Time), (Rejection, Time)> {
+        let view = view(&self.pool, &self.prefix, &self.in_flight, info);
+        let mut run = Run { now, view, trail: &info.trail, watch };
+        let (chosen, at) = self.scheduler.schedule(at, &mut run);
+        chosen.map(|decision| (decision, at)).ok_or((Rejection::NoEndpoints, at))
     }
 
-    /// Remembers a dispatch: the engine is expected to cache the prompt from now on.
-    fn sent(&mut self, now: Time, info: &RequestInfo, endpoint: EndpointId) {
-        self.pool.get_mut(endpoint).in_flight += 1;
-        if self.scheduler.reads_prefix() {
-            self.prefixes.insert(endpoint, &info.prefix);
-        }
-        let Some(session) = info.session.filter(|_| self.scheduler.reads_session()) else { return };
-        if self.sessions.len() >= MAX_SESSIONS && !self.sessions.contains_key(&session) {
-            self.sessions.retain(|_, (_, at)| now.since(*at) < SESSION_TTL);
-            if self.sessions.len() >= MAX_SESSIONS {
-                self.sessions.clear();
+    /// Remembers a dispatch: the engines are expected to cache the prompt from now on.
+    fn sent(&mut self, now: Time, info: &RequestInfo, decision: &Decision) -> Placed {
+        let reads = self.scheduler.reads();
+        let endpoints = std::iter::once(&decision.endpoint).chain(&decision.prefill).map(|c| c.id);
+        for endpoint in endpoints {
+            if reads.contains(Reads::PREFIX) {
+                self.prefixes.insert(endpoint, &info.prefix);
+            }
+            if decision.cold {
+                self.cold.sent(endpoint);
             }
         }
-        self.sessions.insert(session, (endpoint, now));
+        if let Some(session) = info.session.filter(|_| reads.contains(Reads::SESSION)) {
+            self.sessions.sent(session, decision.endpoint.id, decision.session_present, now);
+        }
+        let empty = Pool::default();
+        let view = view(&empty, &self.prefix, &self.in_flight, info);
+        InFlight::place(&mut self.pool, decision, |c| InFlight::cost(&view, c))
     }
 }
 
-fn candidate(id: EndpointId, endpoint: &Endpoint, matched_blocks: u32, had_session: bool) -> Candidate {
+/// What plugins see of a request.
+fn view<'a>(pool: &'a Pool, prefix: &PrefixConfig, in_flight: &InFlight, info: &'a RequestInfo) -> View<'a> {
+    View {
+        pool,
+        model: &info.model,
+        prompt_tokens: info.prompt_tokens_estimate,
+        prefix_blocks: info.prefix.len() as u32,
+        block_tokens: prefix.block_tokens,
+        output_tokens: in_flight.output_tokens(info.prompt_tokens_estimate, info.max_output_tokens),
+        selection: info.selection.as_deref(),
+        // Nobody predicts latencies yet.
+        predictions: &[],
+    }
+}
+
+/// What is known of an endpoint whatever the request is.
+fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
     // Of a server without metrics only the gateway's own requests are known.
     let unknown = (0, endpoint.in_flight, 0.0);
     let (waiting, running, kv_usage) = endpoint.metrics.map_or(unknown, |m| (m.waiting, m.running, m.kv_usage));
     Candidate {
         id,
-        available: endpoint.is_available(),
-        role: endpoint.config.role,
         waiting,
         running,
         kv_usage,
-        matched_blocks,
-        had_session,
+        matched_blocks: 0,
+        in_flight_tokens: endpoint.in_flight_tokens,
+        in_flight: endpoint.in_flight,
+        cold_position: None,
+        role: endpoint.config.role(),
+        adapter: AdapterState::Full,
+        available: endpoint.is_available(),
+        had_session: false,
     }
 }
 

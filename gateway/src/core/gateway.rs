@@ -8,12 +8,13 @@ use rustc_hash::FxHashMap;
 use shared::rng::Seed;
 use shared::time::{Stopwatch, Time};
 
-pub use crate::core::pool::{Endpoint, EndpointConfig, EndpointId, EndpointMetrics, ScrapeError};
+pub use crate::core::pool::{Adapters, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, ScrapeError};
 pub use crate::core::request::{Output, Rejection, RequestInfo, RequestKey, SessionKey};
 
 use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
 use crate::core::pool::Health;
+use crate::core::producers::Placed;
 use crate::spans::{Failure, GatewayFact, bounded_name};
 
 /// What happened.
@@ -44,6 +45,13 @@ pub enum Input {
         /// The endpoint that answers.
         endpoint: EndpointId,
     },
+    /// The first chunk of a response's body came. Told only where [`Gateway::reads_first_chunks`] says so.
+    FirstChunk {
+        /// The request.
+        key: RequestKey,
+        /// The endpoint that answers.
+        endpoint: EndpointId,
+    },
     /// A dispatched request is over, well or badly.
     Finished {
         /// The request.
@@ -66,6 +74,8 @@ pub enum EndpointChange {
     Restarted(EndpointId),
     /// Which models an endpoint serves became known.
     Models(EndpointId, Vec<Arc<str>>),
+    /// An endpoint's LoRA adapters changed.
+    Adapters(EndpointId, Adapters),
 }
 
 /// The core of one gateway.
@@ -81,7 +91,7 @@ pub struct Gateway {
 #[derive(Debug)]
 struct Open {
     info: Box<RequestInfo>,
-    endpoint: EndpointId,
+    placed: Placed,
     attempt: u32,
     tried: Vec<EndpointId>,
 }
@@ -90,10 +100,11 @@ impl Gateway {
     /// A gateway in front of `endpoints`, which get the ids 0, 1, ...
     ///
     /// # Panics
-    /// If `config` has problems: they are found and shown by [`GatewayConfig::validate`].
+    /// If `config` has problems: they are found and shown by [`GatewayConfig::validate`]; or if it names a file: [`crate::epp`] reads it.
     pub fn new(config: GatewayConfig, endpoints: Vec<EndpointConfig>, seed: Seed) -> Gateway {
         let problems = config.validate();
         assert!(problems.is_empty(), "the configuration is validated before it is used: {}", problems[0]);
+        assert!(config.epp_config.is_none(), "the file is read before the gateway is made");
         let retries = config.limits.retries;
         let pool_name = (config.pool.name.as_str().into(), config.pool.namespace.as_str().into());
         Gateway { director: Director::new(&config, endpoints, seed), open: FxHashMap::default(), retries, pool_name }
@@ -105,7 +116,7 @@ impl Gateway {
     pub fn handle(&mut self, now: Time, input: Input, watch: &mut dyn Stopwatch, out: &mut Vec<Output>) {
         match input {
             Input::Request(info) => self.request(now, info, watch, out),
-            Input::Metrics { endpoint, metrics } => self.director.pool.scraped(endpoint, metrics),
+            Input::Metrics { endpoint, metrics } => self.director.scraped(endpoint, metrics),
             Input::AttemptFailed { key, endpoint, failure } => {
                 if means_unreachable(failure) {
                     self.director.pool.get_mut(endpoint).health = Health::Ejected;
@@ -113,6 +124,7 @@ impl Gateway {
                 self.attempt_failed(now, key, endpoint, watch, out);
             }
             Input::ResponseStarted { key, endpoint } => self.response_started(key, endpoint),
+            Input::FirstChunk { key, endpoint } => self.first_chunk(key, endpoint),
             Input::Finished { key, endpoint } => self.finished(key, endpoint),
             Input::Endpoint(change) => self.director.change(change),
         }
@@ -125,6 +137,16 @@ impl Gateway {
 
     /// Does what is due at `now`: nothing, see [`Gateway::next_wakeup`].
     pub fn advance(&mut self, _now: Time, _out: &mut Vec<Output>) {}
+
+    /// Whether [`Input::FirstChunk`] is wanted: some plugin looks at tokens in flight.
+    pub const fn reads_first_chunks(&self) -> bool {
+        self.director.reads_first_chunks()
+    }
+
+    /// Whether [`EndpointChange::Adapters`] is of use: some plugin looks at them.
+    pub const fn reads_adapters(&self) -> bool {
+        self.director.reads_adapters()
+    }
 
     /// Forgets the prefixes and sessions of earlier requests; what is known of endpoints and open requests stays.
     pub fn forget(&mut self) {
@@ -148,9 +170,9 @@ impl Gateway {
         self.describe(now, &info);
         match self.director.direct(now, &info, &[], watch) {
             Err(rejection) => out.push(Output::Reject { key, rejection }),
-            Ok(endpoint) => {
-                self.open.insert(key, Open { info, endpoint, attempt: 0, tried: Vec::new() });
-                out.push(Output::Dispatch { key, endpoint, attempt: 0 });
+            Ok(placed) => {
+                self.open.insert(key, Open { info, placed, attempt: 0, tried: Vec::new() });
+                out.push(dispatch(key, placed, 0));
             }
         }
     }
@@ -184,7 +206,7 @@ impl Gateway {
         out: &mut Vec<Output>,
     ) {
         let Some(mut open) = self.open.remove(&key) else { return };
-        self.director.leave(open.endpoint);
+        self.director.leave(open.placed);
         open.tried.push(endpoint);
         let next = if open.attempt < self.retries {
             self.director.direct(now, &open.info, &open.tried, watch)
@@ -195,27 +217,37 @@ impl Gateway {
             return out.push(Output::Reject { key, rejection: Rejection::Unreachable });
         };
         open.attempt += 1;
-        open.endpoint = next;
+        open.placed = next;
         let attempt = open.attempt;
         let failed = &self.director.pool.get(endpoint).config.name;
         open.info.trail.annotate(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
         self.open.insert(key, open);
-        out.push(Output::Dispatch { key, endpoint: next, attempt });
+        out.push(dispatch(key, next, attempt));
     }
 
     fn response_started(&mut self, key: RequestKey, endpoint: EndpointId) {
-        if let Some(open) = self.open.get_mut(&key).filter(|o| o.endpoint == endpoint) {
+        if let Some(open) = self.open.get_mut(&key).filter(|o| o.placed.endpoint == endpoint) {
             // Only a further attempt would need them.
             open.info.prefix = Vec::new();
         }
     }
 
-    fn finished(&mut self, key: RequestKey, endpoint: EndpointId) {
-        if let Some(open) = self.open.remove(&key) {
-            assert_eq!(open.endpoint, endpoint, "{key:?} finished where it was not sent");
-            self.director.leave(endpoint);
+    fn first_chunk(&mut self, key: RequestKey, endpoint: EndpointId) {
+        if let Some(open) = self.open.get_mut(&key).filter(|o| o.placed.endpoint == endpoint) {
+            self.director.first_chunk(&mut open.placed);
         }
     }
+
+    fn finished(&mut self, key: RequestKey, endpoint: EndpointId) {
+        if let Some(open) = self.open.remove(&key) {
+            assert_eq!(open.placed.endpoint, endpoint, "{key:?} finished where it was not sent");
+            self.director.leave(open.placed);
+        }
+    }
+}
+
+const fn dispatch(key: RequestKey, placed: Placed, attempt: u32) -> Output {
+    Output::Dispatch { key, endpoint: placed.endpoint, prefill: placed.prefill, attempt }
 }
 
 /// Whether a failure says that nobody is there. One broken connection does not: it may be the request that breaks it.
@@ -227,183 +259,4 @@ const fn means_unreachable(failure: Failure) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use shared::ids::RequestId;
-    use shared::time::{Dur, Stopped};
-    use shared::trace::Trail;
-
-    use crate::core::config::ScorerConfig;
-
-    fn gateway(n: u32, change: impl FnOnce(&mut GatewayConfig)) -> Gateway {
-        let mut config = GatewayConfig::default();
-        change(&mut config);
-        let endpoints = (0..n).map(|i| EndpointConfig::new(&format!("e{i}"), "127.0.0.1", 8000)).collect();
-        let mut gateway = Gateway::new(config, endpoints, Seed(3));
-        (0..n).for_each(|i| report(&mut gateway, i, 0));
-        gateway
-    }
-
-    fn report(gateway: &mut Gateway, endpoint: u32, waiting: u32) {
-        let at = Time::ZERO;
-        let m = EndpointMetrics { waiting, running: 0, kv_usage: 0.0, block_size: 16, num_gpu_blocks: 9, at };
-        step(gateway, Input::Metrics { endpoint: EndpointId(endpoint), metrics: Ok(m) });
-    }
-
-    fn step(gateway: &mut Gateway, input: Input) -> Option<Output> {
-        step_at(gateway, Time::ZERO, input)
-    }
-
-    fn step_at(gateway: &mut Gateway, now: Time, input: Input) -> Option<Output> {
-        let mut out = Vec::new();
-        gateway.handle(now, input, &mut Stopped(now), &mut out);
-        assert!(out.len() <= 1);
-        out.pop()
-    }
-
-    fn request(key: u64) -> Box<RequestInfo> {
-        Box::new(RequestInfo {
-            key: RequestKey(key),
-            id: RequestId::sanitise("r"),
-            model: "m".into(),
-            streaming: false,
-            size_bytes: 10,
-            priority: 0,
-            objective: None,
-            fairness_id: None,
-            session: None,
-            prompt_tokens_estimate: 4,
-            prefix: Vec::new(),
-            trail: Trail::off(),
-        })
-    }
-
-    fn endpoint(output: Option<Output>) -> u32 {
-        let Some(Output::Dispatch { endpoint, .. }) = output else { panic!("{output:?}") };
-        endpoint.0
-    }
-
-    fn rejection(output: Option<Output>) -> Rejection {
-        let Some(Output::Reject { rejection, .. }) = output else { panic!("{output:?}") };
-        rejection
-    }
-
-    #[test]
-    fn requests_with_a_common_prefix_go_where_it_was_sent() {
-        let mut g = gateway(4, |_| {});
-        let mut ask = |key, prefix: &[u64]| {
-            let mut r = request(key);
-            r.prefix = prefix.to_vec();
-            endpoint(step(&mut g, Input::Request(r)))
-        };
-        let first = ask(1, &[1, 2, 3]);
-        assert!((2..20).all(|key| ask(key, &[1, 2, 3, key]) == first));
-        assert!((20..40).any(|key| ask(key, &[key]) != first));
-    }
-
-    #[test]
-    fn a_session_stays_until_it_expires() {
-        let only = vec![ScorerConfig::of("session-affinity-scorer", 1.0)];
-        let mut g = gateway(8, |c| c.profile.scorers = only);
-        let mut ask = |key, at| {
-            let mut r = request(key);
-            r.session = Some(SessionKey(5));
-            endpoint(step_at(&mut g, Time::ZERO + at, Input::Request(r)))
-        };
-        let first = ask(0, Dur::ZERO);
-        assert!((1..50).all(|key| ask(key, Dur::from_secs(key)) == first));
-        assert!((50..80).any(|key| ask(key, Dur::from_secs(400 * key)) != first));
-    }
-
-    #[test]
-    fn refusals_are_data() {
-        let mut g = gateway(2, |c| {
-            c.objectives.insert("batch".into(), -1);
-        });
-        let unknown = EndpointChange::Models(EndpointId(0), vec!["m".into()]);
-        step(&mut g, Input::Endpoint(unknown));
-        step(&mut g, Input::Endpoint(EndpointChange::Models(EndpointId(1), vec!["m".into()])));
-        let mut other = request(1);
-        other.model = "x".into();
-        assert_eq!(rejection(step(&mut g, Input::Request(other))), Rejection::UnknownModel);
-
-        (0..2).for_each(|i| report(&mut g, i, 9));
-        let mut sheddable = request(2);
-        sheddable.objective = Some("batch".into());
-        assert_eq!(rejection(step(&mut g, Input::Request(sheddable))), Rejection::Saturated);
-        endpoint(step(&mut g, Input::Request(request(3))));
-
-        (0..2).for_each(|i| {
-            step(&mut g, Input::Endpoint(EndpointChange::Draining(EndpointId(i))));
-        });
-        assert_eq!(rejection(step(&mut g, Input::Request(request(4)))), Rejection::NoEndpoints);
-        assert_eq!(g.open_requests(), 1);
-    }
-
-    #[test]
-    fn an_endpoint_that_cannot_be_reached_is_left_out_until_it_answers_a_scrape() {
-        let mut g = gateway(2, |_| {});
-        let (key, failure) = (RequestKey(1), Failure::Connect);
-        let first = EndpointId(endpoint(step(&mut g, Input::Request(request(1)))));
-        let second = EndpointId(endpoint(step(&mut g, Input::AttemptFailed { key, endpoint: first, failure })));
-        assert_ne!(first, second);
-        // One retry is all there is.
-        let last = step(&mut g, Input::AttemptFailed { key, endpoint: second, failure });
-        assert_eq!(rejection(last), Rejection::Unreachable);
-        assert_eq!(rejection(step(&mut g, Input::Request(request(2)))), Rejection::NoEndpoints);
-        report(&mut g, first.0, 0);
-        assert_eq!(endpoint(step(&mut g, Input::Request(request(3)))), first.0);
-        assert_eq!(g.endpoints().iter().map(|e| e.in_flight).sum::<u32>(), 1);
-    }
-
-    #[test]
-    fn an_endpoint_that_breaks_one_connection_stays() {
-        let mut g = gateway(2, |_| {});
-        let key = RequestKey(1);
-        let first = EndpointId(endpoint(step(&mut g, Input::Request(request(1)))));
-        let second = step(&mut g, Input::AttemptFailed { key, endpoint: first, failure: Failure::Reset });
-        assert_ne!(endpoint(second), first.0);
-        assert!(g.endpoints().iter().all(Endpoint::is_available));
-    }
-
-    #[test]
-    fn a_new_endpoint_gets_requests_once_it_is_scraped() {
-        let mut g = gateway(0, |_| {});
-        step(&mut g, Input::Endpoint(EndpointChange::Added(EndpointConfig::new("new", "h", 1))));
-        assert_eq!(rejection(step(&mut g, Input::Request(request(1)))), Rejection::NoEndpoints);
-        report(&mut g, 0, 0);
-        assert_eq!(endpoint(step(&mut g, Input::Request(request(2)))), 0);
-    }
-
-    proptest! {
-        /// Invariant: requests are conserved. Each is refused at once, or open at one endpoint until it is finished or refused.
-        #[test]
-        fn requests_are_conserved(steps in proptest::collection::vec((0u8..4, 0usize..4), 0..200)) {
-            let mut g = gateway(3, |_| {});
-            let mut open: Vec<(RequestKey, EndpointId)> = Vec::new();
-            for (next_key, (action, which)) in steps.into_iter().enumerate() {
-                let chosen = which.min(open.len().saturating_sub(1));
-                let output = match action {
-                    0 => step(&mut g, Input::Request(request(next_key as u64))),
-                    1 if !open.is_empty() => {
-                        let (key, endpoint) = open.swap_remove(chosen);
-                        step(&mut g, Input::Finished { key, endpoint })
-                    }
-                    2 if !open.is_empty() => {
-                        let (key, endpoint) = open.swap_remove(chosen);
-                        step(&mut g, Input::AttemptFailed { key, endpoint, failure: Failure::Connect })
-                    }
-                    _ => { report(&mut g, which as u32 % 3, 1); None }
-                };
-                if let Some(Output::Dispatch { key, endpoint, .. }) = output {
-                    open.push((key, endpoint));
-                }
-                prop_assert_eq!(g.open_requests(), open.len());
-                for (i, e) in g.endpoints().iter().enumerate() {
-                    prop_assert_eq!(e.in_flight as usize, open.iter().filter(|(_, at)| at.index() == i).count());
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -5,5 +5,7 @@ mod director;
 pub mod gateway;
 pub mod pool;
 pub mod prefix_index;
+mod producers;
 pub mod request;
+mod role;
 pub mod scheduler;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use shared::time::{Dur, Time};
 
+pub use crate::core::role::Role;
+
 /// An endpoint of the pool; ids are dense and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u32);
@@ -18,18 +20,6 @@ impl EndpointId {
     }
 }
 
-/// What an endpoint is for (llm-d's label `llm-d.ai/role`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Role {
-    /// Prefill and decode, the meaning of no label.
-    #[default]
-    Both,
-    /// Decode, after another endpoint's prefill or its own.
-    Decode,
-    /// Prefill only.
-    Prefill,
-}
-
 /// An endpoint as it is configured or discovered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointConfig {
@@ -39,19 +29,35 @@ pub struct EndpointConfig {
     pub address: Arc<str>,
     /// Port.
     pub port: u16,
-    /// What it is for.
-    pub role: Role,
-    /// Labels, for the label selector.
-    pub labels: BTreeMap<String, String>,
     /// Models it serves; empty means not known yet, and then every model is tried.
     pub models: Vec<Arc<str>>,
+    labels: BTreeMap<String, String>,
+    role: Role,
 }
 
 impl EndpointConfig {
     /// An unlabelled endpoint that serves any model.
     pub fn new(name: &str, address: &str, port: u16) -> EndpointConfig {
-        let (role, labels, models) = (Role::Both, BTreeMap::new(), Vec::new());
-        EndpointConfig { name: name.into(), address: address.into(), port, role, labels, models }
+        let (role, labels, models) = (Role::Unlabelled, BTreeMap::new(), Vec::new());
+        EndpointConfig { name: name.into(), address: address.into(), port, models, labels, role }
+    }
+
+    /// The same endpoint with these labels, which also give its role.
+    #[must_use]
+    pub fn with_labels(mut self, labels: BTreeMap<String, String>) -> EndpointConfig {
+        self.role = Role::of(&labels);
+        self.labels = labels;
+        self
+    }
+
+    /// Its labels.
+    pub const fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
+    /// What it is for, by its label.
+    pub const fn role(&self) -> Role {
+        self.role
     }
 }
 
@@ -70,6 +76,47 @@ pub struct EndpointMetrics {
     pub num_gpu_blocks: u32,
     /// When the engine answered.
     pub at: Time,
+}
+
+/// The LoRA adapters of an endpoint (`vllm:lora_requests_info`); all empty if it reports none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adapters {
+    /// Adapters that may be in one batch.
+    pub max: u32,
+    /// Adapters of running requests: those on the GPU.
+    pub running: Vec<Arc<str>>,
+    /// Adapters of waiting requests.
+    pub waiting: Vec<Arc<str>>,
+}
+
+/// How an endpoint stands to the adapter that a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AdapterState {
+    /// It is on the GPU.
+    Running,
+    /// There is room for one more.
+    Room,
+    /// No room, but requests for it wait already.
+    Waiting,
+    /// No room.
+    #[default]
+    Full,
+}
+
+impl Adapters {
+    /// How the endpoint stands to `adapter`, in llm-d's order.
+    pub fn state(&self, adapter: &str) -> AdapterState {
+        let has = |list: &[Arc<str>]| list.iter().any(|a| &**a == adapter);
+        if has(&self.running) {
+            AdapterState::Running
+        } else if self.running.len() + self.waiting.len() < self.max as usize {
+            AdapterState::Room
+        } else if has(&self.waiting) {
+            AdapterState::Waiting
+        } else {
+            AdapterState::Full
+        }
+    }
 }
 
 /// Why a scrape failed.
@@ -114,8 +161,12 @@ pub struct Endpoint {
     pub health: Health,
     /// Whether it is on its way out: no new requests.
     pub draining: bool,
+    /// Its LoRA adapters.
+    pub adapters: Adapters,
     /// Requests sent to it and not finished, as the gateway counts them.
     pub in_flight: u32,
+    /// Tokens of these that it still has to compute, as the gateway estimates them.
+    pub in_flight_tokens: u64,
 }
 
 impl Endpoint {
@@ -175,7 +226,9 @@ impl Pool {
     pub fn add(&mut self, config: EndpointConfig) -> EndpointId {
         let id = EndpointId(u32::try_from(self.endpoints.len()).expect("fewer than 2^32 endpoints"));
         let (metrics, health) = (None, Health::Unknown);
-        self.endpoints.push(Endpoint { config, metrics, health, draining: false, in_flight: 0 });
+        let (adapters, draining) = (Adapters::default(), false);
+        let (in_flight, in_flight_tokens) = (0, 0);
+        self.endpoints.push(Endpoint { config, metrics, health, draining, adapters, in_flight, in_flight_tokens });
         id
     }
 

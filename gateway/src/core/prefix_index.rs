@@ -12,8 +12,10 @@ use crate::core::pool::EndpointId;
 
 /// Tokens in a block of the index: llm-d raises every smaller block size to this.
 pub const BLOCK_TOKENS: usize = 64;
-/// Bytes of text in a block.
-pub const BLOCK_BYTES: usize = BLOCK_TOKENS * BYTES_PER_TOKEN;
+/// The largest block size, in tokens: what is hashed lies in a buffer of this size.
+pub const MAX_BLOCK_TOKENS: usize = 256;
+
+const MAX_BLOCK_BYTES: usize = MAX_BLOCK_TOKENS * BYTES_PER_TOKEN;
 
 /// Hashes a prompt block by block, each block chained to the one before it and the first to model and salt.
 ///
@@ -21,7 +23,9 @@ pub const BLOCK_BYTES: usize = BLOCK_TOKENS * BYTES_PER_TOKEN;
 #[derive(Debug)]
 pub struct PrefixHasher {
     parent: u64,
-    buffer: [u8; BLOCK_BYTES],
+    buffer: [u8; MAX_BLOCK_BYTES],
+    /// Bytes of text in a block.
+    block: usize,
     filled: usize,
     bytes: usize,
     max_blocks: usize,
@@ -29,15 +33,27 @@ pub struct PrefixHasher {
 }
 
 impl PrefixHasher {
-    /// A hasher for prompts to `model`; `salt` separates caches, `max_tokens` bounds the part that is hashed.
+    /// A hasher for prompts to `model` in blocks of [`BLOCK_TOKENS`]; `salt` separates caches, `max_tokens` bounds the part that
+    /// is hashed.
     pub fn new(model: &str, salt: Option<&str>, max_tokens: u32) -> PrefixHasher {
+        PrefixHasher::with_blocks(model, salt, max_tokens, BLOCK_TOKENS as u32)
+    }
+
+    /// As [`PrefixHasher::new`], with blocks of `block_tokens`.
+    ///
+    /// # Panics
+    /// If that is 0 or more than [`MAX_BLOCK_TOKENS`].
+    pub fn with_blocks(model: &str, salt: Option<&str>, max_tokens: u32, block_tokens: u32) -> PrefixHasher {
+        let tokens = block_tokens as usize;
+        assert!((1..=MAX_BLOCK_TOKENS).contains(&tokens), "a block of {tokens} tokens");
         let salt = salt.map_or(0, |s| mix64(xxh3_64(s.as_bytes())));
         PrefixHasher {
             parent: xxh3_64(model.as_bytes()) ^ salt,
-            buffer: [0; BLOCK_BYTES],
+            buffer: [0; MAX_BLOCK_BYTES],
+            block: tokens * BYTES_PER_TOKEN,
             filled: 0,
             bytes: 0,
-            max_blocks: max_tokens as usize / BLOCK_TOKENS,
+            max_blocks: max_tokens as usize / tokens,
             hashes: Vec::new(),
         }
     }
@@ -46,16 +62,16 @@ impl PrefixHasher {
     pub fn text(&mut self, mut text: &[u8]) {
         self.bytes += text.len();
         while !text.is_empty() && self.hashes.len() < self.max_blocks {
-            if self.filled == 0 && text.len() >= BLOCK_BYTES {
-                self.block(text);
-                text = &text[BLOCK_BYTES..];
+            if self.filled == 0 && text.len() >= self.block {
+                self.push(xxh3_64(&text[..self.block]));
+                text = &text[self.block..];
                 continue;
             }
-            let part = text.len().min(BLOCK_BYTES - self.filled);
+            let part = text.len().min(self.block - self.filled);
             self.buffer[self.filled..self.filled + part].copy_from_slice(&text[..part]);
             self.filled += part;
             text = &text[part..];
-            self.flush_if(BLOCK_BYTES);
+            self.flush_if(self.block);
         }
     }
 
@@ -66,7 +82,7 @@ impl PrefixHasher {
             if self.hashes.len() < self.max_blocks {
                 self.buffer[self.filled..self.filled + BYTES_PER_TOKEN].copy_from_slice(&id.0.to_le_bytes());
                 self.filled += BYTES_PER_TOKEN;
-                self.flush_if(BLOCK_BYTES);
+                self.flush_if(self.block);
             }
         }
     }
@@ -78,21 +94,20 @@ impl PrefixHasher {
 
     /// The hashes of all full blocks. A last token of fewer than four bytes counts as a token.
     pub fn finish(mut self) -> Vec<u64> {
-        self.flush_if(BLOCK_BYTES - BYTES_PER_TOKEN + 1);
+        self.flush_if(self.block - BYTES_PER_TOKEN + 1);
         self.hashes
     }
 
     fn flush_if(&mut self, least: usize) {
         if self.filled >= least && self.hashes.len() < self.max_blocks {
-            self.buffer[self.filled..].fill(0);
-            let block = self.buffer;
-            self.block(&block);
+            self.buffer[self.filled..self.block].fill(0);
+            self.push(xxh3_64(&self.buffer[..self.block]));
             self.filled = 0;
         }
     }
 
-    fn block(&mut self, bytes: &[u8]) {
-        self.parent = mix64(self.parent.rotate_left(29) ^ xxh3_64(&bytes[..BLOCK_BYTES]));
+    fn push(&mut self, block: u64) {
+        self.parent = mix64(self.parent.rotate_left(29) ^ block);
         self.hashes.push(self.parent);
     }
 }
@@ -116,8 +131,10 @@ pub fn prefix_hashes_of_tokens(model: &str, salt: Option<&str>, ids: &[TokenId],
 /// One map finds a block, a bit set beside it says who holds it; so a lookup costs one probe a block for any number of endpoints.
 #[derive(Debug)]
 pub struct PrefixIndex {
-    /// Blocks remembered for each endpoint.
+    /// Blocks remembered for an endpoint of which nothing else is known.
     capacity: u32,
+    /// Blocks remembered for each endpoint.
+    capacities: Vec<u32>,
     /// Words in a block's bit set.
     words: usize,
     slots: FxHashMap<u64, u32>,
@@ -136,6 +153,7 @@ impl PrefixIndex {
         let words = endpoints.div_ceil(64).max(1);
         PrefixIndex {
             capacity,
+            capacities: vec![capacity; endpoints],
             words,
             slots: FxHashMap::default(),
             hashes: Vec::new(),
@@ -148,6 +166,7 @@ impl PrefixIndex {
 
     /// Makes room for one more endpoint.
     pub fn add_endpoint(&mut self) {
+        self.capacities.push(self.capacity);
         self.recent.push(Recent::default());
         let words = self.recent.len().div_ceil(64);
         if words > self.words {
@@ -158,6 +177,11 @@ impl PrefixIndex {
             (self.holders, self.words) = (wider, words);
             self.alive.resize(words, 0);
         }
+    }
+
+    /// Remembers at most `blocks` for an endpoint from now on; what is remembered already stays until something newer comes.
+    pub fn set_capacity(&mut self, endpoint: EndpointId, blocks: u32) {
+        self.capacities[endpoint.index()] = blocks.max(1);
     }
 
     /// Blocks remembered for an endpoint.
@@ -189,9 +213,10 @@ impl PrefixIndex {
     /// Remembers that `endpoint` was sent `prefix`.
     pub fn insert(&mut self, endpoint: EndpointId, prefix: &[u64]) {
         let (word, bit) = (endpoint.index() / 64, 1 << (endpoint.index() % 64));
+        let capacity = self.capacities[endpoint.index()];
         for &hash in prefix {
             let slot = self.slot(hash);
-            let evicted = self.recent[endpoint.index()].touch(slot, self.capacity);
+            let evicted = self.recent[endpoint.index()].touch(slot, capacity);
             self.holders[slot as usize * self.words + word] |= bit;
             if let Some(old) = evicted {
                 self.release(old, word, bit);
@@ -289,7 +314,7 @@ impl Recent {
             }
             return None;
         }
-        let full = self.list.len() as u32 == capacity;
+        let full = self.list.len() as u32 >= capacity;
         let (node, evicted) = if full { self.reuse_oldest(slot) } else { (self.grow(slot), None) };
         self.nodes.insert(slot, node);
         self.push_newest(node);
@@ -362,17 +387,41 @@ mod tests {
 
     #[test]
     fn hashes_depend_on_model_salt_and_everything_before() {
-        let text = [b'a'; 4 * BLOCK_BYTES];
+        let text = [b'a'; 4 * BLOCK_TOKENS * BYTES_PER_TOKEN];
         let base = prefix_hashes("m", None, &text, ALL);
         assert_eq!(base.len(), 4);
         assert_eq!(prefix_hashes("m", None, &text, 128), base[..2]);
         assert!(base.iter().zip(prefix_hashes("n", None, &text, ALL)).all(|(a, b)| *a != b));
         assert!(base.iter().zip(prefix_hashes("m", Some("s"), &text, ALL)).all(|(a, b)| *a != b));
         let mut other = text;
-        other[BLOCK_BYTES] = b'b';
+        other[BLOCK_TOKENS * BYTES_PER_TOKEN] = b'b';
         let changed = prefix_hashes("m", None, &other, ALL);
         assert_eq!(changed[0], base[0]);
         assert!(base[1..].iter().zip(&changed[1..]).all(|(a, b)| a != b));
+    }
+
+    #[test]
+    fn larger_blocks_are_fewer() {
+        let text = [b'a'; 4 * BLOCK_TOKENS * BYTES_PER_TOKEN];
+        let blocks = |tokens| {
+            let mut hasher = PrefixHasher::with_blocks("m", None, ALL, tokens);
+            text.chunks(33).for_each(|part| hasher.text(part));
+            hasher.finish().len()
+        };
+        assert_eq!([64, 100, 128, 256].map(blocks), [4, 2, 2, 1]);
+    }
+
+    #[test]
+    fn an_endpoint_may_have_a_bound_of_its_own() {
+        let mut index = PrefixIndex::new(2, 2);
+        index.set_capacity(EndpointId(1), 4);
+        for endpoint in [0, 1].map(EndpointId) {
+            index.insert(endpoint, &[1, 2, 3, 4, 5]);
+        }
+        assert_eq!([0, 1].map(|e| index.len(EndpointId(e))), [2, 4]);
+        index.clear(EndpointId(1));
+        index.insert(EndpointId(1), &[1, 2, 3, 4, 5]);
+        assert_eq!(index.len(EndpointId(1)), 4);
     }
 
     #[test]

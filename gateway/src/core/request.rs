@@ -37,8 +37,14 @@ pub struct RequestInfo {
     pub fairness_id: Option<Arc<str>>,
     /// The session it belongs to.
     pub session: Option<SessionKey>,
+    /// The endpoint that its session token names, as `namespace/name`.
+    pub session_endpoint: Option<Arc<str>>,
+    /// The endpoints its caller allows (`test-epp-endpoint-selection`), where a filter looks at that.
+    pub selection: Option<Arc<str>>,
     /// Length of the prompt in tokens, four bytes each.
     pub prompt_tokens_estimate: u32,
+    /// The most tokens the caller wants, if it says so.
+    pub max_output_tokens: Option<u32>,
     /// Hashes of the prompt's blocks (see [`crate::core::prefix_index`]).
     pub prefix: Vec<u64>,
     /// Where its facts are recorded.
@@ -92,6 +98,8 @@ pub enum Output {
         key: RequestKey,
         /// Where to.
         endpoint: EndpointId,
+        /// The endpoint that is to prefill it, if that is another one's task.
+        prefill: Option<EndpointId>,
         /// 0 for the first attempt.
         attempt: u32,
     },

@@ -1,5 +1,6 @@
 //! Where endpoints are: any OpenAI-compatible server by its base URL.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use http::Uri;
@@ -66,16 +67,26 @@ impl Backend {
 impl FromStr for Backend {
     type Err = BadBackend;
 
-    /// Reads `NAME=URL`.
+    /// Reads `NAME=URL`, and labels after it: `NAME=URL,LABEL=VALUE,LABEL=VALUE`.
     fn from_str(text: &str) -> Result<Backend, BadBackend> {
-        let allowed = "NAME=URL, for example engine-0=http://127.0.0.1:8000";
+        let allowed =
+            "NAME=URL or NAME=URL,LABEL=VALUE, for example engine-0=http://127.0.0.1:8000,llm-d.ai/role=decode";
         let wrong = || BadBackend { found: text.to_owned(), allowed };
-        let (name, url) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
+        let mut parts = text.split(',');
+        let endpoint = parts.next().unwrap_or_default();
+        let label = |part: &str| {
+            let (key, value) = part.split_once('=').filter(|(key, _)| !key.is_empty())?;
+            Some((key.to_owned(), value.to_owned()))
+        };
+        let labels: Option<BTreeMap<String, String>> = parts.map(label).collect();
+        let (name, url) = endpoint.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
         if name.len() > 128 || !name.bytes().all(plain) {
             return Err(wrong());
         }
-        Backend::new(name, url)
+        let mut backend = Backend::new(name, url)?;
+        backend.config = backend.config.with_labels(labels.ok_or_else(wrong)?);
+        Ok(backend)
     }
 }
 
@@ -97,6 +108,14 @@ mod tests {
     }
 
     #[test]
+    fn labels_follow_the_url() {
+        let backend: Backend = "a=http://h:1,llm-d.ai/role=prefill,zone=".parse().unwrap();
+        assert!(backend.config.role().prefills());
+        assert_eq!(backend.config.labels().get("zone").map(String::as_str), Some(""));
+        assert_eq!((&*backend.config.address, backend.config.port), ("h", 1));
+    }
+
+    #[test]
     fn anything_else_is_refused() {
         for bad in [
             "",
@@ -108,6 +127,8 @@ mod tests {
             "a=http://u:p@h",
             "a=http://h/?q",
             "a b=http://h",
+            "a=http://h,role",
+            "a=http://h,=x",
         ] {
             assert!(bad.parse::<Backend>().is_err(), "{bad}");
         }

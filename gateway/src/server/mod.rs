@@ -9,6 +9,7 @@ mod opening;
 mod proxy;
 mod reply;
 mod request;
+mod routing;
 mod runtime;
 mod scrape;
 

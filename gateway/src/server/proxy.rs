@@ -123,9 +123,9 @@ impl Exchange {
         let config = &self.shared.config;
         let body = request::body(body, headers, config.limits.max_body_bytes);
         let bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
-        let parsed = request::parse(self.route, &bytes, config.prefix.max_prefix_tokens)?;
+        let parsed = request::parse(self.route, &bytes, &config.prefix)?;
         *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
-        let info = self.info(parsed, Caller::of(headers), model, bytes.len());
+        let info = self.info(parsed, Caller::of(headers, &self.shared.routing), model, bytes.len());
         Ok((info, bytes))
     }
 
@@ -147,9 +147,12 @@ impl Exchange {
             size_bytes: u32::try_from(size).unwrap_or(u32::MAX),
             priority: 0,
             session: caller.session(),
+            session_endpoint: caller.session_endpoint,
+            selection: caller.selection,
             objective: caller.objective,
             fairness_id: caller.fairness_id,
             prompt_tokens_estimate: parsed.prompt_tokens,
+            max_output_tokens: parsed.max_tokens,
             prefix: parsed.prefix,
             trail: self.trail.clone(),
         })
@@ -167,8 +170,9 @@ impl Exchange {
         let mut input = Input::Request(info);
         let mut last = None;
         loop {
-            let (endpoint, attempt) = self.ask(input, last)?;
+            let (endpoint, prefill, attempt) = self.ask(input, last)?;
             self.attempt_started(endpoint, attempt);
+            self.shared.routing.set_prefiller(&mut headers, prefill);
             let request = self.outgoing(parts, &mut headers, body.clone(), endpoint, attempt)?;
             let head =
                 tokio::time::timeout(self.shared.config.timeouts.response_head.get().to_std(), self.send(request));
@@ -183,16 +187,16 @@ impl Exchange {
         }
     }
 
-    /// Where the request goes next; `last` is what went wrong before.
-    fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<(EndpointId, u32), Refusal> {
+    /// Where the request goes next, who prefills, and the attempt; `last` is what went wrong before.
+    fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
         let output = self.shared.ask(self.shared.clock.now(), input, self.trail.is_recording());
         match output {
-            Output::Dispatch { endpoint, attempt, .. } => {
+            Output::Dispatch { endpoint, prefill, attempt, .. } => {
                 self.at = Some(endpoint);
                 if attempt > 0 {
                     self.shared.metrics.retries.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok((endpoint, attempt))
+                Ok((endpoint, prefill, attempt))
             }
             Output::Reject { rejection, .. } => {
                 self.at = None;
@@ -279,6 +283,13 @@ impl Exchange {
         response
     }
 
+    /// Tells the core that the engine's prefill is over.
+    fn first_chunk(&self) {
+        if let Some(endpoint) = self.at {
+            self.shared.tell(self.shared.clock.now(), Input::FirstChunk { key: self.key, endpoint });
+        }
+    }
+
     /// Answers with an error of the gateway's own.
     fn refuse(mut self, refusal: Refusal, model: &Arc<str>) -> Response {
         let mut response = refusal.response(&bounded_name(model));
@@ -297,6 +308,9 @@ impl Exchange {
             && self.tracer.propagates()
         {
             headers.insert(TRACERESPONSE, started.context.traceparent());
+        }
+        if let Some(endpoint) = self.at {
+            self.shared.routing.set_session_token(headers, endpoint);
         }
         if let Some(endpoint) = self.at
             && let Ok(name) = HeaderValue::from_str(&self.shared.backends[endpoint.index()].config.name)
@@ -456,6 +470,9 @@ impl Passage {
 
     fn pass(&mut self, data: &Bytes) {
         let exchange = &mut self.exchange;
+        if exchange.bytes == 0 && !data.is_empty() && exchange.shared.reads_first_chunks {
+            exchange.first_chunk();
+        }
         exchange.bytes += data.len() as u64;
         let before = exchange.learnt.first_token;
         self.observer.data(data, &mut exchange.learnt);

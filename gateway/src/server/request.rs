@@ -13,9 +13,11 @@ use shared::openai::{Content, Prompt};
 use shared::tokens::TokenId;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::core::config::PrefixConfig;
 use crate::core::prefix_index::PrefixHasher;
 use crate::core::request::SessionKey;
 use crate::server::reply::Refusal;
+use crate::server::routing::Routing;
 
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,7 @@ pub(crate) struct Parsed {
     pub(crate) model: Option<Arc<str>>,
     pub(crate) streaming: bool,
     pub(crate) prompt_tokens: u32,
+    pub(crate) max_tokens: Option<u32>,
     pub(crate) prefix: Vec<u64>,
 }
 
@@ -54,15 +57,19 @@ pub(crate) struct Caller {
     pub(crate) objective: Option<Arc<str>>,
     pub(crate) fairness_id: Option<Arc<str>>,
     pub(crate) session_id: Option<Arc<str>>,
+    pub(crate) session_endpoint: Option<Arc<str>>,
+    pub(crate) selection: Option<Arc<str>>,
 }
 
 impl Caller {
-    pub(crate) fn of(headers: &HeaderMap) -> Caller {
+    pub(crate) fn of(headers: &HeaderMap, routing: &Routing) -> Caller {
         let label = |names: &[&str]| names.iter().find_map(|n| headers.get(*n)?.to_str().ok()).map(clean);
         Caller {
             objective: label(&["x-llm-d-inference-objective", "x-gateway-inference-objective"]),
             fairness_id: label(&["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"]),
-            session_id: label(&["x-session-id"]),
+            session_id: routing.session_id(headers).map(clean),
+            session_endpoint: routing.session_endpoint(headers).map(Arc::from),
+            selection: routing.selection(headers).map(Arc::from),
         }
     }
 
@@ -92,18 +99,20 @@ pub(crate) async fn body(body: axum::body::Body, headers: &HeaderMap, limit: u32
 
 /// Reads the body of an inference request and hashes its prompt. Whether the request is a good one is for the engine to say: what
 /// is not understood counts as absent, and only a body that is no JSON object is refused.
-pub(crate) fn parse(route: Route, body: &[u8], max_prefix_tokens: u32) -> Result<Parsed, Refusal> {
+pub(crate) fn parse(route: Route, body: &[u8], prefix: &PrefixConfig) -> Result<Parsed, Refusal> {
     let request = match route {
         Route::Other => return Ok(model_only(body)),
         Route::Chat | Route::Completions => Request::read(body)?,
     };
     let model = request.model.as_deref().unwrap_or_default();
-    let mut hasher = PrefixHasher::new(model, request.cache_salt.as_deref(), max_prefix_tokens);
+    let (salt, most) = (request.cache_salt.as_deref(), prefix.max_prefix_tokens);
+    let mut hasher = PrefixHasher::with_blocks(model, salt, most, prefix.block_tokens);
     hash_prompt(&request, &mut hasher);
     Ok(Parsed {
         model: request.model.as_deref().map(Arc::from),
         streaming: request.stream == Some(true),
         prompt_tokens: u32::try_from(hasher.token_count()).unwrap_or(u32::MAX),
+        max_tokens: request.max_completion_tokens.or(request.max_tokens),
         prefix: hasher.finish(),
     })
 }
@@ -120,6 +129,10 @@ struct Request<'a> {
     messages: Option<Vec<Message<'a>>>,
     #[serde(default)]
     prompt: Option<Prompt<'a>>,
+    #[serde(default)]
+    max_tokens: Option<u32>,
+    #[serde(default)]
+    max_completion_tokens: Option<u32>,
     #[serde(default, borrow)]
     cache_salt: Option<Cow<'a, str>>,
 }
@@ -151,6 +164,8 @@ impl<'a> Request<'a> {
             stream: known(body, "stream"),
             messages: known(body, "messages"),
             prompt: known(body, "prompt"),
+            max_tokens: known(body, "max_tokens"),
+            max_completion_tokens: known(body, "max_completion_tokens"),
             cache_salt: known(body, "cache_salt").map(Cow::Owned),
         })
     }
@@ -231,13 +246,29 @@ fn model_only(body: &[u8]) -> Parsed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::config::GatewayConfig;
     use crate::core::prefix_index::prefix_hashes_of_tokens;
+
+    fn blocks(max_prefix_tokens: u32) -> PrefixConfig {
+        PrefixConfig { max_prefix_tokens, ..PrefixConfig::default() }
+    }
+
+    #[test]
+    fn the_newer_name_of_a_limit_wins() {
+        let check = |body: &str, expect| {
+            assert_eq!(parse(Route::Chat, body.as_bytes(), &blocks(64)).unwrap().max_tokens, expect, "{body}");
+        };
+        check(r#"{"model":"m"}"#, None);
+        check(r#"{"max_tokens":7}"#, Some(7));
+        check(r#"{"max_tokens":7,"max_completion_tokens":8}"#, Some(8));
+        check(r#"{"max_tokens":-1}"#, None);
+    }
 
     #[test]
     fn the_prompt_hashes_like_its_tokens() {
         let long = "word ".repeat(120);
         let check = |route, body: String| {
-            let parsed = parse(route, body.as_bytes(), u32::MAX).unwrap();
+            let parsed = parse(route, body.as_bytes(), &blocks(u32::MAX)).unwrap();
             let request: shared::openai::Request<'_> = serde_json::from_str(&body).unwrap();
             let mut tokens = Vec::new();
             request.prompt_tokens(&mut tokens).unwrap();
@@ -261,7 +292,7 @@ mod tests {
     fn what_is_not_understood_is_left_to_the_engine() {
         let check = |body: &str, expect: Option<(&str, bool, u32)>| {
             for route in [Route::Chat, Route::Completions] {
-                let found = parse(route, body.as_bytes(), 64).ok();
+                let found = parse(route, body.as_bytes(), &blocks(64)).ok();
                 let found = found.as_ref().map(|p| (p.model.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
                 assert_eq!(found, expect, "{body}");
             }
@@ -282,8 +313,11 @@ mod tests {
 
     #[test]
     fn other_paths_need_no_json() {
-        assert_eq!(parse(Route::Other, b"not json", 64).unwrap().model, None);
-        assert_eq!(parse(Route::Other, br#"{"model":"m","input":"x"}"#, 64).unwrap().model.as_deref(), Some("m"));
+        assert_eq!(parse(Route::Other, b"not json", &blocks(64)).unwrap().model, None);
+        assert_eq!(
+            parse(Route::Other, br#"{"model":"m","input":"x"}"#, &blocks(64)).unwrap().model.as_deref(),
+            Some("m")
+        );
     }
 
     #[test]
@@ -291,7 +325,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-llm-d-inference-objective", "chat".parse().unwrap());
         headers.insert("x-gateway-inference-fairness-id", "tell me a secret".parse().unwrap());
-        let caller = Caller::of(&headers);
+        let caller = Caller::of(&headers, &Routing::new(&GatewayConfig::default(), &[]));
         assert_eq!(caller.objective.as_deref(), Some("chat"));
         assert!(caller.fairness_id.unwrap().starts_with("h-"));
         assert_eq!(caller.session_id, None);

@@ -23,11 +23,12 @@ use tokio::task::JoinSet;
 
 use crate::core::config::{ConfigProblem, GatewayConfig};
 use crate::core::gateway::{Gateway, Input, Output};
-use crate::core::pool::EndpointId;
+use crate::core::pool::{Adapters, EndpointId};
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
 use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
+use crate::server::routing::Routing;
 use crate::server::{api, scrape};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
@@ -44,6 +45,9 @@ pub enum ServeError {
     /// The configuration has problems.
     #[error("the gateway's configuration is not valid: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Config(Vec<ConfigProblem>),
+    /// The configuration names a file that [`crate::epp::resolve`] did not read.
+    #[error("the gateway's epp_config {} was not read", .0.display())]
+    Unread(std::path::PathBuf),
     /// Two endpoints have one name.
     #[error("two endpoints are called {0:?}: names must be unique")]
     DuplicateName(String),
@@ -99,6 +103,11 @@ pub(crate) struct Shared {
     core: Mutex<Gateway>,
     pub(crate) config: GatewayConfig,
     pub(crate) backends: Vec<Backend>,
+    pub(crate) routing: Routing,
+    /// Whether the core wants to know of first chunks.
+    pub(crate) reads_first_chunks: bool,
+    /// Whether it wants to know of LoRA adapters.
+    pub(crate) reads_adapters: bool,
     pub(crate) client: Upstream,
     pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
@@ -127,6 +136,9 @@ impl Server {
         if !problems.is_empty() {
             return Err(ServeError::Config(problems));
         }
+        if let Some(path) = config.epp_config {
+            return Err(ServeError::Unread(path));
+        }
         for (i, e) in endpoints.iter().enumerate() {
             if endpoints[..i].iter().any(|other| other.config.name == e.config.name) {
                 return Err(ServeError::DuplicateName(e.config.name.to_string()));
@@ -138,6 +150,9 @@ impl Server {
         let local_addr = listener.local_addr().map_err(bind)?;
         let core = Gateway::new(config.clone(), endpoints.iter().map(|e| e.config.clone()).collect(), seed);
         let shared = Arc::new(Shared {
+            routing: Routing::new(&config, &endpoints),
+            reads_first_chunks: core.reads_first_chunks(),
+            reads_adapters: core.reads_adapters(),
             core: Mutex::new(core),
             config,
             cards: Mutex::new(vec![Vec::new(); endpoints.len()]),
@@ -292,6 +307,11 @@ impl Shared {
         let core = self.core();
         let first = core.endpoints().iter().find_map(|e| e.config.models.first());
         first.cloned().unwrap_or_else(|| "".into())
+    }
+
+    /// The LoRA adapters of an endpoint, as the core knows them.
+    pub(crate) fn adapters(&self, id: EndpointId) -> Option<Adapters> {
+        self.core().endpoints().get(id.index()).map(|e| e.adapters.clone())
     }
 
     /// Remembers an endpoint's model cards.

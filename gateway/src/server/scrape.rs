@@ -10,7 +10,7 @@ use shared::time::{Dur, Time};
 use tokio::time::MissedTickBehavior;
 
 use crate::core::gateway::{EndpointChange, Input};
-use crate::core::pool::{EndpointId, EndpointMetrics, ScrapeError};
+use crate::core::pool::{Adapters, EndpointId, EndpointMetrics, ScrapeError};
 use crate::server::backend::Backend;
 use crate::server::runtime::Shared;
 
@@ -57,6 +57,11 @@ async fn scrape(shared: &Shared, id: EndpointId) -> bool {
         | ScrapeError::Malformed) => other,
     });
     let at = shared.clock.now();
+    if let Ok(body) = &answer
+        && shared.reads_adapters
+    {
+        tell_adapters(shared, id, body, at);
+    }
     let metrics = answer.and_then(|body| parse(&body, at));
     shared.metrics.scrapes.fetch_add(1, Ordering::Relaxed);
     let reachable = matches!(metrics, Ok(_) | Err(ScrapeError::NoMetrics));
@@ -65,6 +70,14 @@ async fn scrape(shared: &Shared, id: EndpointId) -> bool {
     }
     shared.tell(at, Input::Metrics { endpoint: id, metrics });
     reachable
+}
+
+/// Tells the core which LoRA adapters are where, if that changed.
+fn tell_adapters(shared: &Shared, id: EndpointId, body: &[u8], at: Time) {
+    let Some(adapters) = adapters(body) else { return };
+    if shared.adapters(id).as_ref() != Some(&adapters) {
+        shared.tell(at, Input::Endpoint(EndpointChange::Adapters(id, adapters)));
+    }
 }
 
 /// Reads which models an endpoint serves; what cannot be read stays as it was.
@@ -130,6 +143,23 @@ fn parse(body: &[u8], at: Time) -> Result<EndpointMetrics, ScrapeError> {
     })
 }
 
+/// Reads vLLM's LoRA info. Each change of it begins a new series, whose value is the time of the change: the newest one counts.
+fn adapters(body: &[u8]) -> Option<Adapters> {
+    let text = std::str::from_utf8(body).ok()?;
+    let series = text.lines().filter(|l| l.starts_with("vllm:lora_requests_info{"));
+    let newest = series.filter_map(|l| Some((value(l)?, l))).reduce(|a, b| if b.0 >= a.0 { b } else { a });
+    let line = newest?.1;
+    let list = |name| {
+        let names = text_label(line, name).unwrap_or_default();
+        names.split(',').map(str::trim).filter(|n| !n.is_empty()).map(Arc::from).collect()
+    };
+    Some(Adapters {
+        max: label(line, "max_lora").unwrap_or(0),
+        running: list("running_lora_adapters"),
+        waiting: list("waiting_lora_adapters"),
+    })
+}
+
 /// The value of a sample: what follows the labels, before an optional timestamp.
 fn value(sample: &str) -> Option<f64> {
     let rest = sample.rsplit_once('}').map_or_else(|| sample.split_once(' ').map(|(_, v)| v), |(_, v)| Some(v))?;
@@ -138,6 +168,11 @@ fn value(sample: &str) -> Option<f64> {
 
 /// The numeric value of a label.
 fn label(sample: &str, name: &str) -> Option<u32> {
+    text_label(sample, name)?.parse().ok()
+}
+
+/// The value of a label.
+fn text_label<'s>(sample: &'s str, name: &str) -> Option<&'s str> {
     let (_, labels) = sample.split_once('{')?;
     let mut rest = labels;
     loop {
@@ -145,7 +180,7 @@ fn label(sample: &str, name: &str) -> Option<u32> {
         let starts = found == 0 || matches!(rest.as_bytes()[found - 1], b',' | b' ');
         let after = &rest[found + name.len()..];
         match after.strip_prefix("=\"").filter(|_| starts) {
-            Some(v) => return v.split('"').next()?.parse().ok(),
+            Some(v) => return v.split('"').next(),
             None => rest = after,
         }
     }
@@ -174,6 +209,20 @@ mod tests {
              vllm:e2e_request_latency_seconds_bucket{le=\"0.3\"} 1\n",
             Ok((12, 3, 0.25, 16, 27000)),
         );
+    }
+
+    #[test]
+    fn the_newest_series_of_adapters_counts() {
+        let line = |running: &str, waiting: &str, at: f64| {
+            format!(
+                "vllm:lora_requests_info{{max_lora=\"4\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\"}} {at}\n"
+            )
+        };
+        let list = |names: &[&str]| names.iter().map(|n| Arc::from(*n)).collect::<Vec<Arc<str>>>();
+        let found = adapters((line("a", "", 1.0) + &line("b, c", "d", 3.5) + &line("", "e", 2.0)).as_bytes()).unwrap();
+        assert_eq!(found, Adapters { max: 4, running: list(&["b", "c"]), waiting: list(&["d"]) });
+        assert_eq!(adapters(line("", "", 1.0).as_bytes()).unwrap(), Adapters { max: 4, ..Adapters::default() });
+        assert_eq!(adapters(b"vllm:num_requests_running 1\n"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use shared::trace::tree::outline;
 use shared::trace::{Head, Sink, Span, Trail};
 
 use super::{Failure, GatewayFact, MAX_NAME_BYTES, bounded_name, bounded_path, proxy_span_id};
-use crate::core::config::GatewayConfig;
+use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 use crate::core::gateway::{EndpointConfig, EndpointId, EndpointMetrics, Gateway, Input, Output};
 use crate::core::gateway::{RequestInfo, RequestKey};
 
@@ -35,7 +35,11 @@ impl Run {
     /// A gateway before two engines with so many waiting requests each, and a request that was read.
     fn new(detail: u8, waiting: [u32; 2]) -> Run {
         let endpoints = ["a", "b"].map(|name| EndpointConfig::new(name, "10.0.0.1", 8000));
-        let mut gateway = Gateway::new(GatewayConfig::default(), endpoints.to_vec(), Seed(1));
+        Run::with(GatewayConfig::default(), endpoints, detail, waiting)
+    }
+
+    fn with(config: GatewayConfig, endpoints: [EndpointConfig; 2], detail: u8, waiting: [u32; 2]) -> Run {
+        let mut gateway = Gateway::new(config, endpoints.to_vec(), Seed(1));
         let mut out = Vec::new();
         for (i, waiting) in waiting.into_iter().enumerate() {
             let at = Time::ZERO + ms(20);
@@ -81,7 +85,10 @@ impl Run {
             objective: None,
             fairness_id: Some("team-a".into()),
             session: None,
+            session_endpoint: None,
+            selection: None,
             prompt_tokens_estimate: 64,
+            max_output_tokens: None,
             prefix: vec![1],
             trail: self.trail.clone(),
         })))
@@ -165,6 +172,75 @@ fn a_streamed_answer_has_twelve_spans() {
           gateway.scheduler.pick (internal) gateway.scheduler.picker.type=max-score-picker gateway.scheduler.selected_index=1 gateway.scheduler.picker.ties=0 gateway.scheduler.picker.top_endpoints=[b,a] gateway.scheduler.picker.top_scores=[4.5,2.5]
       gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=b http.response.status_code=200
       gateway.response.process (internal) gateway.response.status_code=200 gateway.response.streaming=true gateway.response.chunks=3 gateway.response.total_bytes=600 gateway.response.complete=true
+    ");
+}
+
+/// The first endpoint prefills, the second decodes.
+fn disaggregated(detail: u8, non_cached_tokens: u32) -> Vec<Span> {
+    let endpoint = |name, role: &str| {
+        let labels = [("llm-d.ai/role".to_owned(), role.to_owned())].into();
+        EndpointConfig::new(name, "10.0.0.1", 8000).with_labels(labels)
+    };
+    let profile = |name: &str, filter| ProfileConfig {
+        name: name.to_owned(),
+        filters: vec![PluginConfig::of(filter)],
+        scorers: vec![ScorerConfig::of("queue-scorer", 1.0)],
+        ..ProfileConfig::default()
+    };
+    let mut decider = PluginConfig::of("prefix-based-pd-decider");
+    decider.parameters.insert("nonCachedTokens".to_owned(), non_cached_tokens.into());
+    let (profile, prefill) = (profile("decode", "decode-filter"), profile("prefill", "prefill-filter"));
+    let disaggregation = Some(DisaggregationConfig { profile: prefill, decider, stage_order: StageOrder::DecodeFirst });
+    let config = GatewayConfig { profile, disaggregation, ..GatewayConfig::default() };
+    let endpoints = [endpoint("prefiller", "prefill"), endpoint("decoder", "decode")];
+    let mut run = Run::with(config, endpoints, detail, [0, 0]);
+    let output = run.request(0);
+    let expect = (64 >= non_cached_tokens).then_some(EndpointId(0));
+    assert!(
+        matches!(output, Output::Dispatch { endpoint: EndpointId(1), prefill, .. } if prefill == expect),
+        "{output:?}"
+    );
+    run.connect(output);
+    run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
+    run.end_attempt(None);
+    run.end(Some(200), None)
+}
+
+#[test]
+fn each_profile_that_ran_has_a_span_and_the_decision_too() {
+    let director = |spans: Vec<Span>| {
+        let all = outline(&spans);
+        let lines =
+            all.lines().skip_while(|l| !l.contains("gateway.director")).take_while(|l| !l.contains("gateway.backend"));
+        lines.filter_map(|l| l.get(2..)).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(director(disaggregated(2, 16)), @"
+    gateway.director.handle_request (internal) gateway.saturation=0.3125 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=decoder gateway.target_endpoint.address=10.0.0.1
+      gateway.scheduler.schedule (internal) gateway.scheduler.profile=decode gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=1 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=1 gateway.scheduler.selected.endpoint=decoder
+        gateway.scheduler.filter (internal) gateway.scheduler.filter.name=decode-filter gateway.scheduler.filter.type=decode-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=1 gateway.scheduler.filter.rejected_count=1
+        gateway.scheduler.score (internal) gateway.scheduler.scorer.name=queue-scorer gateway.scheduler.scorer.type=queue-scorer gateway.scheduler.scorer.weight=1 gateway.scheduler.score.min=1 gateway.scheduler.score.max=1 gateway.scheduler.score.avg=1
+        gateway.scheduler.pick (internal) gateway.scheduler.picker.type=max-score-picker gateway.scheduler.selected_index=0 gateway.scheduler.picker.ties=0 gateway.scheduler.picker.top_endpoints=[decoder] gateway.scheduler.picker.top_scores=[1]
+      gateway.pd.decide (internal) gateway.pd.decision=disaggregate gateway.pd.reason=prefix_not_cached gateway.pd.uncached_tokens=64 gateway.pd.threshold_tokens=16 gateway.pd.prefill_endpoint.name=prefiller
+      gateway.scheduler.schedule (internal) gateway.scheduler.profile=prefill gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=1 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=1 gateway.scheduler.selected.endpoint=prefiller
+        gateway.scheduler.filter (internal) gateway.scheduler.filter.name=prefill-filter gateway.scheduler.filter.type=prefill-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=1 gateway.scheduler.filter.rejected_count=1
+        gateway.scheduler.score (internal) gateway.scheduler.scorer.name=queue-scorer gateway.scheduler.scorer.type=queue-scorer gateway.scheduler.scorer.weight=1 gateway.scheduler.score.min=1 gateway.scheduler.score.max=1 gateway.scheduler.score.avg=1
+        gateway.scheduler.pick (internal) gateway.scheduler.picker.type=max-score-picker gateway.scheduler.selected_index=0 gateway.scheduler.picker.ties=0 gateway.scheduler.picker.top_endpoints=[prefiller] gateway.scheduler.picker.top_scores=[1]
+    ");
+    insta::assert_snapshot!(director(disaggregated(2, 65)), @"
+    gateway.director.handle_request (internal) gateway.saturation=0.3125 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=decoder gateway.target_endpoint.address=10.0.0.1
+      gateway.scheduler.schedule (internal) gateway.scheduler.profile=decode gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=1 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=1 gateway.scheduler.selected.endpoint=decoder
+        gateway.scheduler.filter (internal) gateway.scheduler.filter.name=decode-filter gateway.scheduler.filter.type=decode-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=1 gateway.scheduler.filter.rejected_count=1
+        gateway.scheduler.score (internal) gateway.scheduler.scorer.name=queue-scorer gateway.scheduler.scorer.type=queue-scorer gateway.scheduler.scorer.weight=1 gateway.scheduler.score.min=1 gateway.scheduler.score.max=1 gateway.scheduler.score.avg=1
+        gateway.scheduler.pick (internal) gateway.scheduler.picker.type=max-score-picker gateway.scheduler.selected_index=0 gateway.scheduler.picker.ties=0 gateway.scheduler.picker.top_endpoints=[decoder] gateway.scheduler.picker.top_scores=[1]
+      gateway.pd.decide (internal) gateway.pd.decision=decode_only gateway.pd.reason=short_prompt gateway.pd.threshold_tokens=65
+    ");
+    insta::assert_snapshot!(names(&disaggregated(1, 16)), @"
+    gateway.request
+    gateway.scheduler.schedule
+    gateway.scheduler.schedule
+    gateway.director.handle_request
+    gateway.backend.proxy
+    gateway.response.process
     ");
 }
 

@@ -80,6 +80,27 @@ pub(crate) struct Overrides {
     /// Replace a value of the scenario: a path and a YAML value; may be given several times.
     #[arg(long = "set", value_name = "PATH=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
+    /// Leave out what is not supported of the scenario's EndpointPickerConfig, and say so, instead of refusing it.
+    #[arg(long)]
+    allow_unsupported: bool,
+}
+
+impl Overrides {
+    /// All of them, options with names of their own included.
+    fn all(&self) -> Vec<(String, String)> {
+        let mut all = self.set.clone();
+        if self.allow_unsupported {
+            all.push(("gateway.allow_unsupported".to_owned(), "true".to_owned()));
+        }
+        all
+    }
+}
+
+/// Tells what the user should know of the gateway's configuration.
+pub(crate) fn warn(scenario: &Scenario) {
+    for warning in &scenario.warnings {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// Where spans go and which requests are recorded.
@@ -272,7 +293,7 @@ fn execute(command: Command) -> Result<(), Failure> {
 fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure> {
     let mut bad = String::new();
     for path in scenarios {
-        match shared::config::load::<Scenario>(path, &overrides.set) {
+        match crate::scenario::load(path, &overrides.all()).inspect(|l| warn(&l.config)) {
             Ok(loaded) => print(&format!("{}: good ({})\n", path.display(), loaded.config.name)),
             Err(errors) => bad.push_str(&format!("{errors}\n")),
         }

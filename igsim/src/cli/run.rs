@@ -62,7 +62,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
 }
 
 fn load(args: &RunArgs) -> Result<Scenario, Failure> {
-    let mut set = args.overrides.set.clone();
+    let mut set = args.overrides.all();
     // Options are overrides with a shorter name: validated with the rest, written down with the rest.
     if let Some(mode) = args.mode {
         let name = if mode == Mode::Live { "live" } else { "virtual" };
@@ -72,7 +72,9 @@ fn load(args: &RunArgs) -> Result<Scenario, Failure> {
         set.push(("seed".to_owned(), seed.to_string()));
     }
     set.extend(args.tracing.overrides());
-    Ok(scenario::load(&args.scenario, &set)?.config)
+    let scenario = scenario::load(&args.scenario, &set)?.config;
+    super::warn(&scenario);
+    Ok(scenario)
 }
 
 fn telemetry(args: &RunArgs, scenario: &Scenario) -> Result<Resolved, Failure> {

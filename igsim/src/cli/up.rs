@@ -13,10 +13,11 @@ use crate::run::telemetry::resolve;
 use crate::scenario::{self, Mode, Scenario};
 
 pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
-    let mut set = args.overrides.set.clone();
+    let mut set = args.overrides.all();
     set.push(("mode".to_owned(), "live".to_owned()));
     set.extend(args.tracing.overrides());
     let scenario = scenario::load(&args.scenario, &set)?.config;
+    super::warn(&scenario);
     debug_assert_eq!(scenario.mode, Mode::Live);
     let env = |key: &str| std::env::var(key).ok();
     let file = args.out.as_deref().map(|dir| dir.join(TRACES_FILE));

@@ -37,6 +37,12 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
             ("max", "gateway.scheduler.score.max"),
         ],
         "gateway.scheduler.pick" => &[("", "gateway.scheduler.picker.type"), ("ties", "gateway.scheduler.picker.ties")],
+        "gateway.pd.decide" => &[
+            ("", "gateway.pd.decision"),
+            ("", "gateway.pd.reason"),
+            ("uncached", "gateway.pd.uncached_tokens"),
+            ("prefill", "gateway.pd.prefill_endpoint.name"),
+        ],
         "gateway.backend.proxy" => &[("", "gateway.backend.endpoint.name"), ("status", "http.response.status_code")],
         "gateway.response.process" => {
             &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")]

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, FaultFigures};
 use crate::scenario::{Api, EngineGroup, Listen, Scenario};
-use crate::virtual_time::world::{path_of, role};
+use crate::virtual_time::world::path_of;
 
 /// Why a live run cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,7 @@ impl Stack {
                     }
                 };
                 let mut backend = Backend::new(&name, &url)?;
-                backend.config.role = role(group.role);
+                backend.config = backend.config.with_labels(group.endpoint_labels());
                 backends.push(backend);
                 engines.push((name, url));
             }

@@ -6,6 +6,7 @@ use engine_sim::core::latency::LatencyProfile;
 use engine_sim::profiles::{self, ProfileError};
 use shared::config::{Problems, Validate, did_you_mean, one_of};
 
+use super::fleet::ROLE_LABEL;
 use super::{
     Arrivals, Builtin, EngineGroup, Exporter, Length, Mode, Prefixes, Recorder, Scenario, Sessions, Shape, Trace,
     Tracing, Workload,
@@ -73,6 +74,8 @@ impl Scenario {
     }
 
     fn check_engines(&self, group: &EngineGroup, p: &mut Problems) {
+        let twice = group.role.is_some() && group.labels.contains_key(ROLE_LABEL);
+        p.check(!twice, "role", format!("a role beside the label {ROLE_LABEL}"), "one of the two");
         if let Some(url) = &group.url {
             let ok = ["http://", "https://"].iter().any(|s| url.strip_prefix(s).is_some_and(|host| !host.is_empty()));
             p.check(ok, "url", format!("{url:?}"), "an address such as http://10.0.0.5:8000");
@@ -151,8 +154,8 @@ impl Scenario {
                 p.add(&format!("engines[{i}].model"), format!("{model:?}"), format!("{wanted:?}, {asked} model"));
             }
         }
-        let serves = |role| self.engines.iter().any(|g| g.role == super::Role::Both || g.role == role);
-        p.check(serves(super::Role::Decode), "engines", "no engine that decodes", "an engine of role both or decode");
+        let decodes = self.engines.iter().any(|g| gateway::core::pool::Role::of(&g.endpoint_labels()).decodes());
+        p.check(decodes, "engines", "no engine that decodes", "an engine of role both or decode, or of none");
     }
 
     fn check_workload(&self, w: &Workload, p: &mut Problems) {

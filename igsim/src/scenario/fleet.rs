@@ -1,5 +1,6 @@
 //! The engines of a scenario and what lies between them and the client.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, ObservabilityConfig, SchedulerConfig};
@@ -18,9 +19,12 @@ pub struct EngineGroup {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 100000))]
     pub count: u32,
-    /// What they do.
-    #[serde(default)]
-    pub role: Role,
+    /// What they do, as the label llm-d.ai/role. Without it they do both, and get no other engine's prefills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Labels, as pods have them, for filters and scorers of the gateway.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// The model they serve; that of the profile when absent. A real server must be given its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
@@ -68,11 +72,10 @@ pub struct EngineGroup {
 }
 
 /// What an engine does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Prefill and decode.
-    #[default]
     Both,
     /// Prefill only.
     Prefill,
@@ -126,7 +129,8 @@ impl EngineGroup {
         let defaults = EngineConfig::default();
         EngineGroup {
             count,
-            role: Role::default(),
+            role: None,
+            labels: BTreeMap::new(),
             model: None,
             url: None,
             port: None,
@@ -163,6 +167,18 @@ impl EngineGroup {
         }
     }
 
+    /// The labels of their endpoints: their own, and that of their role.
+    pub fn endpoint_labels(&self) -> BTreeMap<String, String> {
+        let role = self.role.map(|role| match role {
+            Role::Both => "prefill-decode",
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+        });
+        let mut labels = self.labels.clone();
+        labels.extend(role.map(|r| (ROLE_LABEL.to_owned(), r.to_owned())));
+        labels
+    }
+
     /// What the `i`-th engine of the group is configured with: each publishes at an endpoint of its own.
     pub fn nth_engine_config(&self, i: u32) -> EngineConfig {
         let mut config = self.engine_config();
@@ -188,6 +204,9 @@ impl EngineGroup {
         self.max_model_len.or_else(own).unwrap_or(UNKNOWN_CONTEXT)
     }
 }
+
+/// The label of an endpoint's role.
+pub(super) const ROLE_LABEL: &str = gateway::core::pool::Role::LABEL;
 
 /// What a real server of unknown length is taken to accept, in tokens: the context of the Llama 3.1 family.
 const UNKNOWN_CONTEXT: u32 = 131_072;

@@ -72,6 +72,9 @@ pub struct Scenario {
     /// expectations do not hold fails.
     #[serde(default)]
     pub expectations: BTreeMap<String, Bound>,
+    /// What the user should know of the gateway's configuration.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// How a scenario is run.
@@ -201,12 +204,17 @@ fn default_seed() -> u64 {
     42
 }
 
-/// Reads a scenario and applies `--set` overrides.
+/// Reads a scenario and applies `--set` overrides. A file of llm-d's that it names is read too, and what it says stands in its place.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded<Scenario>, ConfigErrors> {
-    shared::config::load(path, overrides)
+    let mut loaded = shared::config::load::<Scenario>(path, overrides)?;
+    // What is set on the command line is meant from where that is.
+    let set = overrides.iter().any(|(field, _)| field == "gateway.epp_config");
+    let scenario = &mut loaded.config;
+    scenario.warnings = gateway::epp::resolve(&mut scenario.gateway, (!set).then_some(path))?;
+    Ok(loaded)
 }
 
 /// The JSON schema of scenarios, as published.

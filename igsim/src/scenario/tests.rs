@@ -140,7 +140,7 @@ fn relations_are_checked() {
         "error: s.yaml: engines[0].kv_events_config.endpoint: found port 8100, which engines[0] has, expected ports of its own"
     ), "{events}");
     assert_snapshot!(wrong("engines[0].role", "prefill"), @r"
-    error: s.yaml: engines: found no engine that decodes, expected an engine of role both or decode
+    error: s.yaml: engines: found no engine that decodes, expected an engine of role both or decode, or of none
        3 | engines: [{ profile: llama-3.1-8b-h100 }]
          |          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     ");
@@ -202,7 +202,7 @@ fn relations_are_checked() {
     error: s.yaml: gateway.profile.scorers[0].weight: found -1, expected a number of at least 0
     --set | gateway.profile.scorers=[{ type: queue-scorer, weight: -1 }, { type: quue-scorer }]
           |                         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    error: s.yaml: gateway.profile.scorers[1].type: found "quue-scorer", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, prefix-cache-scorer, session-affinity-scorer
+    error: s.yaml: gateway.profile.scorers[1].type: found "quue-scorer", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer
     --set | gateway.profile.scorers=[{ type: queue-scorer, weight: -1 }, { type: quue-scorer }]
           |                         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     "#);

@@ -24,6 +24,8 @@ pub fn stage(stage: Stage) -> Dur {
     Dur::from_nanos(match stage {
         Stage::Parse { bytes } => PARSE_NS + u64::from(bytes) * PARSE_PS_PER_BYTE / 1000,
         Stage::Admit => ADMIT_NS,
+        // A decider looks at one endpoint.
+        Stage::Decide => plugin(1),
         Stage::Filter { endpoints } | Stage::Score { endpoints } | Stage::Pick { endpoints } => plugin(endpoints),
     })
 }

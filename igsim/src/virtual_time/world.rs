@@ -13,7 +13,7 @@ use gateway::core::gateway::{
     Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey, SessionKey,
 };
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
-use gateway::core::prefix_index::prefix_hashes_of_tokens;
+use gateway::core::prefix_index::PrefixHasher;
 use gateway::spans::{GatewayFact, proxy_span_id};
 use shared::block_hash::ExtraKeys;
 use shared::rng::Seed;
@@ -46,6 +46,7 @@ pub(super) enum Event {
     },
     Scrape(usize),
     Scraped(usize, Result<EndpointMetrics, ScrapeError>),
+    FirstChunk(Leg),
     Answered {
         leg: Leg,
         reason: FinishReason,
@@ -82,9 +83,10 @@ impl Event {
             Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
             Event::Scraped(..) => 6,
-            Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 7,
-            Event::Overdue { .. } => 8,
-            Event::Done { .. } => 9,
+            Event::FirstChunk(_) => 7,
+            Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
+            Event::Overdue { .. } => 9,
+            Event::Done { .. } => 10,
         }
     }
 }
@@ -139,7 +141,7 @@ impl<'a> World<'a> {
             let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
-                endpoints.push(EndpointConfig { role: role(group.role), ..EndpointConfig::new(&name, &name, 8000) });
+                endpoints.push(EndpointConfig::new(&name, &name, 8000).with_labels(group.endpoint_labels()));
                 let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
@@ -210,12 +212,14 @@ impl<'a> World<'a> {
             Event::Step { engine, generation } => self.step(engine, generation),
             Event::Scrape(engine) => self.scrape(engine),
             Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
+            Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
             Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
             Event::Lost { leg, loss } if self.is_current(leg) => self.lost(leg.slot, loss),
             // An attempt that was given up meanwhile.
             Event::AtEngine(_)
             | Event::InputsReady(_)
+            | Event::FirstChunk(_)
             | Event::Answered { .. }
             | Event::Refused { .. }
             | Event::Lost { .. } => {}
@@ -277,7 +281,9 @@ impl<'a> World<'a> {
         flight.plan.tokens(&mut tokens);
         flight.body_bytes = cost::body_bytes(tokens.len());
         flight.content = output_content(&tokens, None);
-        let limit = self.scenario.gateway.prefix.max_prefix_tokens;
+        let prefix = &self.scenario.gateway.prefix;
+        let mut hasher = PrefixHasher::with_blocks(&self.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
+        hasher.tokens(tokens.iter().copied());
         let info = RequestInfo {
             key: GatewayKey(slot as u64),
             id: flight.id.clone(),
@@ -288,8 +294,11 @@ impl<'a> World<'a> {
             objective: flight.plan.objective.clone(),
             fairness_id: self.tenants.get(usize::from(flight.plan.tenant)).cloned(),
             session: flight.plan.session.map(|(s, _)| SessionKey(s.0)),
+            session_endpoint: None,
+            selection: None,
             prompt_tokens_estimate: flight.plan.prompt_tokens,
-            prefix: prefix_hashes_of_tokens(&self.model, None, &tokens, limit),
+            max_output_tokens: Some(flight.plan.output_tokens),
+            prefix: hasher.finish(),
             trail: trail.clone(),
         };
         flight.started = Some(started);
@@ -460,7 +469,12 @@ impl<'a> World<'a> {
         let to_client = to_gateway + self.client_delay;
         match output {
             EngineOutput::Tokens { at, new_tokens, .. } => {
-                self.flight(slot).streamed(at, to_gateway, to_client, new_tokens);
+                let flight = self.flight(slot);
+                let first = flight.plan.streaming && flight.output_tokens == 0;
+                flight.streamed(at, to_gateway, to_client, new_tokens);
+                if first && self.gateway.reads_first_chunks() {
+                    self.push(at + to_gateway, Event::FirstChunk(leg));
+                }
             }
             EngineOutput::Finished { at, reason, stats, .. } => {
                 let flight = self.flight(slot);
@@ -481,6 +495,13 @@ impl<'a> World<'a> {
             }
             EngineOutput::Broken { at, lost, .. } => self.broken(leg, at, lost),
         }
+    }
+
+    /// The first chunk of an answer is at the gateway.
+    fn first_chunk(&mut self, slot: usize) {
+        let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
+        let input = GatewayInput::FirstChunk { key: GatewayKey(slot as u64), endpoint };
+        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
     }
 
     /// The end of the answer is at the gateway.
@@ -542,14 +563,5 @@ pub(crate) fn path_of(api: Api) -> &'static str {
     match api {
         Api::Chat => "/v1/chat/completions",
         Api::Completions => "/v1/completions",
-    }
-}
-
-/// The gateway's word for what an engine does.
-pub(crate) fn role(role: crate::scenario::Role) -> gateway::core::pool::Role {
-    match role {
-        crate::scenario::Role::Both => gateway::core::pool::Role::Both,
-        crate::scenario::Role::Prefill => gateway::core::pool::Role::Prefill,
-        crate::scenario::Role::Decode => gateway::core::pool::Role::Decode,
     }
 }

@@ -52,9 +52,7 @@ pub fn load<T>(path: &Path, overrides: &[(String, String)]) -> Result<Loaded<T>,
 where
     T: DeserializeOwned + Validate + JsonSchema,
 {
-    let source = path.display().to_string();
-    let text = read(path).map_err(|p| ConfigErrors::new(&source, vec![p]))?;
-    load_str(&source, &text, overrides)
+    load_with(path, overrides, T::validate)
 }
 
 /// As [`load`], from text; `source` is what messages call it.
@@ -64,6 +62,39 @@ where
 pub fn load_str<T>(source: &str, text: &str, overrides: &[(String, String)]) -> Result<Loaded<T>, ConfigErrors>
 where
     T: DeserializeOwned + Validate + JsonSchema,
+{
+    load_str_with(source, text, overrides, T::validate)
+}
+
+/// As [`load`], with `check` in place of the type's own validation.
+///
+/// # Errors
+/// All problems found.
+pub fn load_with<T>(
+    path: &Path,
+    overrides: &[(String, String)],
+    check: impl FnOnce(&T, &mut Problems),
+) -> Result<Loaded<T>, ConfigErrors>
+where
+    T: DeserializeOwned + JsonSchema,
+{
+    let source = path.display().to_string();
+    let text = read(path).map_err(|p| ConfigErrors::new(&source, vec![p]))?;
+    load_str_with(&source, &text, overrides, check)
+}
+
+/// As [`load_with`], from text; `source` is what messages call it.
+///
+/// # Errors
+/// All problems found.
+pub fn load_str_with<T>(
+    source: &str,
+    text: &str,
+    overrides: &[(String, String)],
+    check: impl FnOnce(&T, &mut Problems),
+) -> Result<Loaded<T>, ConfigErrors>
+where
+    T: DeserializeOwned + JsonSchema,
 {
     let fail = |problems| Err(ConfigErrors::new(source, problems));
     let root = schema::Root::of::<T>();
@@ -86,7 +117,7 @@ where
         Err(e) => return fail(document.locate(vec![refused(&root, &document, &e)])),
     };
     let mut problems = Problems::default();
-    config.validate(&mut problems);
+    check(&config, &mut problems);
     match problems.into_vec() {
         none if none.is_empty() => Ok(Loaded { config, value: document.value, source: source.to_owned() }),
         some => fail(document.locate(some)),

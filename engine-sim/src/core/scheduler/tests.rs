@@ -5,7 +5,7 @@ use shared::block_hash::ExtraKeys;
 use shared::tokens::ContentId;
 
 use super::*;
-use crate::core::config::HashAlgo;
+use crate::core::config::{HashAlgo, ObservabilityConfig};
 use crate::core::hasher::BlockHasher;
 use crate::core::sequence::SamplingParams;
 
@@ -26,9 +26,9 @@ pub(super) fn params(blocks: u32) -> SchedulerParams {
         prefix_caching: true,
         max_loras: None,
         kv_events: true,
-        observability: crate::core::config::ObservabilityConfig::default(),
         drop_stale_outputs: false,
         defer_frees: false,
+        observability: ObservabilityConfig::default(),
     }
 }
 

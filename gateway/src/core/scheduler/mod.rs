@@ -1,42 +1,70 @@
-//! Choosing an endpoint: filters, scorers and a picker over a snapshot of candidates.
+//! Choosing an endpoint: filters, scorers and a picker over a snapshot of candidates, run once or twice by a profile handler.
 //!
-//! A plugin is a pure function of the snapshot behind a one-method trait; it sees neither sockets nor other requests.
+//! A plugin is a pure function of the snapshot (and of a random stream, where llm-d rolls dice) behind a one-method trait; it sees
+//! neither sockets nor other requests. What outlives a request is kept by the producers beside the director.
 
+pub mod deciders;
 pub mod filters;
+mod handlers;
+pub mod parameters;
 pub mod pickers;
+mod profile;
 pub mod registry;
 pub mod scorers;
 
-use std::sync::Arc;
-
 use shared::rng::Stream;
-use shared::time::{Dur, Stage, Stopwatch, Time};
-use shared::trace::Trail;
+use shared::time::Time;
 
-use crate::core::config::ProfileConfig;
-use crate::core::pool::{EndpointId, Pool, Role};
+pub use crate::core::scheduler::profile::Choice;
+
+pub(crate) use crate::core::scheduler::handlers::Decision;
+pub(crate) use crate::core::scheduler::profile::{Room, Run};
+
+use crate::core::config::GatewayConfig;
+use crate::core::pool::{AdapterState, EndpointId, Pool, Role};
+use crate::core::scheduler::handlers::Handler;
 use crate::core::scheduler::registry::Reads;
-use crate::spans::{GatewayFact, PluginName};
 
 /// What is known of one endpoint when a request is scheduled. Without metrics the loads are 0, as in llm-d.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// The endpoint.
     pub id: EndpointId,
-    /// Whether it may get new requests.
-    pub available: bool,
-    /// What it is for.
-    pub role: Role,
     /// Requests in its queue.
     pub waiting: u32,
     /// Requests in its batch.
     pub running: u32,
-    /// Used part of its KV cache, 0 to 1.
-    pub kv_usage: f64,
     /// Leading blocks of the prompt that it was sent before.
     pub matched_blocks: u32,
-    /// Whether the request's session was here last.
+    /// Used part of its KV cache, 0 to 1.
+    pub kv_usage: f64,
+    /// Tokens of the requests sent to it that it still has to compute, as the gateway estimates them.
+    pub in_flight_tokens: u64,
+    /// Requests sent to it and not finished.
+    pub in_flight: u32,
+    /// Its place among the endpoints that were sent requests without a cached prefix, 0 is the longest ago; `None` is never.
+    pub cold_position: Option<u32>,
+    /// What it is for.
+    pub role: Role,
+    /// How it stands to the adapter asked for.
+    pub adapter: AdapterState,
+    /// Whether it may get new requests.
+    pub available: bool,
+    /// Whether the request's session is bound to it.
     pub had_session: bool,
+}
+
+/// What a latency predictor says of one endpoint and the request, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// Time to first token.
+    pub ttft_ms: f64,
+    /// What the objective for the time to first token leaves, negative if it will be missed.
+    pub ttft_headroom_ms: f64,
+    /// What the objective for the time per output token leaves, negative if it will be missed.
+    pub tpot_headroom_ms: f64,
+    /// Requests that the predictor has seen dispatched and not finished.
+    pub dispatched: u32,
 }
 
 /// What plugins see besides the candidates.
@@ -44,14 +72,47 @@ pub struct Candidate {
 pub struct View<'a> {
     /// Configuration of the endpoints.
     pub pool: &'a Pool,
-    /// Blocks in the prompt's prefix.
+    /// The model asked for.
+    pub model: &'a str,
+    /// Length of the prompt in tokens.
+    pub prompt_tokens: u32,
+    /// Blocks of the prompt that the prefix index may know.
     pub prefix_blocks: u32,
+    /// Tokens in such a block.
+    pub block_tokens: u32,
+    /// Output tokens that are counted as in flight with the request; 0 unless the in-flight producer estimates them.
+    pub output_tokens: u32,
+    /// Addresses that the caller allows (`test-epp-endpoint-selection`).
+    pub selection: Option<&'a str>,
+    /// Predictions by endpoint id; empty where no predictor runs.
+    pub predictions: &'a [Option<Prediction>],
+}
+
+impl View<'_> {
+    /// Tokens of the prompt that an endpoint with so many matched blocks has to compute: what of the indexed blocks is not matched,
+    /// and what lies beyond them (llm-d's `inflight-load-producer`).
+    pub fn uncached_tokens(&self, matched_blocks: u32) -> u64 {
+        let tokens = |blocks: u32| u64::from(blocks) * u64::from(self.block_tokens);
+        let indexed = tokens(self.prefix_blocks);
+        let beyond = u64::from(self.prompt_tokens).saturating_sub(indexed);
+        indexed.saturating_sub(tokens(matched_blocks)) + beyond
+    }
+
+    /// Part of the prompt's blocks that is matched, 0 to 1; 0 for a prompt without a block.
+    pub fn matched_share(&self, candidate: &Candidate) -> f64 {
+        f64::from(candidate.matched_blocks) / f64::from(self.prefix_blocks.max(1))
+    }
+
+    /// What the predictor says of a candidate.
+    pub fn prediction(&self, candidate: &Candidate) -> Option<&Prediction> {
+        self.predictions.get(candidate.id.index())?.as_ref()
+    }
 }
 
 /// Takes candidates out.
 pub trait Filter: Send + Sync {
-    /// Removes from `candidates` what must not be used, keeping the order.
-    fn filter(&self, view: &View<'_>, candidates: &mut Vec<Candidate>);
+    /// Removes from `candidates` what must not be used, keeping the order; `random` decides where llm-d rolls dice.
+    fn filter(&self, view: &View<'_>, candidates: &mut Vec<Candidate>, random: &mut Stream);
 }
 
 /// Rates candidates.
@@ -66,6 +127,12 @@ pub trait Picker: Send + Sync {
     fn pick(&self, scores: &[f64], random: &mut Stream) -> Picked;
 }
 
+/// Says whether another endpoint does the prefill.
+pub trait Decider: Send + Sync {
+    /// The verdict on a request whose decode endpoint is `decode`.
+    fn decide(&self, view: &View<'_>, decode: &Candidate) -> Verdict;
+}
+
 /// A picker's choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Picked {
@@ -75,194 +142,70 @@ pub struct Picked {
     pub ties: u32,
 }
 
+/// A decider's verdict, and what it rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the prefill goes to another endpoint.
+    pub disaggregate: bool,
+    /// Why, in one word.
+    pub reason: &'static str,
+    /// Tokens that the decode endpoint would have to compute itself, where that was looked at.
+    pub uncached_tokens: Option<u32>,
+    /// From how many on it is worth while, where there is such a bound.
+    pub threshold_tokens: Option<u32>,
+}
+
 /// The most endpoints that are recorded with their scores.
 pub const MAX_TOP: usize = 5;
 
-/// One profile: its plugins, and room for their work.
-pub struct Scheduler {
-    profile: Arc<str>,
-    filters: Vec<(Arc<PluginName>, Box<dyn Filter>)>,
-    scorers: Vec<(Arc<PluginName>, f64, Box<dyn Scorer>)>,
-    picker: (Arc<PluginName>, Box<dyn Picker>),
-    reads_prefix: bool,
-    reads_session: bool,
-    random: Stream,
-    /// The candidates of the next decision; filters take from it.
-    pub(crate) candidates: Vec<Candidate>,
-    scores: Vec<f64>,
-    totals: Vec<f64>,
+/// The profile handler and room for the work of its profiles.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    handler: Handler,
+    /// The candidates of the next decision go into it; filters take from them.
+    pub(crate) room: Room,
+    reads: Reads,
 }
 
 impl Scheduler {
-    /// A scheduler for a valid profile; `random` breaks ties.
-    pub fn new(config: &ProfileConfig, random: Stream) -> Scheduler {
-        const VALID: &str = "the profile is validated before it is used";
-        let mut reads = Vec::new();
-        let filters = config.filters.iter().map(|c| {
-            let made = registry::filter(&c.kind, &c.parameters).expect(VALID);
-            (PluginName::new(made.kind, c.name.as_deref()), made.plugin)
-        });
-        let scorers = config.scorers.iter().map(|c| {
-            let (made, read) = registry::scorer(&c.kind, &c.parameters).expect(VALID);
-            reads.push(read);
-            (PluginName::new(made.kind, c.name.as_deref()), c.weight, made.plugin)
-        });
-        let (filters, scorers) = (filters.collect(), scorers.collect());
-        let picker = registry::picker(&config.picker.kind, &config.picker.parameters).expect(VALID);
-        Scheduler {
-            profile: config.name.as_str().into(),
-            filters,
-            scorers,
-            picker: (PluginName::new(picker.kind, config.picker.name.as_deref()), picker.plugin),
-            reads_prefix: reads.contains(&Reads::Prefix),
-            reads_session: reads.contains(&Reads::Session),
-            random,
-            candidates: Vec::new(),
-            scores: Vec::new(),
-            totals: Vec::new(),
-        }
+    /// A scheduler for a valid configuration; `random` breaks ties.
+    pub(crate) fn new(config: &GatewayConfig, random: Stream) -> Scheduler {
+        let handler = Handler::new(config);
+        let reads = handler.reads();
+        Scheduler { handler, room: Room::new(random), reads }
     }
 
-    pub(crate) const fn reads_prefix(&self) -> bool {
-        self.reads_prefix
+    /// What some plugin reads.
+    pub(crate) const fn reads(&self) -> Reads {
+        self.reads
     }
 
-    pub(crate) const fn reads_session(&self) -> bool {
-        self.reads_session
-    }
-
-    /// Chooses one of `candidates`, starting at `at`; also returns when it was done.
-    ///
-    /// `now` is when the request came in: ages of metrics are measured from it.
-    pub(crate) fn schedule(
-        &mut self,
-        now: Time,
-        at: Time,
-        view: &View<'_>,
-        trail: &Trail<GatewayFact>,
-        watch: &mut dyn Stopwatch,
-    ) -> (Option<EndpointId>, Time) {
-        let initial = self.candidates.len() as u32;
-        trail.note(at, || GatewayFact::Scheduling { profile: self.profile.clone(), candidates: initial });
-        let filtered = self.filter(at, view, trail, watch);
-        if self.candidates.is_empty() {
-            trail.note(filtered, || GatewayFact::Scheduled { choice: None, metrics_age: None, candidates: 0 });
-            return (None, filtered);
-        }
-        let metrics_age = if trail.is_recording() { self.oldest_metrics(view, now) } else { None };
-        self.score(view, trail, watch);
-        let (picked, at) = self.pick(view, trail, watch);
-        let candidates = self.candidates.len() as u32;
-        let choice = trail.is_recording().then(|| self.choice(picked));
-        trail.note(at, || GatewayFact::Scheduled { choice, metrics_age, candidates });
-        (Some(self.candidates[picked.index].id), at)
-    }
-
-    fn filter(&mut self, mut at: Time, view: &View<'_>, trail: &Trail<GatewayFact>, watch: &mut dyn Stopwatch) -> Time {
-        for (name, plugin) in &self.filters {
-            let before = self.candidates.len() as u32;
-            plugin.filter(view, &mut self.candidates);
-            at = watch.lap(Stage::Filter { endpoints: before });
-            let after = self.candidates.len() as u32;
-            trail.note(at, || GatewayFact::Filtered { plugin: Arc::clone(name), before, after });
-            if after == 0 {
-                break;
-            }
-        }
-        at
-    }
-
-    fn score(&mut self, view: &View<'_>, trail: &Trail<GatewayFact>, watch: &mut dyn Stopwatch) {
-        let n = self.candidates.len();
-        self.totals.clear();
-        self.totals.resize(n, 0.0);
-        self.scores.clear();
-        self.scores.resize(n, 0.0);
-        for (name, weight, plugin) in &self.scorers {
-            self.scores.fill(0.0);
-            plugin.score(view, &self.candidates, &mut self.scores);
-            for (score, total) in self.scores.iter_mut().zip(&mut self.totals) {
-                *score = if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) };
-                *total += *score * weight;
-            }
-            let at = watch.lap(Stage::Score { endpoints: n as u32 });
-            trail.note(at, || {
-                let (min, max, avg) = if trail.is_recording() { spread(&self.scores) } else { Default::default() };
-                GatewayFact::Scored { plugin: Arc::clone(name), weight: *weight, min, max, avg }
-            });
-        }
-    }
-
-    fn pick(&mut self, view: &View<'_>, trail: &Trail<GatewayFact>, watch: &mut dyn Stopwatch) -> (Picked, Time) {
-        let picked = self.picker.1.pick(&self.totals, &mut self.random);
-        let at = watch.lap(Stage::Pick { endpoints: self.candidates.len() as u32 });
-        if trail.is_recording() {
-            for i in self.top() {
-                let name = &view.pool.get(self.candidates[i].id).config.name;
-                trail.note(at, || GatewayFact::Top { endpoint: Arc::clone(name), score: self.totals[i] });
-            }
-        }
-        trail.note(at, || GatewayFact::Picked {
-            plugin: Arc::clone(&self.picker.0),
-            index: picked.index as u32,
-            ties: picked.ties,
-        });
-        (picked, at)
-    }
-
-    /// The best candidates, best first; equals in the order of their ids.
-    fn top(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.totals.len()).collect();
-        order.sort_by(|a, b| self.totals[*b].total_cmp(&self.totals[*a]));
-        order.truncate(MAX_TOP);
-        order
-    }
-
-    /// The choice and the best of the others.
-    fn choice(&self, picked: Picked) -> Choice {
-        let others = self.totals.iter().enumerate().filter(|(i, _)| *i != picked.index).map(|(_, s)| *s);
-        Choice { score: self.totals[picked.index], runner_up: others.reduce(f64::max) }
-    }
-
-    fn oldest_metrics(&self, view: &View<'_>, now: Time) -> Option<Dur> {
-        self.candidates.iter().filter_map(|c| view.pool.get(c.id).metrics_age(now)).max()
+    /// Chooses among the candidates in the room, starting at `at`; also returns when it was done.
+    pub(crate) fn schedule(&mut self, at: Time, run: &mut Run<'_>) -> (Option<Decision>, Time) {
+        self.handler.schedule(at, &mut self.room, run)
     }
 }
 
-/// How clear a choice was.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// Weighted score of the chosen endpoint.
-    pub score: f64,
-    /// The best weighted score of the others, if there are any.
-    pub runner_up: Option<f64>,
-}
-
-impl std::fmt::Debug for Scheduler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scheduler").field("profile", &self.profile).finish_non_exhaustive()
-    }
-}
-
-fn spread(scores: &[f64]) -> (f64, f64, f64) {
-    let (min, max) = scores.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), s| (lo.min(*s), hi.max(*s)));
-    (min, max, scores.iter().sum::<f64>() / scores.len() as f64)
-}
-
-/// Candidates for the tables of plugin tests.
+/// Candidates and views for the tables of plugin tests.
 #[cfg(test)]
 pub(crate) mod testing {
+    use shared::rng::Seed;
+
     use super::*;
 
     pub(crate) fn candidate(id: u32) -> Candidate {
         Candidate {
             id: EndpointId(id),
-            available: true,
-            role: Role::Both,
             waiting: 0,
             running: 0,
-            kv_usage: 0.0,
             matched_blocks: 0,
+            kv_usage: 0.0,
+            in_flight_tokens: 0,
+            in_flight: 0,
+            cold_position: None,
+            role: Role::Unlabelled,
+            adapter: AdapterState::Full,
+            available: true,
             had_session: false,
         }
     }
@@ -271,5 +214,71 @@ pub(crate) mod testing {
         let mut all: Vec<Candidate> = (0..n).map(candidate).collect();
         all.iter_mut().enumerate().for_each(|(i, c)| change(i, c));
         all
+    }
+
+    /// A view of a request of which nothing matters.
+    pub(crate) fn view(pool: &Pool) -> View<'_> {
+        View {
+            pool,
+            model: "m",
+            prompt_tokens: 0,
+            prefix_blocks: 0,
+            block_tokens: 64,
+            output_tokens: 0,
+            selection: None,
+            predictions: &[],
+        }
+    }
+
+    /// A pool of endpoints with these labels, at 10.0.0.1, 10.0.0.2, ...
+    pub(crate) fn pool(labels: &[&[(&str, &str)]]) -> Pool {
+        let endpoint = |(i, labels): (usize, &&[(&str, &str)])| {
+            let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let config = crate::core::pool::EndpointConfig::new(&format!("e{i}"), &format!("10.0.0.{}", i + 1), 8000);
+            config.with_labels(labels)
+        };
+        Pool::new(labels.iter().enumerate().map(endpoint).collect())
+    }
+
+    /// The ids that a filter keeps.
+    pub(crate) fn kept(filter: &dyn Filter, view: &View<'_>, mut all: Vec<Candidate>) -> Vec<u32> {
+        filter.filter(view, &mut all, &mut Seed(1).stream("filter"));
+        all.iter().map(|c| c.id.0).collect()
+    }
+
+    /// Checks the scores of candidates against a table.
+    pub(crate) fn check<const N: usize>(scorer: &dyn Scorer, view: &View<'_>, all: Vec<Candidate>, expect: [f64; N]) {
+        let mut scores = [f64::NAN; N];
+        scorer.score(view, &all, &mut scores);
+        for (score, expect) in scores.iter().zip(expect) {
+            assert!((score - expect).abs() < 1e-12, "{scores:?}, expected {expect:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{candidate, view};
+    use super::*;
+
+    #[test]
+    fn uncached_tokens_are_what_is_not_matched_and_what_is_not_indexed() {
+        let pool = Pool::default();
+        let check = |prompt_tokens, prefix_blocks, matched, expect| {
+            let view = View { prompt_tokens, prefix_blocks, ..view(&pool) };
+            assert_eq!(view.uncached_tokens(matched), expect, "{prompt_tokens} {prefix_blocks} {matched}");
+        };
+        check(1000, 15, 0, 1000);
+        check(1000, 15, 10, 360);
+        check(1000, 15, 15, 40);
+        // The index covers only the first two blocks.
+        check(1000, 2, 2, 872);
+        check(10, 0, 0, 10);
+    }
+
+    #[test]
+    fn a_prompt_without_blocks_has_no_match() {
+        let pool = Pool::default();
+        assert_eq!(view(&pool).matched_share(&candidate(0)), 0.0);
     }
 }

@@ -1,67 +1,98 @@
-//! The plugins by name: one line each. Adding a plugin touches its own section and its line here.
-
-use std::collections::BTreeMap;
+//! The plugins by name: one line each. Adding a plugin touches its own file and its line here.
 
 use crate::core::config::Parameters;
-use crate::core::pool::Role;
-use crate::core::scheduler::{Filter, Picker, Scorer, filters, pickers, scorers};
+use crate::core::scheduler::parameters::Reader;
+use crate::core::scheduler::{Decider, Filter, Picker, Scorer, deciders, filters, pickers, scorers};
 
-type Build<T> = fn(&mut Reader<'_>) -> Result<Box<T>, PluginError>;
+pub use crate::core::scheduler::parameters::PluginError;
 
-/// What a scorer reads that is looked up only if some scorer wants it.
+/// What plugins read that is looked up or kept only if some plugin wants it. Metrics and requests in flight always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reads {
-    /// Metrics, which every candidate has.
-    Metrics,
+pub struct Reads(u8);
+
+impl Reads {
+    /// Nothing but metrics.
+    pub const METRICS: Reads = Reads(0);
     /// The prefix index.
-    Prefix,
-    /// The table of sessions.
-    Session,
+    pub const PREFIX: Reads = Reads(1);
+    /// The endpoint of the session.
+    pub const SESSION: Reads = Reads(1 << 1);
+    /// Which endpoints were sent requests that nobody had cached.
+    pub const COLD: Reads = Reads(1 << 2);
+    /// LoRA adapters.
+    pub const ADAPTERS: Reads = Reads(1 << 3);
+    /// Tokens in flight.
+    pub const TOKENS: Reads = Reads(1 << 4);
+    /// The addresses in `test-epp-endpoint-selection`.
+    pub const SELECTION: Reads = Reads(1 << 5);
+
+    /// What either reads.
+    #[must_use]
+    pub const fn and(self, other: Reads) -> Reads {
+        Reads(self.0 | other.0)
+    }
+
+    /// Whether all of `other` is read.
+    pub const fn contains(self, other: Reads) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
-const FILTERS: &[(&str, Build<dyn Filter>)] = &[
-    ("healthy-filter", |_| Ok(Box::new(filters::Healthy))),
-    ("decode-filter", |_| Ok(Box::new(filters::ByRole { refused: Role::Prefill }))),
-    ("prefill-filter", |_| Ok(Box::new(filters::ByRole { refused: Role::Decode }))),
-    ("label-selector-filter", |p| Ok(Box::new(filters::LabelSelector { labels: p.labels("labels")? }))),
+type Build<T> = fn(&mut Reader<'_>) -> Result<Box<T>, PluginError>;
+type Line<T> = (&'static str, Reads, Build<T>);
+
+const TOKENS_AND_PREFIX: Reads = Reads::TOKENS.and(Reads::PREFIX);
+
+const FILTERS: &[Line<dyn Filter>] = &[
+    ("healthy-filter", Reads::METRICS, |_| Ok(Box::new(filters::Healthy))),
+    ("decode-filter", Reads::METRICS, |_| Ok(Box::new(filters::ByRole(filters::Stage::Decode)))),
+    ("prefill-filter", Reads::METRICS, |_| Ok(Box::new(filters::ByRole(filters::Stage::Prefill)))),
+    ("encode-filter", Reads::METRICS, |_| Ok(Box::new(filters::ByRole(filters::Stage::Encode)))),
+    ("label-selector-filter", Reads::METRICS, |p| Ok(Box::new(filters::LabelSelector::read(p)?))),
+    ("by-label-selector", Reads::METRICS, |p| Ok(Box::new(filters::LabelSelector::read(p)?))),
+    ("by-label", Reads::METRICS, |p| Ok(Box::new(filters::ByLabel::read(p)?))),
+    ("prefix-cache-affinity-filter", TOKENS_AND_PREFIX, |p| Ok(Box::new(filters::PrefixCacheAffinity::read(p)?))),
+    ("slo-headroom-tier-filter", Reads::METRICS, |p| Ok(Box::new(filters::SloHeadroomTier::read(p)?))),
+    ("utilization-filter", Reads::METRICS, |p| Ok(Box::new(filters::Utilization::read(p)?))),
+    ("context-length-aware", Reads::METRICS, |p| Ok(Box::new(scorers::ContextLengthAware::read(p)?))),
+    ("header-based-testing-filter", Reads::SELECTION, |_| Ok(Box::new(filters::HeaderBasedTesting))),
+    ("lora-residency-filter", Reads::ADAPTERS, |p| Ok(Box::new(filters::LoraResidency::read(p)?))),
 ];
 
-const SCORERS: &[(&str, Reads, Build<dyn Scorer>)] = &[
-    ("queue-scorer", Reads::Metrics, |_| Ok(Box::new(scorers::Queue))),
-    ("running-requests-size-scorer", Reads::Metrics, |_| Ok(Box::new(scorers::RunningRequests))),
-    ("kv-cache-utilization-scorer", Reads::Metrics, |_| Ok(Box::new(scorers::KvCacheUtilization))),
-    ("load-aware-scorer", Reads::Metrics, |p| {
-        Ok(Box::new(scorers::LoadAware { threshold: p.count("threshold", 128)? }))
-    }),
-    ("prefix-cache-scorer", Reads::Prefix, |p| {
-        Ok(Box::new(scorers::PrefixCache { match_length_weight: p.share("matchLengthWeight", 0.0)? }))
-    }),
-    ("session-affinity-scorer", Reads::Session, |_| Ok(Box::new(scorers::SessionAffinity))),
+const SCORERS: &[Line<dyn Scorer>] = &[
+    ("queue-scorer", Reads::METRICS, |_| Ok(Box::new(scorers::Queue))),
+    ("running-requests-size-scorer", Reads::METRICS, |_| Ok(Box::new(scorers::RunningRequests))),
+    ("kv-cache-utilization-scorer", Reads::METRICS, |_| Ok(Box::new(scorers::KvCacheUtilization))),
+    ("load-aware-scorer", Reads::METRICS, |p| Ok(Box::new(scorers::LoadAware::read(p)?))),
+    ("lora-affinity-scorer", Reads::ADAPTERS, |_| Ok(Box::new(scorers::LoraAffinity))),
+    ("active-request-scorer", Reads::METRICS, |p| Ok(Box::new(scorers::ActiveRequest::read(p)?))),
+    ("token-load-scorer", TOKENS_AND_PREFIX, |p| Ok(Box::new(scorers::TokenLoad::read(p)?))),
+    ("prefix-cache-scorer", Reads::PREFIX, |p| Ok(Box::new(scorers::PrefixCache::read(p)?))),
+    (NO_HIT_LRU, Reads::PREFIX.and(Reads::COLD), |p| Ok(Box::new(scorers::NoHitLru::read(p)?))),
+    (SESSION_AFFINITY, Reads::SESSION, |p| Ok(Box::new(scorers::SessionAffinity::read(p)?))),
+    ("context-length-aware", Reads::METRICS, |p| Ok(Box::new(scorers::ContextLengthAware::read(p)?))),
+    ("latency-scorer", Reads::PREFIX, |p| Ok(Box::new(scorers::Latency::read(p)?))),
 ];
 
-const PICKERS: &[(&str, Build<dyn Picker>)] = &[
-    ("max-score-picker", |_| Ok(Box::new(pickers::MaxScore))),
-    ("random-picker", |_| Ok(Box::new(pickers::Random))),
-    ("weighted-random-picker", |_| Ok(Box::new(pickers::WeightedRandom))),
+const PICKERS: &[Line<dyn Picker>] = &[
+    ("max-score-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::MaxScore) as _)),
+    ("random-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::Random) as _)),
+    ("weighted-random-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::WeightedRandom) as _)),
 ];
 
-/// Why a plugin cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PluginError {
-    /// No plugin of this type.
-    Unknown {
-        /// The types there are.
-        known: Vec<&'static str>,
-    },
-    /// A parameter that is not allowed.
-    Parameter {
-        /// Its name.
-        name: String,
-        /// Its value.
-        found: String,
-        /// What it may be.
-        allowed: String,
-    },
+const DECIDERS: &[Line<dyn Decider>] = &[
+    ("prefix-based-pd-decider", Reads::PREFIX, |p| Ok(Box::new(deciders::PrefixBased::read(p)?))),
+    ("always-disagg-pd-decider", Reads::METRICS, |_| Ok(Box::new(deciders::Always))),
+];
+
+/// The scorer whose parameters are its producer's: the least recent cold requests.
+pub const NO_HIT_LRU: &str = "no-hit-lru-scorer";
+/// The scorer whose parameters are its producer's: the table of sessions.
+pub const SESSION_AFFINITY: &str = "session-affinity-scorer";
+
+/// Only the first of several endpoints is used.
+fn endpoints(p: &mut Reader<'_>) -> Result<(), PluginError> {
+    p.count_from("maxNumOfEndpoints", 1, 1).map(|_| ())
 }
 
 /// A plugin made from its registry line, which gives its type a static name.
@@ -69,6 +100,8 @@ pub enum PluginError {
 pub struct Made<T> {
     /// The type.
     pub kind: &'static str,
+    /// What it reads.
+    pub reads: Reads,
     /// The plugin.
     pub plugin: T,
 }
@@ -78,19 +111,15 @@ pub struct Made<T> {
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
 pub fn filter(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Filter>>, PluginError> {
-    let line = FILTERS.iter().find(|l| l.0 == kind);
-    let (kind, build) = line.ok_or_else(|| unknown(FILTERS.iter().map(|l| l.0)))?;
-    Ok(Made { kind, plugin: made(*build, parameters)? })
+    make(FILTERS, kind, parameters)
 }
 
-/// Makes a scorer and says what it reads.
+/// Makes a scorer.
 ///
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
-pub fn scorer(kind: &str, parameters: &Parameters) -> Result<(Made<Box<dyn Scorer>>, Reads), PluginError> {
-    let line = SCORERS.iter().find(|l| l.0 == kind);
-    let (kind, reads, build) = line.ok_or_else(|| unknown(SCORERS.iter().map(|l| l.0)))?;
-    Ok((Made { kind, plugin: made(*build, parameters)? }, *reads))
+pub fn scorer(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Scorer>>, PluginError> {
+    make(SCORERS, kind, parameters)
 }
 
 /// Makes a picker.
@@ -98,106 +127,43 @@ pub fn scorer(kind: &str, parameters: &Parameters) -> Result<(Made<Box<dyn Score
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
 pub fn picker(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Picker>>, PluginError> {
-    let line = PICKERS.iter().find(|l| l.0 == kind);
-    let (kind, build) = line.ok_or_else(|| unknown(PICKERS.iter().map(|l| l.0)))?;
-    Ok(Made { kind, plugin: made(*build, parameters)? })
+    make(PICKERS, kind, parameters)
 }
 
-fn unknown(known: impl Iterator<Item = &'static str>) -> PluginError {
-    PluginError::Unknown { known: known.collect() }
+/// Makes a decider.
+///
+/// # Errors
+/// If the type is unknown or a parameter is not allowed.
+pub fn decider(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Decider>>, PluginError> {
+    make(DECIDERS, kind, parameters)
 }
 
-fn made<T: ?Sized>(build: Build<T>, parameters: &Parameters) -> Result<Box<T>, PluginError> {
-    let mut reader = Reader { parameters, read: Vec::new() };
-    let plugin = build(&mut reader)?;
-    reader.nothing_unread()?;
-    Ok(plugin)
+/// The types of filters.
+pub fn filters() -> impl Iterator<Item = &'static str> {
+    FILTERS.iter().map(|l| l.0)
 }
 
-/// Reads parameters and remembers which, so that misspelt ones are refused.
-struct Reader<'a> {
-    parameters: &'a Parameters,
-    read: Vec<&'static str>,
+/// The types of scorers.
+pub fn scorers() -> impl Iterator<Item = &'static str> {
+    SCORERS.iter().map(|l| l.0)
 }
 
-impl Reader<'_> {
-    fn get(&mut self, name: &'static str) -> Option<&serde_json::Value> {
-        self.read.push(name);
-        self.parameters.get(name)
-    }
-
-    fn count(&mut self, name: &'static str, default: u32) -> Result<u32, PluginError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
-        number.ok_or_else(|| refused(name, value, "a whole number of at least 1"))
-    }
-
-    fn share(&mut self, name: &'static str, default: f64) -> Result<f64, PluginError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        let number = value.as_f64().filter(|x| (0.0..=1.0).contains(x));
-        number.ok_or_else(|| refused(name, value, "a number from 0 to 1"))
-    }
-
-    fn labels(&mut self, name: &'static str) -> Result<BTreeMap<String, String>, PluginError> {
-        const ALLOWED: &str = "a map of at least one label to its value";
-        let Some(value) = self.get(name) else {
-            return Err(refused(name, &serde_json::Value::Null, ALLOWED));
-        };
-        let map = value.as_object().filter(|m| !m.is_empty()).ok_or_else(|| refused(name, value, ALLOWED))?;
-        map.iter()
-            .map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned())).ok_or_else(|| refused(name, value, ALLOWED)))
-            .collect()
-    }
-
-    fn nothing_unread(&self) -> Result<(), PluginError> {
-        let Some((name, value)) = self.parameters.iter().find(|(n, _)| !self.read.contains(&n.as_str())) else {
-            return Ok(());
-        };
-        let allowed = match self.read.as_slice() {
-            [] => "no parameter".to_owned(),
-            names => format!("one of the parameters {}", names.join(", ")),
-        };
-        Err(refused(name, value, &allowed))
-    }
+/// The types of pickers.
+pub fn pickers() -> impl Iterator<Item = &'static str> {
+    PICKERS.iter().map(|l| l.0)
 }
 
-fn refused(name: &str, found: &serde_json::Value, allowed: &str) -> PluginError {
-    PluginError::Parameter { name: name.to_owned(), found: found.to_string(), allowed: allowed.to_owned() }
+/// The types of deciders.
+pub fn deciders() -> impl Iterator<Item = &'static str> {
+    DECIDERS.iter().map(|l| l.0)
+}
+
+fn make<T: ?Sized>(lines: &[Line<T>], kind: &str, parameters: &Parameters) -> Result<Made<Box<T>>, PluginError> {
+    let line = lines.iter().find(|l| l.0 == kind);
+    let (kind, reads, build) =
+        line.ok_or_else(|| PluginError::Unknown { known: lines.iter().map(|l| l.0).collect() })?;
+    Ok(Made { kind, reads: *reads, plugin: Reader::all(parameters, *build)? })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn parameters(value: serde_json::Value) -> Parameters {
-        serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn parameters_are_checked() {
-        let check = |kind: &str, value: serde_json::Value, expect: Option<&str>| {
-            let error = scorer(kind, &parameters(value)).err().map(|e| match e {
-                PluginError::Parameter { name, found, allowed } => format!("{name}: {found}: {allowed}"),
-                PluginError::Unknown { known } => known.join(" "),
-            });
-            assert_eq!(error.as_deref(), expect);
-        };
-        check("load-aware-scorer", json!({"threshold": 64}), None);
-        check("load-aware-scorer", json!({"threshold": 0}), Some("threshold: 0: a whole number of at least 1"));
-        check("load-aware-scorer", json!({"treshold": 1}), Some("treshold: 1: one of the parameters threshold"));
-        check(
-            "prefix-cache-scorer",
-            json!({"matchLengthWeight": 2}),
-            Some("matchLengthWeight: 2: a number from 0 to 1"),
-        );
-        check("queue-scorer", json!({"a": true}), Some("a: true: no parameter"));
-    }
-
-    #[test]
-    fn the_label_selector_needs_labels() {
-        assert!(filter("label-selector-filter", &parameters(json!({"labels": {"gpu": "h100"}}))).is_ok());
-        assert!(filter("label-selector-filter", &parameters(json!({}))).is_err());
-        assert!(filter("label-selector-filter", &parameters(json!({"labels": {"gpu": 1}}))).is_err());
-    }
-}
+mod tests;

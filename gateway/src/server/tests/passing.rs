@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::harness::{CHAT, Engine, Running, Tracing, header, json, stream, text};
-use crate::core::config::GatewayConfig;
+use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 use crate::server::Backend;
 
 #[tokio::test]
@@ -128,4 +128,59 @@ async fn any_openai_server_can_be_an_endpoint() {
         let (stats, _) = gateway.stop().done().await;
         assert_eq!((stats.succeeded, stats.scrapes_failed), (1, 0));
     }
+}
+
+#[tokio::test]
+async fn the_engine_that_decodes_is_told_who_prefills() {
+    let mut engines = [Engine::start(0).await, Engine::start(0).await];
+    let labelled = |engine: &Engine, name, role: &str| {
+        let mut backend = engine.backend(name);
+        backend.config = backend.config.with_labels([("llm-d.ai/role".to_owned(), role.to_owned())].into());
+        backend
+    };
+    let backends = vec![labelled(&engines[0], "prefiller", "prefill"), labelled(&engines[1], "decoder", "decode")];
+    let prefiller = engines[0].addr.to_string();
+    let mut config = GatewayConfig::default();
+    let filters = ["healthy-filter", "prefill-filter"].map(PluginConfig::of).to_vec();
+    let profile = ProfileConfig { filters, ..ProfileConfig::default() };
+    let decider = PluginConfig::of("always-disagg-pd-decider");
+    config.disaggregation = Some(DisaggregationConfig { profile, decider, stage_order: StageOrder::DecodeFirst });
+    let gateway = Running::start(config, backends).await;
+    let mut request = gateway.chat();
+    request.headers_mut().insert("x-prefiller-host-port", "evil:1".parse().unwrap());
+    let response = gateway.spawn(request);
+    let call = engines[1].call().await;
+    let told: Vec<_> = call.head.headers.get_all("x-prefiller-host-port").iter().collect();
+    assert_eq!(told, [&prefiller]);
+    call.reply.send(json(200, "{}")).unwrap();
+    assert_eq!(header(&response.await.unwrap(), "x-gateway-destination-endpoint-served"), "decoder");
+    let (_, spans) = gateway.stop().done().await;
+    assert_eq!(spans.iter().filter(|s| s.name == "gateway.scheduler.schedule").count(), 2);
+    assert_eq!(spans.iter().filter(|s| s.name == "gateway.pd.decide").count(), 1);
+}
+
+#[tokio::test]
+async fn a_session_token_brings_its_caller_back() {
+    let mut engines = [Engine::start(0).await, Engine::start(0).await];
+    let backends = vec![engines[0].backend("a"), engines[1].backend("b")];
+    let mut config = GatewayConfig::default();
+    config.profile.scorers = vec![ScorerConfig::of("session-affinity-scorer", 1.0)];
+    let gateway = Running::start(config, backends).await;
+    let mut token = None;
+    for _ in 0..6 {
+        let mut request = gateway.chat();
+        if let Some(token) = &token {
+            request.headers_mut().insert("x-session-token", http::HeaderValue::clone(token));
+        }
+        let response = gateway.spawn(request);
+        let (first, second) = engines.split_at_mut(1);
+        let call = tokio::select! {
+            call = first[0].call() => call,
+            call = second[0].call() => call,
+        };
+        call.reply.send(json(200, "{}")).unwrap();
+        let given = response.await.unwrap().headers().get("x-session-token").cloned().unwrap();
+        assert!(token.replace(given.clone()).is_none_or(|t| t == given), "the token names another endpoint");
+    }
+    gateway.stop().done().await;
 }

@@ -322,12 +322,13 @@ fn itself() -> Result<PathBuf, Failure> {
 }
 
 fn scenario(path: Option<&Path>, overrides: &Overrides) -> Result<Scenario, Failure> {
-    let set = &overrides.set;
+    let set = &overrides.all();
     let loaded = match path {
         Some(path) => crate::scenario::load(path, set)?,
         None => shared::config::load_str::<Scenario>("scenarios/overhead.yaml", SCENARIO, set)?,
     };
     let scenario = loaded.config;
+    super::warn(&scenario);
     if scenario.trace.is_some() {
         return Err(Failure::input(
             "the lab sends the same load in every block: a scenario with a trace has none to repeat",

@@ -3,17 +3,25 @@
 //! The doc comments of the fields become the descriptions of the published JSON Schema. Where endpoints are and where spans
 //! go is the driver's configuration, not the gateway's.
 
+mod flow_control;
+mod profile;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use shared::config::ConfigProblem;
 use shared::units::HumanDur;
 
-use crate::core::scheduler::registry;
+pub use flow_control::{BandConfig, FairnessPolicy, FlowControlConfig, OrderingPolicy};
+pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
+pub(crate) use profile::{WEIGHT, is_weight};
 
-/// Parameters of a plugin, by name.
-pub type Parameters = BTreeMap<String, serde_json::Value>;
+use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
+use crate::core::scheduler::parameters::Reader;
+use crate::core::scheduler::registry::{NO_HIT_LRU, SESSION_AFFINITY};
+use crate::core::scheduler::scorers::{NoHitLru, SessionAffinity, SessionStrategy};
 
 /// One gateway.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -21,12 +29,26 @@ pub type Parameters = BTreeMap<String, serde_json::Value>;
 pub struct GatewayConfig {
     /// The pool of engines, as spans name it.
     pub pool: PoolConfig,
-    /// How an endpoint is chosen.
+    /// An EndpointPickerConfig of llm-d (YAML), in place of profile, disaggregation, prefix, in_flight, saturation and
+    /// flow_control. A relative path starts at the folder of the file that names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epp_config: Option<PathBuf>,
+    /// Whether what is not supported of that file is left out, with a warning, instead of refused.
+    pub allow_unsupported: bool,
+    /// How an endpoint is chosen; with disaggregation, the one that decodes.
     pub profile: ProfileConfig,
+    /// Prefill by an endpoint of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disaggregation: Option<DisaggregationConfig>,
     /// When sheddable requests are refused.
     pub saturation: SaturationConfig,
+    /// Queues in the gateway: read and checked, and not built yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_control: Option<FlowControlConfig>,
     /// The approximate index of prompt prefixes.
     pub prefix: PrefixConfig,
+    /// What counts as in flight at an endpoint.
+    pub in_flight: InFlightConfig,
     /// What engines report, and how often it is read.
     pub metrics: MetricsConfig,
     /// How long the gateway waits for an engine.
@@ -50,53 +72,6 @@ pub struct PoolConfig {
     pub namespace: String,
 }
 
-/// A scheduling profile: filters in order, then scorers, then one picker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ProfileConfig {
-    /// Name of the profile.
-    pub name: String,
-    /// Filters, run in this order; each sees what the one before it kept.
-    pub filters: Vec<PluginConfig>,
-    /// Scorers; an endpoint's score is the weighted sum of theirs. Without scorers the picker decides alone.
-    pub scorers: Vec<ScorerConfig>,
-    /// The picker.
-    pub picker: PluginConfig,
-}
-
-/// A plugin and its parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PluginConfig {
-    /// Type of the plugin, for example `healthy-filter`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Name in spans; the type if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Parameters of the plugin.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub parameters: Parameters,
-}
-
-/// A scorer, its weight and its parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ScorerConfig {
-    /// Type of the scorer, for example `queue-scorer`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Name in spans; the type if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Factor of this scorer's score in the sum, 0 or more.
-    #[serde(default = "one")]
-    pub weight: f64,
-    /// Parameters of the scorer.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub parameters: Parameters,
-}
-
 /// The utilization detector: the pool is saturated when the mean over its endpoints of
 /// max(waiting / queue_depth_threshold, kv_usage / kv_cache_threshold) reaches 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -110,14 +85,32 @@ pub struct SaturationConfig {
     pub metrics_staleness: HumanDur,
 }
 
-/// The approximate prefix index: which endpoint was sent which prompt prefix. Blocks are 64 tokens, llm-d's floor.
+/// The approximate prefix index: which endpoint was sent which prompt prefix (llm-d's `approx-prefix-cache-producer`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrefixConfig {
+    /// Tokens in a block; llm-d raises smaller blocks to 64.
+    #[schemars(range(min = 64, max = 256))]
+    pub block_tokens: u32,
     /// Blocks remembered for each endpoint, least recently used first out.
     pub lru_blocks_per_endpoint: u32,
+    /// Whether an endpoint's own number of KV blocks replaces that bound where it is reported.
+    pub auto_tune: bool,
     /// Longest part of a prompt that is matched, in tokens.
     pub max_prefix_tokens: u32,
+}
+
+/// The tokens that an endpoint still has to compute (llm-d's `inflight-load-producer`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InFlightConfig {
+    /// Whether output tokens count too, from an estimate.
+    pub add_estimated_output_tokens: bool,
+    /// Expected output tokens for each token of the prompt.
+    pub output_ratio: f64,
+    /// The most output tokens that one request counts for; no bound when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_estimated_output_tokens: Option<u32>,
 }
 
 /// Reading the engines' metrics.
@@ -156,44 +149,9 @@ pub struct LimitConfig {
     pub retries: u32,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
-impl PluginConfig {
-    /// A plugin without parameters.
-    pub fn of(kind: &str) -> PluginConfig {
-        PluginConfig { kind: kind.to_owned(), name: None, parameters: Parameters::new() }
-    }
-}
-
-impl ScorerConfig {
-    /// A scorer without parameters.
-    pub fn of(kind: &str, weight: f64) -> ScorerConfig {
-        ScorerConfig { kind: kind.to_owned(), name: None, weight, parameters: Parameters::new() }
-    }
-}
-
 impl Default for PoolConfig {
     fn default() -> PoolConfig {
         PoolConfig { name: "default-pool".to_owned(), namespace: "default".to_owned() }
-    }
-}
-
-impl Default for ProfileConfig {
-    /// The weights of llm-d's `optimized-baseline`, with running requests in place of the cold-request scorer.
-    fn default() -> ProfileConfig {
-        ProfileConfig {
-            name: "default".to_owned(),
-            filters: vec![PluginConfig::of("healthy-filter"), PluginConfig::of("decode-filter")],
-            scorers: vec![
-                ScorerConfig::of("queue-scorer", 2.0),
-                ScorerConfig::of("kv-cache-utilization-scorer", 2.0),
-                ScorerConfig::of("prefix-cache-scorer", 3.0),
-                ScorerConfig::of("running-requests-size-scorer", 1.0),
-            ],
-            picker: PluginConfig::of("max-score-picker"),
-        }
     }
 }
 
@@ -207,7 +165,19 @@ impl Default for SaturationConfig {
 impl Default for PrefixConfig {
     /// llm-d's `approx-prefix-cache-producer`.
     fn default() -> PrefixConfig {
-        PrefixConfig { lru_blocks_per_endpoint: 31_250, max_prefix_tokens: 131_072 }
+        PrefixConfig {
+            block_tokens: BLOCK_TOKENS as u32,
+            lru_blocks_per_endpoint: 31_250,
+            auto_tune: true,
+            max_prefix_tokens: 131_072,
+        }
+    }
+}
+
+impl Default for InFlightConfig {
+    /// llm-d's `inflight-load-producer`.
+    fn default() -> InFlightConfig {
+        InFlightConfig { add_estimated_output_tokens: false, output_ratio: 1.5, max_estimated_output_tokens: None }
     }
 }
 
@@ -239,9 +209,22 @@ impl GatewayConfig {
     /// Everything that is not allowed, in the order of the fields. A gateway is only made from a configuration without problems.
     pub fn validate(&self) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
-        self.profile.validate(&mut problems);
-        self.saturation.validate(&mut problems);
         let p = &mut problems;
+        self.profile.validate("profile", p);
+        if let Some(disaggregation) = &self.disaggregation {
+            disaggregation.validate("disaggregation", p);
+        }
+        self.check_epp_config(p);
+        self.check_producers(p);
+        self.saturation.validate(p);
+        if let Some(flow_control) = &self.flow_control {
+            flow_control.validate("flow_control", p);
+        }
+        self.in_flight.validate(p);
+        if !(BLOCK_TOKENS..=MAX_BLOCK_TOKENS).contains(&(self.prefix.block_tokens as usize)) {
+            let allowed = format!("a number from {BLOCK_TOKENS} to {MAX_BLOCK_TOKENS}");
+            problem("prefix.block_tokens", self.prefix.block_tokens, allowed, p);
+        }
         at_least("prefix.lru_blocks_per_endpoint", self.prefix.lru_blocks_per_endpoint, 1, p);
         at_least("prefix.max_prefix_tokens", self.prefix.max_prefix_tokens, 64, p);
         at_least("metrics.scrape_interval", self.metrics.scrape_interval, HumanDur::millis(1), p);
@@ -256,6 +239,56 @@ impl GatewayConfig {
         }
         problems
     }
+
+    /// How sessions are bound, if a scorer asks for that.
+    pub fn sessions(&self) -> Option<SessionStrategy> {
+        let scorer = self.scorers(SESSION_AFFINITY).next()?;
+        Reader::all(&scorer.parameters, SessionAffinity::strategy).ok()
+    }
+
+    /// How many endpoints are remembered as having got requests that nobody had cached.
+    pub(crate) fn cold_requests(&self) -> u32 {
+        let scorer = self.scorers(NO_HIT_LRU).next();
+        scorer.and_then(|s| Reader::all(&s.parameters, NoHitLru::size).ok()).unwrap_or(0)
+    }
+
+    /// Every profile.
+    pub fn profiles(&self) -> impl Iterator<Item = &ProfileConfig> {
+        std::iter::once(&self.profile).chain(self.disaggregation.as_ref().map(|d| &d.profile))
+    }
+
+    fn scorers(&self, kind: &'static str) -> impl Iterator<Item = &ScorerConfig> {
+        self.profiles().flat_map(|p| &p.scorers).filter(move |s| s.kind == kind)
+    }
+
+    /// The file says it all: what stands beside it would be overwritten.
+    fn check_epp_config(&self, p: &mut Vec<ConfigProblem>) {
+        if self.epp_config.is_none() {
+            return;
+        }
+        let d = GatewayConfig::default();
+        let beside = [
+            ("profile", self.profile != d.profile),
+            ("disaggregation", self.disaggregation.is_some()),
+            ("prefix", self.prefix != d.prefix),
+            ("in_flight", self.in_flight != d.in_flight),
+            ("saturation", self.saturation != d.saturation),
+            ("flow_control", self.flow_control.is_some()),
+        ];
+        for (path, _) in beside.iter().filter(|(_, given)| *given) {
+            problem(path, "a section beside epp_config", "nothing: the file says it".to_owned(), p);
+        }
+    }
+
+    /// Scorers of one type share what they remember, so they cannot differ in it.
+    fn check_producers(&self, p: &mut Vec<ConfigProblem>) {
+        for kind in [SESSION_AFFINITY, NO_HIT_LRU] {
+            let first = self.scorers(kind).next().map(|s| &s.parameters);
+            if self.scorers(kind).any(|s| Some(&s.parameters) != first) {
+                problem("profile.scorers", format!("{kind} with two sets of parameters"), "one set".to_owned(), p);
+            }
+        }
+    }
 }
 
 impl shared::config::Validate for GatewayConfig {
@@ -269,29 +302,20 @@ impl shared::config::Validate for GatewayConfig {
 /// More attempts than this turn an outage into a storm.
 const MAX_RETRIES: u32 = 8;
 
-impl ProfileConfig {
-    fn validate(&self, out: &mut Vec<ConfigProblem>) {
-        for (i, f) in self.filters.iter().enumerate() {
-            plugin(&format!("profile.filters[{i}]"), &f.kind, registry::filter(&f.kind, &f.parameters).err(), out);
-        }
-        for (i, s) in self.scorers.iter().enumerate() {
-            let path = format!("profile.scorers[{i}]");
-            if !(s.weight.is_finite() && s.weight >= 0.0) {
-                problem(&format!("{path}.weight"), s.weight, "a number of at least 0".to_owned(), out);
-            }
-            plugin(&path, &s.kind, registry::scorer(&s.kind, &s.parameters).err(), out);
-        }
-        let picker = registry::picker(&self.picker.kind, &self.picker.parameters);
-        plugin("profile.picker", &self.picker.kind, picker.err(), out);
-    }
-}
-
 impl SaturationConfig {
     fn validate(&self, out: &mut Vec<ConfigProblem>) {
         at_least("saturation.queue_depth_threshold", self.queue_depth_threshold, 1, out);
         let kv = self.kv_cache_threshold;
         if !(kv > 0.0 && kv <= 1.0) {
             problem("saturation.kv_cache_threshold", kv, "a number above 0 and at most 1".to_owned(), out);
+        }
+    }
+}
+
+impl InFlightConfig {
+    fn validate(&self, out: &mut Vec<ConfigProblem>) {
+        if !(self.output_ratio.is_finite() && self.output_ratio >= 0.0) {
+            problem("in_flight.output_ratio", self.output_ratio, "a number of at least 0".to_owned(), out);
         }
     }
 }
@@ -304,18 +328,6 @@ fn at_least<T: PartialOrd + std::fmt::Display>(path: &str, found: T, least: T, o
 
 fn problem(path: &str, found: impl std::fmt::Display, allowed: String, out: &mut Vec<ConfigProblem>) {
     out.push(ConfigProblem { path: path.to_owned(), found: found.to_string(), allowed });
-}
-
-fn plugin(path: &str, kind: &str, error: Option<registry::PluginError>, out: &mut Vec<ConfigProblem>) {
-    match error {
-        None => {}
-        Some(registry::PluginError::Unknown { known }) => {
-            problem(&format!("{path}.type"), format!("{kind:?}"), format!("one of {}", known.join(", ")), out);
-        }
-        Some(registry::PluginError::Parameter { name, found, allowed }) => {
-            problem(&format!("{path}.parameters.{name}"), found, allowed, out);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -339,7 +351,7 @@ mod tests {
     fn a_problem_names_path_found_and_allowed() {
         insta::assert_snapshot!(problems(|c| c.profile.scorers[1].weight = f64::NAN), @"profile.scorers[1].weight: found NaN, expected a number of at least 0");
         insta::assert_snapshot!(problems(|c| c.profile.scorers[0].weight = -1.0), @"profile.scorers[0].weight: found -1, expected a number of at least 0");
-        insta::assert_snapshot!(problems(|c| c.profile.scorers[2].kind = "prefix".into()), @r#"profile.scorers[2].type: found "prefix", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, prefix-cache-scorer, session-affinity-scorer"#);
+        insta::assert_snapshot!(problems(|c| c.profile.scorers[2].kind = "prefix".into()), @r#"profile.scorers[2].type: found "prefix", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer"#);
         insta::assert_snapshot!(problems(|c| c.profile.picker.kind = "best".into()), @r#"profile.picker.type: found "best", expected one of max-score-picker, random-picker, weighted-random-picker"#);
         insta::assert_snapshot!(problems(|c| c.saturation.kv_cache_threshold = 1.5), @"saturation.kv_cache_threshold: found 1.5, expected a number above 0 and at most 1");
         insta::assert_snapshot!(problems(|c| c.metrics.scrape_interval = HumanDur::default()), @"metrics.scrape_interval: found 0s, expected at least 1ms");

@@ -1,0 +1,168 @@
+//! The headers by which caller, gateway and engine talk about where a request goes: sessions, a caller's selection of endpoints, the
+//! endpoint that prefills.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+
+use crate::core::config::GatewayConfig;
+use crate::core::pool::EndpointId;
+use crate::core::scheduler::scorers::SessionStrategy;
+use crate::server::backend::Backend;
+
+/// Tells the engine that decodes who prefills (llm-d `pkg/common/routing`).
+pub(crate) const PREFILLER: HeaderName = HeaderName::from_static("x-prefiller-host-port");
+/// The session, unless a scorer reads it elsewhere.
+const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// Endpoints that a caller allows.
+const SELECTION: HeaderName = HeaderName::from_static("test-epp-endpoint-selection");
+const SELECTION_FILTER: &str = "header-based-testing-filter";
+/// Longer tokens name no endpoint.
+const MAX_TOKEN: usize = 512;
+
+/// What the scheduler wants to know of headers, and what it says in them.
+#[derive(Debug)]
+pub(crate) struct Routing {
+    session_ids: Vec<HeaderName>,
+    /// The header of session tokens, and the token of each endpoint.
+    session_tokens: Option<(HeaderName, Vec<HeaderValue>)>,
+    selection: bool,
+    /// `host:port` of each endpoint.
+    addresses: Vec<Option<HeaderValue>>,
+}
+
+impl Routing {
+    /// What a gateway of this configuration reads and writes.
+    pub(crate) fn new(config: &GatewayConfig, backends: &[Backend]) -> Routing {
+        let (mut session_ids, mut session_tokens) = (vec![SESSION_ID], None);
+        match config.sessions() {
+            None => {}
+            Some(SessionStrategy::SessionId { headers, .. }) => {
+                session_ids = headers.iter().filter_map(|h| h.parse().ok()).collect();
+            }
+            Some(SessionStrategy::EncodedEndpointHeader { header }) => {
+                let token = |b: &Backend| token(&config.pool.namespace, &b.config.name);
+                session_tokens = header.parse().ok().map(|header| (header, backends.iter().map(token).collect()));
+            }
+        }
+        let address = |b: &Backend| HeaderValue::from_str(&format!("{}:{}", b.config.address, b.config.port)).ok();
+        Routing {
+            session_ids,
+            session_tokens,
+            selection: config.profiles().flat_map(|p| &p.filters).any(|f| f.kind == SELECTION_FILTER),
+            addresses: backends.iter().map(address).collect(),
+        }
+    }
+
+    /// The caller's session id: of the first header that has one.
+    pub(crate) fn session_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
+        let ids = self.session_ids.iter().filter_map(|name| headers.get(name)?.to_str().ok());
+        ids.map(str::trim).find(|id| !id.is_empty())
+    }
+
+    /// The endpoint that the caller's session token names, as `namespace/name`.
+    pub(crate) fn session_endpoint(&self, headers: &HeaderMap) -> Option<String> {
+        let (name, _) = self.session_tokens.as_ref()?;
+        let token = headers.get(name)?.as_bytes();
+        if token.len() > MAX_TOKEN {
+            return None;
+        }
+        String::from_utf8(STANDARD.decode(token).ok()?).ok()
+    }
+
+    /// The endpoints that the caller allows, where a filter looks at that.
+    pub(crate) fn selection<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
+        if self.selection { headers.get(SELECTION)?.to_str().ok() } else { None }
+    }
+
+    /// Says on the way to the engine who prefills. Only the gateway says that.
+    pub(crate) fn set_prefiller(&self, headers: &mut HeaderMap, prefill: Option<EndpointId>) {
+        match prefill.and_then(|id| self.addresses.get(id.index())?.clone()) {
+            Some(address) => headers.insert(PREFILLER, address),
+            None => headers.remove(PREFILLER),
+        };
+    }
+
+    /// Gives the caller the token of its endpoint.
+    pub(crate) fn set_session_token(&self, headers: &mut HeaderMap, endpoint: EndpointId) {
+        if let Some((name, tokens)) = &self.session_tokens
+            && let Some(token) = tokens.get(endpoint.index())
+        {
+            headers.insert(name, token.clone());
+        }
+    }
+}
+
+/// The token of an endpoint: its name and namespace in base64, as llm-d writes it.
+fn token(namespace: &str, name: &str) -> HeaderValue {
+    let text = STANDARD.encode(format!("{namespace}/{name}"));
+    HeaderValue::from_str(&text).expect("base64 is a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::core::config::{Parameters, PluginConfig, ScorerConfig};
+
+    fn routing(change: impl FnOnce(&mut GatewayConfig)) -> Routing {
+        let mut config = GatewayConfig::default();
+        change(&mut config);
+        let backends = ["a", "b"].map(|name| Backend::new(name, "http://10.0.0.1:8000").unwrap());
+        Routing::new(&config, &backends)
+    }
+
+    fn sessions(parameters: serde_json::Value) -> Routing {
+        let parameters: Parameters = serde_json::from_value(parameters).unwrap();
+        let scorer = ScorerConfig { parameters, ..ScorerConfig::of("session-affinity-scorer", 1.0) };
+        routing(|c| c.profile.scorers.push(scorer))
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_str(v).unwrap())).collect()
+    }
+
+    #[test]
+    fn tokens_name_endpoints() {
+        let routing = sessions(json!({}));
+        let mut answer = HeaderMap::new();
+        routing.set_session_token(&mut answer, EndpointId(1));
+        // "default/b"
+        assert_eq!(answer.get("x-session-token").unwrap(), "ZGVmYXVsdC9i");
+        assert_eq!(routing.session_endpoint(&answer).as_deref(), Some("default/b"));
+        assert_eq!(routing.session_endpoint(&headers(&[("x-session-token", "?")])), None);
+        assert_eq!(routing.session_endpoint(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn ids_are_read_from_the_headers_that_are_configured() {
+        let given = headers(&[("x-session-id", "s"), ("x-user", " u ")]);
+        assert_eq!(routing(|_| {}).session_id(&given), Some("s"));
+        let sources = json!([{"header": "X-Empty"}, {"header": "X-User"}]);
+        let routing = sessions(json!({"strategy": "session_id", "sessionIdConfig": {"sources": sources}}));
+        assert_eq!(routing.session_id(&given), Some("u"));
+        let mut answer = HeaderMap::new();
+        routing.set_session_token(&mut answer, EndpointId(0));
+        assert!(answer.is_empty());
+    }
+
+    #[test]
+    fn a_selection_is_read_only_for_the_filter() {
+        let given = headers(&[("test-epp-endpoint-selection", "10.0.0.1")]);
+        assert_eq!(routing(|_| {}).selection(&given), None);
+        let with = routing(|c| c.profile.filters.push(PluginConfig::of("header-based-testing-filter")));
+        assert_eq!(with.selection(&given), Some("10.0.0.1"));
+    }
+
+    #[test]
+    fn only_the_gateway_names_a_prefiller() {
+        let routing = routing(|_| {});
+        let mut sent = headers(&[("x-prefiller-host-port", "evil:1")]);
+        routing.set_prefiller(&mut sent, None);
+        assert!(sent.is_empty());
+        routing.set_prefiller(&mut sent, Some(EndpointId(0)));
+        assert_eq!(sent.get(PREFILLER).unwrap(), "10.0.0.1:8000");
+    }
+}
