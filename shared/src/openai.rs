@@ -75,9 +75,6 @@ pub struct Request<'a> {
     /// Separates prefix caches.
     #[serde(default, borrow)]
     pub cache_salt: Option<Cow<'a, str>>,
-    /// What a router tells vLLM's KV connector; whatever it is, it is no error.
-    #[serde(default)]
-    pub kv_transfer_params: Option<serde_json::Value>,
 }
 
 /// Whether log probabilities are wanted, as chat asks, or with how many alternatives, as completions do.

@@ -14,10 +14,10 @@ use shared::clock::RunClock;
 use shared::time::{Dur, Time};
 use shared::trace::{OwnTraces, Trail};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::kv_events::Sink;
-use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
+use crate::core::engine::{Control, Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
 use crate::core::faults::{FaultRule, Lost, RequestFault};
 use crate::core::kv_transfer::{Kept, KvInput, KvOutput};
@@ -138,6 +138,8 @@ struct Cell {
     /// Who is told when a fault ends a request; empty unless faults are wanted.
     dooms: HashMap<RequestKey, Doom>,
     condition: watch::Sender<Condition>,
+    /// Who waits for a pause to be complete.
+    pausing: Vec<oneshot::Sender<bool>>,
 }
 
 #[derive(Debug)]
@@ -151,7 +153,8 @@ enum Listener {
 impl Cell {
     fn new(engine: Engine) -> Cell {
         let condition = watch::Sender::new(Condition::default());
-        Cell { engine, open: HashMap::new(), dooms: HashMap::new(), kv_events: None, condition, peers: None }
+        let (open, dooms) = (HashMap::new(), HashMap::new());
+        Cell { engine, open, kv_events: None, dooms, condition, pausing: Vec::new(), peers: None }
     }
 
     /// Sends on what the engine told other engines. Bounded by its requests, its leases and its peers.
@@ -161,6 +164,15 @@ impl Cell {
             if let Some(peers) = &self.peers {
                 // A receiver that is gone is a server that stopped.
                 let _ = peers.send(output);
+            }
+        }
+    }
+
+    /// Answers those who wait for a pause, if it is complete.
+    fn tell_paused(&mut self) {
+        if !self.pausing.is_empty() && !self.engine.is_pausing() {
+            for answer in self.pausing.drain(..) {
+                let _ = answer.send(true);
             }
         }
     }
@@ -225,6 +237,7 @@ enum Command {
     Hear(Box<KvInput>),
     Inject(Box<FaultRule>),
     ClearFaults,
+    Control(Control, oneshot::Sender<bool>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -302,6 +315,7 @@ impl EngineHandle {
         deliver(&mut cell, &mut out);
         cell.tell_peers(&mut Vec::new());
         cell.publish();
+        cell.tell_paused();
         if cell.engine.next_wakeup().is_some() {
             lock(&inner.inbox).look = true;
             inner.wake.notify_one();
@@ -357,6 +371,14 @@ impl EngineHandle {
     /// What the engine is like, as far as a server has to act on it.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         lock(&self.inner.engines[self.index]).condition.subscribe()
+    }
+
+    /// Gives an order. The answer says whether it succeeded; that of a pause or sleep comes when it is complete. The channel ends
+    /// without one if the engine is dead.
+    pub fn control(&self, at: Time, order: Control) -> oneshot::Receiver<bool> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(at, Command::Control(order, sender));
+        receiver
     }
 
     /// Looks at the engine between two steps.
@@ -419,6 +441,7 @@ impl Drop for Epilogue<'_> {
         for cell in &self.0.engines {
             let mut cell = lock(cell);
             cell.peers = None;
+            cell.pausing.clear();
             for (_, listener) in cell.open.drain() {
                 // Its caller has left; that the core will not hear of it changes nothing about that.
                 if let Listener::Aborted(trail) = listener {
@@ -448,6 +471,7 @@ impl Inner {
                 deliver(&mut cell, &mut out);
                 cell.tell_peers(&mut said);
                 cell.publish();
+                cell.tell_paused();
             }
         }
         self.engines.iter().for_each(|cell| lock(cell).engine.settle());
@@ -502,6 +526,16 @@ impl Inner {
                 cell.engine.inject(item.at, &rule);
             }
             Command::ClearFaults => cell.engine.clear_faults(item.at),
+            Command::Control(order, answer) => {
+                let pauses = matches!(order, Control::Pause { .. } | Control::Sleep { .. });
+                let done = cell.engine.control(item.at, order);
+                if pauses {
+                    cell.pausing.push(answer);
+                } else {
+                    // Nobody waits for an answer any more: nothing to do.
+                    let _ = answer.send(done);
+                }
+            }
         }
     }
 

@@ -258,7 +258,7 @@ async fn a_stream_tells_the_parameters_in_its_last_chunk() {
         let chunks = chunks(&events);
         let (last, others) = chunks.split_last().unwrap();
         assert_eq!(last["kv_transfer_params"]["do_remote_prefill"], true, "{last}");
-        assert!(others.iter().all(|c| c.get("kv_transfer_params").is_none()), "{others:?}");
+        assert!(others.iter().all(|c| c["kv_transfer_params"].is_null()), "{others:?}");
         assert!(decode(&pair, &last["kv_transfer_params"], true).await["usage"]["completion_tokens"] == 4);
     }
     pair.stop().await;
