@@ -35,6 +35,7 @@ const MAX_PULLS: usize = 4096;
 type Outcome = Result<Transfer, TransferError>;
 
 /// An engine among its peers.
+#[derive(Debug)]
 pub(super) struct Peers {
     engine: EngineHandle,
     tracer: Arc<TracerCell>,
