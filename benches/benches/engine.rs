@@ -162,6 +162,7 @@ fn request(config: &EngineConfig, key: u64) -> NewRequest {
         arrival: Time::ZERO,
         content: ContentId(key),
         lora: None,
+        kv: None,
         trail: Trail::off(),
     }
 }
