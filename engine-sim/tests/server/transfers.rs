@@ -7,7 +7,7 @@ use engine_sim::core::engine::Engine;
 use engine_sim::core::kv_transfer::{KvRole, KvTransferConfig, LinkKind, LoadFailurePolicy, Shipment, Transfer};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::pacing::Pacer;
-use engine_sim::server::{Server, ServerConfig};
+use engine_sim::server::{Frontend, Server, ServerConfig};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -75,6 +75,7 @@ impl Pair {
                 max_body_bytes: 1 << 20,
                 prompt_tokens_details: true,
                 on_served: None,
+                frontend: Frontend::default(),
             };
             let tracer = telemetry.tracer(Resource::new("vllm", format!("engine-{i}")));
             let any = "127.0.0.1:0".parse().unwrap();
