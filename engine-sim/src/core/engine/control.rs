@@ -97,6 +97,8 @@ impl Engine {
         let now = now.max(self.core_time);
         self.core_time = now;
         self.take_inputs(now);
+        // What nothing could be done about may be possible now.
+        self.quiet = false;
         let done = match order {
             Control::Pause { mode, clear_cache } => {
                 self.controlled.refuse_new = mode != PauseMode::Keep;

@@ -443,6 +443,10 @@ impl Engine {
     /// One turn of the loop at `start`: schedule and launch if there is anything to do.
     fn turn(&mut self, start: Time) {
         self.take_inputs(start);
+        if !self.scheduler.has_work() && self.in_flight.is_empty() {
+            // No step will notice what was read for requests that are gone.
+            self.end_loads(start);
+        }
         let stalled = self.quiet && self.in_flight.iter().all(|f| f.empty);
         if stalled || !self.scheduler.has_work() {
             self.plan = self.in_flight.front().map_or(Plan::Idle, |f| Plan::Complete(f.ready.max(start)));
