@@ -68,7 +68,7 @@ impl Running {
     pub(crate) async fn faulty(engine: EngineConfig, rules: &[&str], by_header: bool) -> Running {
         let rules: Vec<FaultRule> = rules.iter().map(|r| serde_json::from_str(r).unwrap()).collect();
         let faults = Faults::new(Seed(7), "engine-0", &rules).by_header(by_header);
-        Running::launch(engine, |engine| engine.with_faults(faults), |_| ()).await
+        Running::launch(engine, |engine| engine.with_faults(faults), |c| c.frontend.server_load_tracking = true).await
     }
 
     pub(crate) async fn with(engine: EngineConfig, change: impl FnOnce(&mut ServerConfig)) -> Running {

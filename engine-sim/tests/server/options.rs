@@ -98,7 +98,7 @@ async fn a_backlog_of_prompts_is_refused() {
         "The engine has reached its prefill token backlog limit. Please try again later or on a different instance.";
     assert_eq!(refused.status, 503);
     assert!(refused.text.contains(text), "{}", refused.text);
-    let counted = r#"vllm:admission_rejections_total{model_name="meta-llama/Llama-3.1-8B-Instruct",engine="0",reason="max_num_queued_tokens"}"#;
+    let counted = r#"vllm:admission_rejections_total{model_name="meta-llama/Llama-3.1-8B-Instruct",reason="max_num_queued_tokens"}"#;
     assert_eq!(server.metric(counted).await, 1.0);
     drop((running, waiting));
     server.until("idle", |s| s.running + s.waiting == 0).await;

@@ -658,5 +658,4 @@ fn count_end(open: &Open, reason: FinishReason, handed: Time, metrics: &mut Engi
     metrics.request_params_max_tokens.observe(u64::from(open.max_tokens));
     metrics.request_prefill_kv_computed_tokens.observe(u64::from(s.prompt_tokens - s.cached_tokens));
     metrics.request_num_preemptions.observe(u64::from(s.preemptions));
-    metrics.count_choices(1, s.output_tokens);
 }
