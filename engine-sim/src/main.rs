@@ -1,5 +1,6 @@
 //! One emulated vLLM engine as a process of its own.
 
+mod args;
 mod tools;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use args::FrontendArgs;
 use clap::Parser;
 use engine_sim::core::config::{BucketFamily, EngineConfig, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::engine::Engine;
@@ -45,9 +47,6 @@ struct Cli {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Served model name; the profile's own if not given.
-    #[arg(long)]
-    served_model_name: Option<String>,
     /// Longest request in tokens, prompt and output together.
     #[arg(long)]
     max_model_len: Option<u32>,
@@ -69,7 +68,7 @@ struct Cli {
     /// Blocks of the KV cache.
     #[arg(long)]
     num_gpu_blocks_override: Option<u32>,
-    /// Requests that may wait before further ones are refused with 503.
+    /// Requests that may be open, waiting or running, before further ones are refused with 503.
     #[arg(long)]
     max_num_queued_reqs: Option<u32>,
     /// How blocks are named; only `sha256_cbor` gives the names that a vLLM with the same setting gives.
@@ -126,6 +125,8 @@ struct Cli {
     /// Name of this instance in traces.
     #[arg(long, default_value = "engine-0")]
     instance: String,
+    #[command(flatten)]
+    frontend: FrontendArgs,
 }
 
 fn kv_events(json: &str) -> Result<KvEventsConfig, String> {
@@ -209,6 +210,7 @@ fn config(cli: &Cli) -> EngineConfig {
     if std::env::var("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES").is_ok_and(|v| v == "0") {
         config.kv_events_config.use_int_block_hashes = false;
     }
+    cli.frontend.apply(&mut config);
     config
 }
 
@@ -222,10 +224,11 @@ fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyho
     let tracer = telemetry.tracer(resource);
     let pacer = Pacer::start(clock, vec![engine(cli, &config, Arc::clone(&profile))])?;
     let server = ServerConfig {
-        model: cli.served_model_name.as_deref().unwrap_or(&profile.model).into(),
+        model: cli.frontend.model(&profile.model).into(),
         engine: config,
         max_body_bytes: 64 << 20,
         prompt_tokens_details: cli.enable_prompt_tokens_details,
+        frontend: cli.frontend.frontend(),
         on_served: None,
     };
     let model = Arc::clone(&server.model);

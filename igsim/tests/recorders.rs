@@ -15,7 +15,7 @@ use engine_sim::core::facts::EngineFact;
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::sequence::SamplingParams;
 use engine_sim::server::pacing::Pacer;
-use engine_sim::server::{Server as EngineServer, ServerConfig};
+use engine_sim::server::{Frontend, Server as EngineServer, ServerConfig};
 use gateway::core::config::GatewayConfig;
 use gateway::server::{Backend, Server as GatewayServer};
 use http::{HeaderMap, Request};
@@ -151,6 +151,7 @@ impl Stack {
             model: "m".into(),
             max_body_bytes: 1 << 20,
             prompt_tokens_details: true,
+            frontend: Frontend::default(),
             on_served: None,
         };
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn noise_in_one_half_shows_in_the_other() {
         let mut rows = rows();
-        rows.iter_mut().enumerate().for_each(|(i, r)| r.time_us *= if i / 3 % 2 == 0 { 1.2 } else { 1.0 });
+        rows.iter_mut().enumerate().for_each(|(i, r)| r.time_us *= if (i / 3).is_multiple_of(2) { 1.2 } else { 1.0 });
         let found = calibrate(&profile(), &rows);
         let decode = &found.reports[0];
         assert!(decode.held_out.unwrap().mean > 1.5 * decode.in_sample.unwrap().mean);

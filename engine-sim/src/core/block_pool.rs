@@ -221,20 +221,19 @@ impl BlockPool {
     /// How many hold `block`.
     #[cfg(test)]
     pub(crate) fn holders(&self, block: BlockIx) -> u32 {
-        self.blocks[block as usize].ref_count
+        self.blocks.get(block as usize).map_or(0, |b| b.ref_count)
     }
 
     /// What is found in `block`.
     #[cfg(test)]
     pub(crate) fn content(&self, block: BlockIx) -> Option<BlockKey> {
-        let b = &self.blocks[block as usize];
-        b.hashed.then_some(b.key)
+        self.blocks.get(block as usize).filter(|b| b.hashed).map(|b| b.key)
     }
 
     /// The block handed out next, 0 if there is none.
     #[cfg(test)]
     pub(crate) fn next_free(&self) -> BlockIx {
-        self.blocks[NULL as usize].next
+        self.free_list().first().copied().unwrap_or(NULL)
     }
 
     #[cfg(test)]

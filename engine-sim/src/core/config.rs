@@ -8,11 +8,13 @@ mod observability;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use shared::block_hash::ExtraKeys;
 pub use shared::config::ConfigProblem;
 
 use crate::core::latency::LatencyProfile;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, Publisher};
 pub use observability::{BucketFamily, ObservabilityConfig};
+pub use crate::core::tokenizer::Tokenizer;
 
 /// One engine: its scheduler, its KV cache and the model whose latency it imitates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,14 +28,37 @@ pub struct EngineConfig {
     pub scheduler: SchedulerConfig,
     /// The KV cache's knobs.
     pub cache: CacheConfig,
-    /// Requests that may wait before further ones are refused with 503; no limit when absent.
+    /// Requests that may be open, waiting or running, before further ones are refused with 503; no limit when absent.
     pub max_num_queued_reqs: Option<u32>,
-    /// LoRA adapters that may be in one batch; when absent the engine has no LoRA support and never defers for it.
+    /// Prompt tokens of requests without a first token from which on further requests are refused with 503; no limit when absent.
+    pub max_num_queued_tokens: Option<u32>,
+    /// LoRA adapters that may be in one batch; when absent, 1 if there are adapters, else no LoRA support.
     pub max_loras: Option<u32>,
+    /// LoRA adapters that may be in the host's memory, at least `max_loras`; that when absent.
+    pub max_cpu_loras: Option<u32>,
+    /// Largest rank of an adapter.
+    pub max_lora_rank: u32,
+    /// LoRA adapters that are there from the start.
+    pub lora_modules: Vec<LoraModule>,
+    /// How the server makes tokens of text. Live only: prompts of virtual runs are tokens.
+    pub tokenizer: Tokenizer,
     /// Whether the engine reports blocks stored and removed, and where a live one publishes that (`--kv-events-config`).
     pub kv_events_config: KvEventsConfig,
     /// What is measured beyond the default.
     pub observability: ObservabilityConfig,
+}
+
+/// A LoRA adapter. Nothing is read from its path: that is a part of its name in the prefix cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoraModule {
+    /// Model name by which requests choose it.
+    pub name: String,
+    /// Where it is said to be.
+    pub path: String,
+    /// The model it was made for; the served one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model_name: Option<String>,
 }
 
 /// The scheduler's knobs (`vllm/config/scheduler.py`).
@@ -104,7 +129,12 @@ impl Default for EngineConfig {
             scheduler: SchedulerConfig::default(),
             cache: CacheConfig::default(),
             max_num_queued_reqs: None,
+            max_num_queued_tokens: None,
             max_loras: None,
+            max_cpu_loras: None,
+            max_lora_rank: 16,
+            lora_modules: Vec::new(),
+            tokenizer: Tokenizer::default(),
             kv_events_config: KvEventsConfig::default(),
             observability: ObservabilityConfig::default(),
         }
@@ -160,12 +190,29 @@ impl EngineConfig {
         // One block is the null block, and the longest request has to fit alone.
         let least = model_len.div_ceil(self.cache.block_size.max(1)).saturating_add(1);
         check.range("cache.num_gpu_blocks", self.num_gpu_blocks(profile), least, MAX_BLOCKS);
-        if let Some(loras) = self.max_loras {
-            check.range("max_loras", loras, 1, 4096);
-        }
+        self.validate_loras(&mut check);
         self.kv_events_config.check(&mut check);
         self.observability.check(&mut check);
         check.0
+    }
+
+    fn validate_loras(&self, check: &mut Check) {
+        if let Some(loras) = self.max_loras {
+            check.range("max_loras", loras, 1, MAX_LORAS);
+        }
+        let slots = self.lora_slots().unwrap_or(1).min(MAX_LORAS);
+        if let Some(loras) = self.max_cpu_loras {
+            check.range("max_cpu_loras", loras, slots, u32::MAX);
+        }
+        let ranks = LORA_RANKS.map(|r| r.to_string()).join(", ");
+        let known = LORA_RANKS.contains(&self.max_lora_rank);
+        check.that(known, "max_lora_rank", self.max_lora_rank, &format!("one of {ranks}"));
+        for (i, module) in self.lora_modules.iter().enumerate() {
+            let named = !module.name.is_empty() && !module.path.is_empty();
+            check.that(named, &format!("lora_modules[{i}]"), "an empty text", "a name and a path");
+            let new = self.lora_modules[..i].iter().all(|m| m.name != module.name);
+            check.that(new, &format!("lora_modules[{i}].name"), &module.name, "a name that no other adapter has");
+        }
     }
 
     /// Longest request in tokens, prompt and output together.
@@ -177,6 +224,18 @@ impl EngineConfig {
     pub fn num_gpu_blocks(&self, profile: &LatencyProfile) -> u32 {
         let tokens = profile.kv_cache_tokens / u64::from(self.cache.block_size.max(1));
         self.cache.num_gpu_blocks.unwrap_or(u32::try_from(tokens).unwrap_or(u32::MAX))
+    }
+
+    /// LoRA adapters that may be in one batch; `None` without LoRA support.
+    pub fn lora_slots(&self) -> Option<u32> {
+        self.max_loras.or((!self.lora_modules.is_empty()).then_some(1))
+    }
+
+    /// The adapter that a model name chooses among those from the start: its number and what it adds to the names of blocks.
+    pub fn adapter(&self, model: &str) -> Option<(u32, ExtraKeys)> {
+        let at = self.lora_modules.iter().position(|m| m.name == model)?;
+        let LoraModule { name, path, .. } = &self.lora_modules[at];
+        Some((at as u32 + 1, ExtraKeys { lora: Some((name.clone(), path.clone())), ..ExtraKeys::default() }))
     }
 
     /// Batches that may be in flight: 2 with asynchronous scheduling, else 1.
@@ -191,6 +250,11 @@ const MAX_MODEL_LEN: u32 = 10_000_000;
 const MAX_BATCHED_TOKENS: u32 = 1 << 20;
 /// A block costs the simulator some 40 bytes: this bounds one engine at about 1.3 GB.
 const MAX_BLOCKS: u32 = 1 << 25;
+
+/// More adapters than any batch holds.
+const MAX_LORAS: u32 = 4096;
+/// Ranks that vLLM has kernels for (`vllm/config/lora.py`).
+const LORA_RANKS: [u32; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
 
 struct Check(Vec<ConfigProblem>);
 
@@ -238,6 +302,25 @@ mod tests {
             &["cache.num_gpu_blocks: found 8192, expected an integer in 8193..=33554432"],
         );
         check(|c| c.max_loras = Some(0), &["max_loras: found 0, expected an integer in 1..=4096"]);
+        check(
+            |c| {
+                c.max_loras = Some(4);
+                c.max_cpu_loras = Some(2);
+                c.max_lora_rank = 7;
+            },
+            &[
+                "max_cpu_loras: found 2, expected an integer in 4..=4294967295",
+                "max_lora_rank: found 7, expected one of 1, 8, 16, 32, 64, 128, 256, 320, 512",
+            ],
+        );
+        let module = |name: &str| LoraModule { name: name.into(), path: "p".into(), base_model_name: None };
+        check(
+            |c| c.lora_modules = vec![module("a"), module(""), module("a")],
+            &[
+                "lora_modules[1]: found an empty text, expected a name and a path",
+                "lora_modules[2].name: found a, expected a name that no other adapter has",
+            ],
+        );
         check(
             |c| c.scheduler.enable_chunked_prefill = false,
             &["scheduler.max_num_batched_tokens: found 8192, expected at least max_model_len (131072) when \

@@ -110,7 +110,7 @@ impl KvCache {
     /// The longest chain of cached blocks from the start, over at most all but the last token.
     pub(crate) fn lookup(&self, seq: &Sequence, hits: &mut Vec<BlockIx>) {
         hits.clear();
-        if !self.caching {
+        if !self.caching || seq.new.params.skip_reading_prefix_cache {
             return;
         }
         let most = (seq.num_tokens().saturating_sub(1) / self.block_size) as usize;

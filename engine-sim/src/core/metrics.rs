@@ -71,8 +71,11 @@ pub struct EngineMetrics {
     stop: u64,
     length: u64,
     error: u64,
-    /// Requests refused because too many waited.
+    abort: u64,
+    /// Requests refused because too many were open.
     pub admission_rejections_queued_reqs: u64,
+    /// Requests refused because too many prompt tokens were not computed yet.
+    pub admission_rejections_queued_tokens: u64,
     /// Arrival to first token.
     pub time_to_first_token_seconds: Histogram,
     /// Between tokens of a request.
@@ -142,7 +145,9 @@ impl EngineMetrics {
             stop: 0,
             length: 0,
             error: 0,
+            abort: 0,
             admission_rejections_queued_reqs: 0,
+            admission_rejections_queued_tokens: 0,
             time_to_first_token_seconds: times(config, BucketFamily::TimeToFirstToken, &TTFT),
             inter_token_latency_seconds: per_token(),
             request_time_per_output_token_seconds: per_token(),
@@ -162,9 +167,14 @@ impl EngineMetrics {
         }
     }
 
-    /// Requests ended, by reason. A caller's abort is not counted.
-    pub fn request_success(&self) -> [(FinishReason, u64); 3] {
-        [(FinishReason::Stop, self.stop), (FinishReason::Length, self.length), (FinishReason::Error, self.error)]
+    /// Requests ended, by reason. An abort that the caller asked for is not counted, one by the engine is.
+    pub fn request_success(&self) -> [(FinishReason, u64); 4] {
+        [
+            (FinishReason::Stop, self.stop),
+            (FinishReason::Length, self.length),
+            (FinishReason::Error, self.error),
+            (FinishReason::Abort, self.abort),
+        ]
     }
 
     /// All histograms with vLLM's names.
@@ -194,7 +204,7 @@ impl EngineMetrics {
             FinishReason::Stop => self.stop += 1,
             FinishReason::Length => self.length += 1,
             FinishReason::Error => self.error += 1,
-            FinishReason::Abort => {}
+            FinishReason::Abort => self.abort += 1,
         }
     }
 

@@ -17,3 +17,4 @@ pub mod residency;
 pub mod scheduler;
 pub mod sequence;
 pub mod step_facts;
+pub mod tokenizer;

@@ -26,6 +26,28 @@ pub struct SamplingParams {
     pub stop_token_ids: Vec<TokenId>,
     /// Which output token, counted from 1, the imitated model makes the end-of-sequence token; never when absent.
     pub eos_at: Option<u32>,
+    /// Whether the prompt is computed even where it is cached: log probabilities of prompt tokens need that.
+    pub skip_reading_prefix_cache: bool,
+    /// The caller's request that this one is a part of; a request of its own when absent.
+    pub parallel: Option<Parallel>,
+}
+
+/// What a choice of a request for several (`n` above 1, several prompts) knows of its siblings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parallel {
+    /// Names the prompt; equal for its choices and unique while any of them is open.
+    pub parent: u64,
+    /// Choices of the prompt.
+    pub n: u32,
+    /// Whether this is the first choice of all: the queue limits are checked once per caller's request.
+    pub first: bool,
+}
+
+impl SamplingParams {
+    /// Places that the queue limit is checked for with this request.
+    pub(crate) fn places(&self) -> u32 {
+        self.parallel.map_or(1, |p| if p.first { p.n } else { 0 })
+    }
 }
 
 /// A request as the scheduler takes it.
@@ -104,6 +126,8 @@ impl FinishReason {
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) new: NewSequence,
+    /// Whether tokens from before the last preemption are discarded.
+    pub(crate) drop_stale: bool,
     /// Distinguishes the users of a slot.
     pub(crate) generation: u32,
     pub(crate) status: Status,
@@ -197,6 +221,7 @@ impl Slab {
             in_flight: 0,
             stale: 0,
             preemptions: 0,
+            drop_stale: false,
             is_prefill_chunk: true,
             decoding: false,
             deferred: false,

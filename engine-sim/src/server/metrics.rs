@@ -38,10 +38,13 @@ impl Frozen {
     }
 }
 
-/// The part of the page that is the engine's; others may follow.
-pub fn render(engine: &Engine, model: &str) -> Page {
+/// The part of the page that is the engine's, which serves `model`, at the Unix time `now` in seconds; others may follow. `names` are
+/// those of adapters.
+pub fn render(engine: &Engine, model: &str, now: f64, names: &dyn Fn(&[u32]) -> String) -> Page {
     let mut page = Page::new(model, TYPICAL);
     gauges(&engine.reported(), &mut page);
+    sleep_state(engine, &mut page);
+    loras(engine, now, names, &mut page);
     cache_config(engine, &mut page);
     counters(engine, model, &mut page);
     for (name, histogram) in engine.metrics().histograms() {
@@ -62,8 +65,25 @@ fn gauges(now: &Snapshot, page: &mut Page) {
         [("capacity", f64::from(now.waiting - now.waiting_deferred)), ("deferred", f64::from(now.waiting_deferred))];
     page.by("num_requests_waiting_by_reason", Kind::Gauge, "reason", &reasons);
     page.one("kv_cache_usage_perc", Kind::Gauge, now.kv_usage);
-    let states = [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)];
+}
+
+fn sleep_state(engine: &Engine, page: &mut Page) {
+    let asleep = engine.asleep();
+    let level = |n| f64::from(u8::from(asleep.any() && asleep.level == n));
+    let awake = f64::from(u8::from(!asleep.any()));
+    let states = [("awake", awake), ("weights_offloaded", level(1)), ("discard_all", level(2))];
     page.by("engine_sleep_state", Kind::Gauge, "sleep_state", &states);
+}
+
+/// The adapters in use; only with LoRA. vLLM lists every adapter that has an open request under both labels, as its
+/// `LoRARequestStates` keeps one entry for either; its value is the time. Series of the past, which vLLM keeps, are left out.
+fn loras(engine: &Engine, now: f64, names: &dyn Fn(&[u32]) -> String, page: &mut Page) {
+    let Some(max) = engine.config().lora_slots() else { return };
+    page.head("lora_requests_info", Kind::Gauge);
+    let names = names(&engine.open_loras());
+    let labels =
+        [("max_lora", &*max.to_string()), ("waiting_lora_adapters", &names), ("running_lora_adapters", &names)];
+    page.labelled("lora_requests_info", &labels, now);
 }
 
 /// The fields of vLLM's `CacheConfig` that mean something here, as Python prints them.
@@ -125,10 +145,12 @@ fn counters(engine: &Engine, model: &str, page: &mut Page) {
     page.one("generation_tokens_total", Kind::Counter, m.generation_tokens as f64);
     ends(engine, page);
     page.head("admission_rejections_total", Kind::Counter);
-    for (reason, n) in
-        [("max_num_queued_reqs", m.admission_rejections_queued_reqs as f64), ("max_num_queued_tokens", 0.0)]
-    {
-        page.labelled("admission_rejections_total", &[("model_name", model), ("reason", reason)], n);
+    let rejections = [
+        ("max_num_queued_reqs", m.admission_rejections_queued_reqs),
+        ("max_num_queued_tokens", m.admission_rejections_queued_tokens),
+    ];
+    for (reason, n) in rejections {
+        page.labelled("admission_rejections_total", &[("model_name", model), ("reason", reason)], n as f64);
     }
 }
 

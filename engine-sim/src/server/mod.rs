@@ -3,11 +3,20 @@
 mod accept;
 mod answer;
 mod api;
+mod choice;
 pub mod condition;
 pub mod control;
+mod frontend;
+mod keep_alive;
 pub mod kv_events;
+mod logprobs;
+mod lora;
 pub mod metrics;
+mod open;
 pub mod pacing;
+mod request;
+mod schema;
+mod shape;
 mod stop;
 mod strike;
 mod validate;
@@ -28,6 +37,9 @@ use tokio::sync::watch;
 use crate::core::config::EngineConfig;
 use crate::core::engine::RequestKey;
 use condition::Condition;
+pub use frontend::{ApiKeys, Frontend};
+use lora::Adapters;
+use open::OpenRequests;
 use pacing::EngineHandle;
 
 /// The version of vLLM whose behaviour the emulator follows.
@@ -47,6 +59,8 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Whether usage says how much of the prompt was found in the prefix cache (`--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
+    /// What else the server does differently from vLLM's defaults.
+    pub frontend: Frontend,
     /// Told about the first byte of every answer.
     pub on_served: Option<ServedHook>,
 }
@@ -84,7 +98,12 @@ struct App {
     salt: u64,
     keys: AtomicU64,
     ids: AtomicU64,
-    open: AtomicU64,
+    parents: AtomicU64,
+    open: OpenRequests,
+    frontend: Frontend,
+    adapters: Adapters,
+    /// Names the server's configuration in every answer.
+    fingerprint: Arc<str>,
     kv_events: Option<kv_events::Publisher>,
     http_metrics: metrics::http::HttpMetrics,
     process: metrics::process::ProcessFigures,
@@ -107,6 +126,7 @@ impl Server {
         tracer: Tracer,
         clock: RunClock,
     ) -> std::io::Result<Server> {
+        config.engine.tokenizer.load();
         let listener = TcpListener::bind(address).await?;
         let kv_events = publisher(&config, listener.local_addr()?, &engine, clock).await?;
         let started = clock.anchor().unix_nanos(clock.now());
@@ -119,19 +139,23 @@ impl Server {
             engine,
             tracer: TracerCell::new(tracer),
             clock,
-            model: config.model,
-            engine_config: config.engine,
             max_body_bytes: config.max_body_bytes,
             prompt_tokens_details: config.prompt_tokens_details,
             started_unix: started / 1_000_000_000,
             salt: mix64(started ^ u64::from(listener.local_addr()?.port())),
             keys: AtomicU64::new(0),
             ids: AtomicU64::new(0),
-            open: AtomicU64::new(0),
+            parents: AtomicU64::new(0),
+            open: OpenRequests::new(&config.frontend),
+            adapters: Adapters::new(config.engine.lora_slots().is_some(), &config.engine.lora_modules),
+            fingerprint: frontend::fingerprint(&config.engine, &config.model),
+            model: config.model,
+            frontend: config.frontend,
             kv_events,
             http_metrics: metrics::http::HttpMetrics::default(),
             process: metrics::process::ProcessFigures::default(),
             on_served: config.on_served,
+            engine_config: config.engine,
         };
         Ok(Server { listener, app: Arc::new(app) })
     }
@@ -191,16 +215,20 @@ impl App {
         self.clock.anchor().unix_nanos(self.clock.now()) / 1_000_000_000
     }
 
-    fn opened(&self) {
-        self.open.fetch_add(1, Ordering::Relaxed);
+    /// Names for so many prompts in a row.
+    fn next_parents(&self, prompts: usize) -> u64 {
+        self.parents.fetch_add(prompts as u64, Ordering::Relaxed)
     }
 
-    fn closed(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+    /// Whether `model` is the served model, under any of its names.
+    fn serves(&self, model: &str) -> bool {
+        model == &*self.model || self.frontend.aliases.iter().any(|a| &**a == model)
     }
 
-    fn open(&self) -> u64 {
-        self.open.load(Ordering::Relaxed)
+    /// The names of the served model.
+    fn served_names(&self) -> String {
+        let names: Vec<&str> = std::iter::once(&self.model).chain(&self.frontend.aliases).map(|n| &**n).collect();
+        names.join(", ")
     }
 
     fn served(&self, served: &Served) {

@@ -14,10 +14,10 @@ use shared::clock::RunClock;
 use shared::time::{Dur, Time};
 use shared::trace::{OwnTraces, Trail};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::kv_events::Sink;
-use crate::core::engine::{Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
+use crate::core::engine::{Control, Engine, Input, NewRequest, Output, RejectReason, RequestKey, RequestStats};
 use crate::core::facts::EngineFact;
 use crate::core::faults::{FaultRule, Lost, RequestFault};
 use crate::core::sequence::FinishReason;
@@ -133,6 +133,8 @@ struct Cell {
     /// Who is told when a fault ends a request; empty unless faults are wanted.
     dooms: HashMap<RequestKey, Doom>,
     condition: watch::Sender<Condition>,
+    /// Who waits for a pause to be complete.
+    pausing: Vec<oneshot::Sender<bool>>,
 }
 
 #[derive(Debug)]
@@ -146,7 +148,17 @@ enum Listener {
 impl Cell {
     fn new(engine: Engine) -> Cell {
         let condition = watch::Sender::new(Condition::default());
-        Cell { engine, open: HashMap::new(), kv_events: None, dooms: HashMap::new(), condition }
+        let (open, dooms) = (HashMap::new(), HashMap::new());
+        Cell { engine, open, kv_events: None, dooms, condition, pausing: Vec::new() }
+    }
+
+    /// Answers those who wait for a pause, if it is complete.
+    fn tell_paused(&mut self) {
+        if !self.pausing.is_empty() && !self.engine.is_pausing() {
+            for answer in self.pausing.drain(..) {
+                let _ = answer.send(true);
+            }
+        }
     }
 
     fn send(&mut self, key: RequestKey, at: Time, delivery: Delivery) {
@@ -208,6 +220,7 @@ enum Command {
     Abort(RequestKey, Trail<EngineFact>),
     Inject(Box<FaultRule>),
     ClearFaults,
+    Control(Control, oneshot::Sender<bool>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -284,6 +297,7 @@ impl EngineHandle {
         inner.due(&mut cell.engine, inner.clock.now(), &mut out);
         deliver(&mut cell, &mut out);
         cell.publish();
+        cell.tell_paused();
         if cell.engine.next_wakeup().is_some() {
             lock(&inner.inbox).look = true;
             inner.wake.notify_one();
@@ -327,6 +341,14 @@ impl EngineHandle {
     /// What the engine is like, as far as a server has to act on it.
     pub fn condition(&self) -> watch::Receiver<Condition> {
         lock(&self.inner.engines[self.index]).condition.subscribe()
+    }
+
+    /// Gives an order. The answer says whether it succeeded; that of a pause or sleep comes when it is complete. The channel ends
+    /// without one if the engine is dead.
+    pub fn control(&self, at: Time, order: Control) -> oneshot::Receiver<bool> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(at, Command::Control(order, sender));
+        receiver
     }
 
     /// Looks at the engine between two steps.
@@ -387,7 +409,9 @@ impl Drop for Epilogue<'_> {
         drop(unseen);
         let now = self.0.clock.now();
         for cell in &self.0.engines {
-            for (_, listener) in lock(cell).open.drain() {
+            let mut cell = lock(cell);
+            cell.pausing.clear();
+            for (_, listener) in cell.open.drain() {
                 // Its caller has left; that the core will not hear of it changes nothing about that.
                 if let Listener::Aborted(trail) = listener {
                     trail.finish(now);
@@ -415,6 +439,7 @@ impl Inner {
                 self.due(&mut cell.engine, now, &mut out);
                 deliver(&mut cell, &mut out);
                 cell.publish();
+                cell.tell_paused();
             }
         }
         self.engines.iter().for_each(|cell| lock(cell).engine.settle());
@@ -466,6 +491,16 @@ impl Inner {
                 cell.engine.inject(item.at, &rule);
             }
             Command::ClearFaults => cell.engine.clear_faults(item.at),
+            Command::Control(order, answer) => {
+                let pauses = matches!(order, Control::Pause { .. } | Control::Sleep { .. });
+                let done = cell.engine.control(item.at, order);
+                if pauses {
+                    cell.pausing.push(answer);
+                } else {
+                    // Nobody waits for an answer any more: nothing to do.
+                    let _ = answer.send(done);
+                }
+            }
         }
     }
 

@@ -7,10 +7,11 @@
 
 use std::ops::Range;
 
-use shared::openai::Request;
-use shared::tokens::{self, BYTES_PER_TOKEN, ContentId, TokenId};
+use shared::tokens::{ContentId, TokenId};
 
+use super::request::Body;
 use crate::core::sequence::FinishReason;
+use crate::core::tokenizer::Tokenizer;
 
 /// What a request says about the end of its text.
 #[derive(Debug, Default)]
@@ -32,11 +33,21 @@ struct Found {
     text: String,
 }
 
+/// How much of its text an answer keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// All.
+    All,
+    /// So many bytes.
+    Bytes(usize),
+    /// All but that of the last token.
+    ButLast,
+}
+
 /// The end of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TextEnd {
-    /// Bytes of text in all.
-    pub(super) bytes: usize,
+    pub(super) keep: Keep,
     /// `stop_reason` as JSON: the stop string, the stop token's id, or null.
     pub(super) stop_reason: String,
 }
@@ -44,14 +55,14 @@ pub(super) struct TextEnd {
 impl Stops {
     /// `looked_at` are the output tokens, counted from 0, whose text can complete a stop string: those after `min_tokens` that are
     /// sampled at all.
-    pub(super) fn new(request: &Request<'_>, content: ContentId, looked_at: Range<u32>) -> Stops {
-        let include = request.include_stop_str_in_output.unwrap_or(false);
-        let texts = request.stop_texts();
+    pub(super) fn new(body: &Body<'_>, tokenizer: Tokenizer, content: ContentId, looked_at: Range<u32>) -> Stops {
+        let include = body.include_stop_str_in_output.unwrap_or(false);
+        let texts = body.stop_texts();
         let longest = texts.iter().map(|t| t.len()).max().unwrap_or(0);
         Stops {
-            found: if texts.is_empty() { None } else { find(texts, content, looked_at, include) },
+            found: if texts.is_empty() { None } else { find(texts, tokenizer, content, looked_at, include) },
             hold: if include { 0 } else { longest.saturating_sub(1) },
-            tokens: request.stop_token_ids.iter().flatten().copied().map(TokenId).collect(),
+            tokens: body.stop_token_ids.iter().flatten().copied().map(TokenId).collect(),
             include,
         }
     }
@@ -61,25 +72,24 @@ impl Stops {
         self.found.as_ref().map(|f| f.at)
     }
 
-    /// Bytes of text that are written when there are so many tokens and more to come.
-    pub(super) fn shown(&self, tokens: u32) -> usize {
-        bytes(tokens).saturating_sub(self.hold)
+    /// Bytes of text that wait for more to come.
+    pub(super) const fn hold(&self) -> usize {
+        self.hold
     }
 
-    /// How the text of an answer of so many tokens ends.
-    pub(super) fn end(&self, content: ContentId, tokens: u32, reason: FinishReason) -> TextEnd {
-        let whole = TextEnd { bytes: bytes(tokens), stop_reason: "null".to_owned() };
-        let last = tokens.checked_sub(1).map(|i| content.token(u64::from(i)));
+    /// How the text of an answer of so many tokens ends, the last of which is `last`.
+    pub(super) fn end(&self, tokens: u32, last: Option<TokenId>, reason: FinishReason) -> TextEnd {
+        let whole = TextEnd { keep: Keep::All, stop_reason: "null".to_owned() };
         match reason {
             FinishReason::Length | FinishReason::Abort | FinishReason::Error => whole,
             FinishReason::Stop => match (&self.found, last.filter(|t| self.tokens.contains(t))) {
                 (Some(found), _) if found.at == tokens => TextEnd {
-                    bytes: found.keep,
+                    keep: Keep::Bytes(found.keep),
                     stop_reason: serde_json::to_string(&found.text).expect("text serialises"),
                 },
                 (_, Some(token)) => {
-                    let kept = if self.include { tokens } else { tokens - 1 };
-                    TextEnd { bytes: bytes(kept), stop_reason: token.0.to_string() }
+                    let keep = if self.include { Keep::All } else { Keep::ButLast };
+                    TextEnd { keep, stop_reason: token.0.to_string() }
                 }
                 (_, None) => whole,
             },
@@ -87,23 +97,28 @@ impl Stops {
     }
 }
 
-fn bytes(tokens: u32) -> usize {
-    tokens as usize * BYTES_PER_TOKEN
-}
-
 /// The stop string that is complete first; of those complete with the same token, the first in the list.
-fn find<T: AsRef<str>>(stops: &[T], content: ContentId, looked_at: Range<u32>, include: bool) -> Option<Found> {
-    let mut ids = Vec::new();
-    content.extend(0, u64::from(looked_at.end), &mut ids);
-    let mut text = String::new();
-    tokens::push_text(&ids, &mut text);
+fn find<T: AsRef<str>>(
+    stops: &[T],
+    tokenizer: Tokenizer,
+    content: ContentId,
+    looked_at: Range<u32>,
+    include: bool,
+) -> Option<Found> {
+    // Where each token's text ends.
+    let (mut text, mut ends) = (String::new(), Vec::with_capacity(looked_at.end as usize));
+    for i in 0..looked_at.end {
+        tokenizer.push_filler(content, i, i + 1, &mut text);
+        ends.push(text.len());
+    }
+    let unseen = (looked_at.start as usize).checked_sub(1).map_or(0, |i| ends.get(i).copied().unwrap_or(text.len()));
     let found = |stop: &str| {
         // What ends before this lies in text that is not looked at.
-        let from = (bytes(looked_at.start) + 1).saturating_sub(stop.len());
+        let from = (unseen + 1).saturating_sub(stop.len());
         let start = from + text.get(from..)?.find(stop)?;
         let end = start + stop.len();
-        let at = u32::try_from(end.div_ceil(BYTES_PER_TOKEN)).ok()?;
-        Some(Found { at, keep: if include { end } else { start }, text: stop.to_owned() })
+        let at = ends.partition_point(|e| *e < end) + 1;
+        Some(Found { at: at as u32, keep: if include { end } else { start }, text: stop.to_owned() })
     };
     // The least of equal ones is the first.
     stops.iter().filter_map(|s| found(s.as_ref())).min_by_key(|f| f.at)
@@ -117,14 +132,13 @@ mod tests {
 
     /// The text of tokens `range`.
     fn text(range: Range<u64>) -> String {
-        let (mut ids, mut text) = (Vec::new(), String::new());
-        CONTENT.extend(range.start, range.end, &mut ids);
-        tokens::push_text(&ids, &mut text);
+        let mut text = String::new();
+        Tokenizer::Bytes.push_filler(CONTENT, range.start as u32, range.end as u32, &mut text);
         text
     }
 
     fn check(stops: &[&str], looked_at: Range<u32>, include: bool, expect: Option<(u32, usize, &str)>) {
-        let found = find(stops, CONTENT, looked_at, include);
+        let found = find(stops, Tokenizer::Bytes, CONTENT, looked_at, include);
         assert_eq!(found.as_ref().map(|f| (f.at, f.keep, f.text.as_str())), expect, "{stops:?}");
     }
 
@@ -155,17 +169,28 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_string_is_found_in_words_of_any_length() {
+        let mut text = String::new();
+        Tokenizer::Bpe.push_filler(CONTENT, 0, 20, &mut text);
+        let words: Vec<&str> = text.split_inclusive(' ').collect();
+        // Filler words begin with their space: the second one lies between the first and the second space.
+        let second = words[2].trim_end();
+        let found = find(&[second], Tokenizer::Bpe, CONTENT, 0..20, false).unwrap();
+        assert_eq!((found.at, found.keep), (2, words[0].len() + words[1].len()));
+    }
+
+    #[test]
     fn a_stop_token_ends_the_text_before_itself() {
-        let ids = vec![CONTENT.token(5)];
-        let stops = |include| Stops { tokens: ids.clone(), include, ..Stops::default() };
-        let end = |stops: Stops, n, reason| {
-            let end = stops.end(CONTENT, n, reason);
-            (end.bytes, end.stop_reason)
+        let token = CONTENT.token(5);
+        let stops = |include| Stops { tokens: vec![token], include, ..Stops::default() };
+        let end = |include, last, reason| {
+            let end = stops(include).end(6, Some(last), reason);
+            (end.keep, end.stop_reason)
         };
-        let id = ids[0].0.to_string();
-        assert_eq!(end(stops(false), 6, FinishReason::Stop), (20, id.clone()));
-        assert_eq!(end(stops(true), 6, FinishReason::Stop), (24, id));
-        assert_eq!(end(stops(false), 7, FinishReason::Stop), (28, "null".into()));
-        assert_eq!(end(stops(false), 6, FinishReason::Length), (24, "null".into()));
+        let id = token.0.to_string();
+        assert_eq!(end(false, token, FinishReason::Stop), (Keep::ButLast, id.clone()));
+        assert_eq!(end(true, token, FinishReason::Stop), (Keep::All, id));
+        assert_eq!(end(false, CONTENT.token(6), FinishReason::Stop), (Keep::All, "null".into()));
+        assert_eq!(end(false, token, FinishReason::Length), (Keep::All, "null".into()));
     }
 }

@@ -10,7 +10,7 @@ use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{EngineHandle, Pacer};
-use engine_sim::server::{Server, ServerConfig};
+use engine_sim::server::{Frontend, Server, ServerConfig};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -95,6 +95,7 @@ impl Running {
             model: profile.model.as_str().into(),
             max_body_bytes: 1 << 20,
             prompt_tokens_details: false,
+            frontend: Frontend::default(),
             on_served: None,
         };
         change(&mut config);
@@ -228,11 +229,21 @@ impl Reply {
     }
 }
 
-/// `text` with the time of creation taken out.
+/// `text` with the time of creation and the hash of the configuration taken out.
 pub(crate) fn timeless(text: &str) -> String {
-    let mut parts = text.split("\"created\":");
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |out, part| out + "\"created\":T" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+    let text = masked(text, "\"created\":", 'T', |c| c.is_ascii_digit());
+    masked(&text, "\"system_fingerprint\":\"vllm-0.33.0-", 'H', |c| c.is_ascii_hexdigit())
+}
+
+fn masked(text: &str, before: &str, mask: char, what: fn(char) -> bool) -> String {
+    let mut parts = text.split(before);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(before);
+        out.push(mask);
+        out.push_str(part.trim_start_matches(what));
+    }
+    out
 }
 
 /// The text in a chunk or in a whole answer.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use engine_sim::core::engine::Engine;
 use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{Lateness, Pacer};
-use engine_sim::server::{self as engine_server, ServedHook, ServerConfig, VLLM_VERSION};
+use engine_sim::server::{self as engine_server, Frontend, ServedHook, ServerConfig, VLLM_VERSION};
 use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, Stats as GatewayStats};
 use http::Uri;
 use shared::clock::RunClock;
@@ -254,6 +254,7 @@ impl Starting<'_> {
             model: group.model_name().unwrap_or_default().into(),
             max_body_bytes: 64 << 20,
             prompt_tokens_details: true,
+            frontend: Frontend::default(),
             on_served: self.served.clone(),
         };
         let mut resource = Resource::new("vllm", name).here();

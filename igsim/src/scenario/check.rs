@@ -149,7 +149,8 @@ impl Scenario {
     fn check_models(&self, p: &mut Problems) {
         let wanted = self.model();
         for (i, group) in self.engines.iter().enumerate() {
-            if let Some(model) = group.model_name().filter(|m| *m != wanted) {
+            let adapter = group.lora_modules.iter().any(|m| m.name == wanted);
+            if let Some(model) = group.model_name().filter(|m| *m != wanted && !adapter) {
                 let asked = if self.workload.model.is_some() { "workload.model" } else { "the first group's" };
                 p.add(&format!("engines[{i}].model"), format!("{model:?}"), format!("{wanted:?}, {asked} model"));
             }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use engine_sim::core::config::{CacheConfig, EngineConfig, KvEventsConfig, ObservabilityConfig, SchedulerConfig};
+use engine_sim::core::config::{
+    CacheConfig, EngineConfig, KvEventsConfig, LoraModule, ObservabilityConfig, SchedulerConfig, Tokenizer,
+};
 use engine_sim::core::faults::{FaultRule, Faults};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,12 +51,27 @@ pub struct EngineGroup {
     /// The KV cache's knobs, as vLLM calls them.
     #[serde(default)]
     pub cache: CacheConfig,
-    /// Requests that may wait before further ones are refused; no limit when absent.
+    /// Requests that may be open, waiting or running, before further ones are refused; no limit when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_num_queued_reqs: Option<u32>,
-    /// LoRA adapters that may be in one batch; no LoRA support when absent.
+    /// Prompt tokens not computed yet from which on requests are refused; no limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_num_queued_tokens: Option<u32>,
+    /// LoRA adapters that may be in one batch; when absent 1 if there are adapters, else no LoRA support.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
+    /// LoRA adapters that may be in the host's memory; as many as in one batch when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cpu_loras: Option<u32>,
+    /// Largest rank of an adapter.
+    #[serde(default = "default_rank")]
+    pub max_lora_rank: u32,
+    /// LoRA adapters; requests choose one by its name as their model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora_modules: Vec<LoraModule>,
+    /// Live mode: how the server makes tokens of text. Prompts of virtual runs are tokens.
+    #[serde(default)]
+    pub tokenizer: Tokenizer,
     /// Whether engines report blocks stored and removed, and where live ones publish that, as vLLM calls it. An endpoint that binds
     /// has the port of the group's first engine; the next ones follow.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -139,7 +156,12 @@ impl EngineGroup {
             scheduler: defaults.scheduler,
             cache: defaults.cache,
             max_num_queued_reqs: defaults.max_num_queued_reqs,
+            max_num_queued_tokens: defaults.max_num_queued_tokens,
             max_loras: defaults.max_loras,
+            max_cpu_loras: defaults.max_cpu_loras,
+            max_lora_rank: defaults.max_lora_rank,
+            lora_modules: defaults.lora_modules,
+            tokenizer: defaults.tokenizer,
             kv_events_config: defaults.kv_events_config,
             observability: defaults.observability,
             faults: Vec::new(),
@@ -161,7 +183,12 @@ impl EngineGroup {
             scheduler: self.scheduler.clone(),
             cache: self.cache.clone(),
             max_num_queued_reqs: self.max_num_queued_reqs,
+            max_num_queued_tokens: self.max_num_queued_tokens,
             max_loras: self.max_loras,
+            max_cpu_loras: self.max_cpu_loras,
+            max_lora_rank: self.max_lora_rank,
+            lora_modules: self.lora_modules.clone(),
+            tokenizer: self.tokenizer,
             kv_events_config: self.kv_events_config.clone(),
             observability: self.observability.clone(),
         }
@@ -225,4 +252,8 @@ fn one() -> u32 {
 
 fn default_profile() -> String {
     EngineConfig::default().profile
+}
+
+fn default_rank() -> u32 {
+    EngineConfig::default().max_lora_rank
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use engine_sim::core::config::{EngineConfig, Tokenizer};
 use engine_sim::core::engine::{
-    Engine, Input as EngineInput, NewRequest, Output as EngineOutput, RejectReason, RequestKey as EngineKey,
+    Engine, Input as EngineInput, NewRequest, Output as EngineOutput, RequestKey as EngineKey,
 };
 use engine_sim::core::facts::{EngineFact, Operation};
 use engine_sim::core::filler::output_content;
@@ -137,7 +138,8 @@ impl<'a> World<'a> {
         let mut machines = Vec::new();
         let mut endpoints = Vec::new();
         for group in &scenario.engines {
-            let config = group.engine_config();
+            // Prompts and answers are tokens of four bytes here.
+            let config = EngineConfig { tokenizer: Tokenizer::Bytes, ..group.engine_config() };
             let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
@@ -317,8 +319,9 @@ impl<'a> World<'a> {
     pub(super) fn name_blocks(&mut self, slot: usize) {
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         if let Some((endpoint, _)) = &flight.endpoint {
-            let cache = &self.machines[endpoint.index()].engine.config().cache;
-            flight.prompt = Some(prepare_prompt(cache, &self.tokens, &ExtraKeys::default()));
+            let config = self.machines[endpoint.index()].engine.config();
+            let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+            flight.prompt = Some(prepare_prompt(&config.cache, &self.tokens, &extra));
         }
     }
 
@@ -360,7 +363,9 @@ impl<'a> World<'a> {
         let now = self.now;
         let model = Arc::clone(&self.model);
         let chat = self.scenario.workload.api == Api::Chat;
+        let asked = Arc::clone(&model);
         let (engine, context) = self.route(slot);
+        let adapter = self.machines[engine].engine.config().adapter(&asked).is_some();
         let tracer = &self.machines[engine].tracer;
         let started = tracer.begin(Some(context));
         let trail = tracer.open::<EngineFact>(&started, now);
@@ -372,6 +377,10 @@ impl<'a> World<'a> {
             let operation = if chat { Operation::Chat } else { Operation::TextCompletion };
             EngineFact::Received { model, request: shared::ids::RequestId::sanitise(&request), operation }
         });
+        if adapter {
+            let name = Arc::clone(&asked);
+            trail.note(now, || EngineFact::Adapter(name));
+        }
         let (limit, priority) = (flight.plan.output_tokens, -flight.plan.priority);
         trail.note(now, || EngineFact::Asked {
             max_tokens: Some(limit),
@@ -406,6 +415,8 @@ impl<'a> World<'a> {
         let flight = self.flight(slot);
         let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
         let engine = endpoint.index();
+        let lora = self.machines[engine].engine.config().adapter(&self.model).map(|(number, _)| number);
+        let flight = self.flight(slot);
         let request = NewRequest {
             key: leg.key(),
             prompt: flight.prompt.take().expect("the prompt is prepared"),
@@ -417,7 +428,7 @@ impl<'a> World<'a> {
             priority: -flight.plan.priority,
             arrival: flight.body_read,
             content: flight.content,
-            lora: None,
+            lora,
             trail: flight.engine_trail.clone(),
         };
         flight.taken = Some(now);
@@ -483,10 +494,7 @@ impl<'a> World<'a> {
                 self.push(at + to_gateway, Event::Answered { leg, reason });
             }
             EngineOutput::Rejected { at, reason, .. } => {
-                let status = match reason {
-                    RejectReason::QueueFull { .. } => 503,
-                    RejectReason::TooLong { .. } | RejectReason::EmptyPrompt => 400,
-                };
+                let status = reason.http_status();
                 let flight = self.flight(slot);
                 let error_type = if status == 503 { "503" } else { "400" };
                 flight.engine_trail.note(at, || EngineFact::Failed { error_type, http_status: status });

@@ -120,11 +120,18 @@ impl Output {
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectReason {
-    /// As many requests wait as may (`max_num_queued_reqs`): HTTP 503.
+    /// As many requests are open as may (`max_num_queued_reqs`): HTTP 503.
     QueueFull {
         /// The limit.
         limit: u32,
     },
+    /// As many prompt tokens wait to be computed as may (`max_num_queued_tokens`): HTTP 503.
+    BacklogFull {
+        /// The limit.
+        limit: u32,
+    },
+    /// The engine is paused: HTTP 503.
+    Paused,
     /// The prompt leaves no room for a token: HTTP 400.
     TooLong {
         /// The longest request, in tokens.
@@ -139,6 +146,8 @@ impl RejectReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             RejectReason::QueueFull { .. } => "queue_full",
+            RejectReason::BacklogFull { .. } => "backlog_full",
+            RejectReason::Paused => "engine_paused",
             RejectReason::TooLong { .. } => "prompt_too_long",
             RejectReason::EmptyPrompt => "empty_prompt",
         }
@@ -147,7 +156,7 @@ impl RejectReason {
     /// Status of vLLM's answer.
     pub const fn http_status(self) -> u16 {
         match self {
-            RejectReason::QueueFull { .. } => 503,
+            RejectReason::QueueFull { .. } | RejectReason::BacklogFull { .. } | RejectReason::Paused => 503,
             RejectReason::TooLong { .. } | RejectReason::EmptyPrompt => 400,
         }
     }

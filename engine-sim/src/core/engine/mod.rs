@@ -8,6 +8,8 @@
 //! engine knows no socket, no text and no clock.
 
 mod api;
+mod control;
+mod families;
 mod faults;
 mod notes;
 #[cfg(test)]
@@ -32,12 +34,16 @@ use crate::core::latency::LatencyProfile;
 use crate::core::metrics::EngineMetrics;
 use crate::core::residency::Residency;
 use crate::core::scheduler::{Batch, Entry, Scheduler, SchedulerParams, TokenOut};
-use crate::core::sequence::{FinishReason, NewSequence, SeqIx};
+use crate::core::sequence::{FinishReason, NewSequence, Parallel, SeqIx};
+
+use control::Controlled;
+use families::Families;
 
 use steps::Steps;
 
 pub use crate::core::hasher::{PreparedPrompt, prepare_prompt};
 pub use api::{Input, NewRequest, Output, RejectReason, RequestKey, RequestStats, Snapshot};
+pub use control::{Asleep, Control, PauseMode};
 
 /// One engine.
 #[derive(Debug)]
@@ -67,6 +73,10 @@ pub struct Engine {
     /// What spans say about the model.
     model: Arc<ModelFact>,
     steps: Steps,
+    /// Prompt tokens of requests without a first token.
+    backlog: u64,
+    families: Families,
+    controlled: Controlled,
     /// What goes wrong, if anything shall.
     faults: Option<Box<Faults>>,
 }
@@ -107,6 +117,7 @@ struct Open {
     trail: Trail<EngineFact>,
     arrival: Time,
     max_tokens: u32,
+    parallel: Option<Parallel>,
     stats: RequestStats,
     /// When the newest token was handed to the stream.
     handed: Time,
@@ -143,6 +154,9 @@ impl Engine {
             core_time: Time::ZERO,
             taken: 0,
             steps: Steps::default(),
+            backlog: 0,
+            families: Families::default(),
+            controlled: Controlled::default(),
             faults: None,
         }
     }
@@ -282,7 +296,10 @@ impl Engine {
     fn admit(&mut self, now: Time, request: Box<NewRequest>) {
         match self.lost_at_once(now, &request) {
             Some(lost) => self.emit(Output::Broken { key: request.key, at: now, lost }),
-            None => self.inbox.push_back((now, Input::Add(request))),
+            None => {
+                self.backlog += u64::from(request.prompt.tokens);
+                self.inbox.push_back((now, Input::Add(request)));
+            }
         }
     }
 
@@ -294,14 +311,24 @@ impl Engine {
         if request.prompt.tokens >= max_model_len {
             return Some(RejectReason::TooLong { max_model_len });
         }
-        let limit = self.config.max_num_queued_reqs?;
-        let waiting = self.open_requests() - self.scheduler.running().len();
-        (waiting >= limit as usize).then_some(RejectReason::QueueFull { limit })
+        if self.controlled.refuse_new {
+            return Some(RejectReason::Paused);
+        }
+        let places = request.params.places() as usize;
+        let over = |limit: &u32| places > 0 && self.open_requests() + places > *limit as usize;
+        if let Some(limit) = self.config.max_num_queued_reqs.filter(over) {
+            return Some(RejectReason::QueueFull { limit });
+        }
+        let full = |limit: &u32| places > 0 && self.backlog >= u64::from(*limit);
+        let limit = self.config.max_num_queued_tokens.filter(full)?;
+        Some(RejectReason::BacklogFull { limit })
     }
 
     fn refuse(&mut self, now: Time, request: &NewRequest, reason: RejectReason) {
-        if matches!(reason, RejectReason::QueueFull { .. }) {
-            self.metrics.admission_rejections_queued_reqs += 1;
+        match reason {
+            RejectReason::QueueFull { .. } => self.metrics.admission_rejections_queued_reqs += 1,
+            RejectReason::BacklogFull { .. } => self.metrics.admission_rejections_queued_tokens += 1,
+            RejectReason::Paused | RejectReason::TooLong { .. } | RejectReason::EmptyPrompt => {}
         }
         request
             .trail
@@ -332,6 +359,7 @@ impl Engine {
         let named = request.prompt.keys.len() as u32 * self.config.cache.block_size + request.prompt.tail.len() as u32;
         let complete = !self.config.cache.enable_prefix_caching || named == request.prompt.tokens;
         assert!(complete, "the prompt was prepared with this engine's configuration");
+        let parallel = request.params.parallel;
         let ix = self.scheduler.add(NewSequence {
             tag: request.key.0,
             prompt_tokens: request.prompt.tokens,
@@ -352,6 +380,7 @@ impl Engine {
             trail: request.trail,
             arrival: request.arrival.min(now),
             max_tokens: self.scheduler.max_tokens(ix),
+            parallel,
             stats: RequestStats::queued(now, request.prompt.tokens),
             handed: now,
             counted_preemptions: 0,
@@ -372,6 +401,10 @@ impl Engine {
         let Some(ix) = self.by_key.remove(&key) else { return };
         self.scheduler.abort(ix, key.0);
         if let Some(open) = self.open[ix.0 as usize].take() {
+            self.families.aborted(open.parallel);
+            if open.stats.first_token.is_none() {
+                self.backlog -= u64::from(open.stats.prompt_tokens);
+            }
             let at = now.max(open.handed);
             open.trail.note(at, || EngineFact::Aborted);
             notes::finished(&open, FinishReason::Abort, at);
@@ -384,6 +417,7 @@ impl Engine {
         self.take_inputs(start);
         if !self.scheduler.has_work() {
             self.plan = self.in_flight.front().map_or(Plan::Idle, |f| Plan::Complete(f.ready.max(start)));
+            self.settle_pause();
             return;
         }
         self.scheduler.set_now(start);
@@ -416,8 +450,9 @@ impl Engine {
             return;
         };
         let open = &self.open;
+        let tokenizer = self.config.tokenizer;
         let content = |ix: SeqIx| open[ix.0 as usize].as_ref().map(|r| r.content);
-        let sample = |ix, i: u32| content(ix).map_or(TokenId(0), |c| c.token(u64::from(i)));
+        let sample = |ix, i: u32| content(ix).map_or(TokenId(0), |c| tokenizer.filler(c, u64::from(i)));
         let Some((batch, outputs)) = self.scheduler.complete(sample) else { return };
         let update = self.profile.update_cost(batch.entries.len() as u64);
         let (prepare, forward, sample) = parts(&self.profile, flight, batch);
@@ -439,12 +474,16 @@ impl Engine {
             next += usize::from(output.is_some());
             let slot = &mut self.open[entry.ix.0 as usize];
             let Some(open) = slot.as_mut().filter(|r| r.key.0 == entry.tag) else { continue };
+            if output.is_some() && open.stats.first_token.is_none() {
+                self.backlog -= u64::from(open.stats.prompt_tokens);
+            }
             iteration += take_token(open, entry, output, &step, &mut self.metrics);
             let Some(output) = output else { continue };
             self.outbox.push_back(Output::Tokens { key: open.key, at: step.handed, new_tokens: 1 });
             if let (Some(reason), Some(open)) = (output.finish, slot.take_if(|_| output.finish.is_some())) {
                 notes::finished(&open, reason, step.handed);
                 count_end(&open, reason, step.handed, &mut self.metrics);
+                self.families.ended(open.parallel, open.stats.output_tokens, &mut self.metrics);
                 self.by_key.remove(&open.key);
                 let (key, stats) = (open.key, Box::new(open.stats));
                 self.outbox.push_back(Output::Finished { key, at: step.handed, reason, stats });

@@ -46,14 +46,15 @@ pub(super) fn scheduled(batch: &Batch, open: &[Option<Open>], start: Time, cost:
     }
     for &(ix, _) in &batch.preempted {
         if let Some(open) = &open[ix.0 as usize] {
-            open.trail.note(start, || EngineFact::Preempted);
-            open.trail.note(start, || EngineFact::Queued {
-                reason: QueueReason::Preempted,
-                position: 0,
-                running: batch.entries.len() as u32,
-            });
+            preempted(open, batch.entries.len() as u32, start);
         }
     }
+}
+
+/// A request gave its blocks up and waits again; `running` others run.
+pub(super) fn preempted(open: &Open, running: u32, now: Time) {
+    open.trail.note(now, || EngineFact::Preempted);
+    open.trail.note(now, || EngineFact::Queued { reason: QueueReason::Preempted, position: 0, running });
 }
 
 fn chunk(batch: &Batch, entry: &Entry, trail: &Trail<EngineFact>, start: Time, cost: ScheduleCost) {

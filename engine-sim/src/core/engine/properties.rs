@@ -10,6 +10,7 @@ use super::tests::{engine, request};
 use super::*;
 use crate::core::config::Policy;
 use crate::core::kv_cache::KvEvent;
+use crate::core::kv_events::{BlockName, CacheEvent};
 
 /// What a random client does.
 #[derive(Clone, Debug)]
@@ -156,6 +157,16 @@ impl Run {
 
     /// I15: whoever counts the events knows what is in the cache.
     fn check_events(&mut self) {
+        while let Some(batch) = self.engine.take_kv_batch() {
+            for event in batch.events {
+                match event {
+                    CacheEvent::Stored { blocks, .. } => blocks.iter().for_each(|b| *self.count(*b) += 1),
+                    CacheEvent::Removed(block) => *self.count(block) -= 1,
+                    CacheEvent::Cleared => self.cached.clear(),
+                }
+            }
+        }
+        // What the next batch would tell.
         let mut events = Vec::new();
         self.engine.scheduler.drain_kv_events(&mut events);
         for event in events {
@@ -172,6 +183,11 @@ impl Run {
             *found.entry(key).or_default() += 1;
         }
         assert_eq!(self.cached, found, "the events tell the cache's content (I15)");
+    }
+
+    fn count(&mut self, block: BlockName) -> &mut i64 {
+        let BlockName::Key(BlockKey(key)) = block else { panic!("no digests were asked for") };
+        self.cached.entry(key).or_default()
     }
 
     fn to_idle(&mut self, from: Time) {

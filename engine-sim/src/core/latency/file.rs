@@ -472,7 +472,6 @@ impl HostTimes {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(us: &f64) -> bool {
     *us == 0.0
 }

@@ -56,7 +56,7 @@ impl Scheduler {
         let stale = seq.stale > 0;
         if stale {
             seq.stale = seq.stale.saturating_sub(scheduled);
-            if self.params.drop_stale_outputs {
+            if self.params.drop_stale_outputs || seq.drop_stale {
                 return None;
             }
         }

@@ -8,6 +8,7 @@
 //! (placeholders).
 
 mod complete;
+mod pause;
 #[cfg(test)]
 mod properties;
 mod queue;
@@ -26,6 +27,7 @@ use crate::core::kv_cache::{KvCache, KvEvent};
 use crate::core::latency::{BatchShape, LatencyProfile};
 use crate::core::sequence::{FinishReason, NewSequence, SeqIx, Sequence, Slab, Status};
 
+pub use pause::PauseState;
 use queue::Queue;
 
 /// What a scheduler is built from: plain numbers, checked before.
@@ -85,7 +87,7 @@ impl SchedulerParams {
             watermark_blocks: (s.watermark * f64::from(num_blocks)) as u32,
             async_scheduling: s.async_scheduling,
             prefix_caching: c.enable_prefix_caching,
-            max_loras: config.max_loras,
+            max_loras: config.lora_slots(),
             kv_events: config.kv_events_config.enable_kv_cache_events,
             observability: config.observability.clone(),
             drop_stale_outputs: false,
@@ -219,6 +221,7 @@ pub struct Scheduler {
     in_flight: VecDeque<Batch>,
     /// Changes whenever the set of running requests does.
     membership: u64,
+    pause: PauseState,
     step: u64,
     sched_seq: u64,
     processed_seq: u64,
@@ -251,6 +254,7 @@ impl Scheduler {
             finished: Vec::new(),
             in_flight: VecDeque::new(),
             membership: 0,
+            pause: PauseState::default(),
             step: 0,
             sched_seq: 0,
             processed_seq: 0,
@@ -307,9 +311,9 @@ impl Scheduler {
         }
     }
 
-    /// Whether a request runs, waits, or an end has not been reported by a `schedule` yet.
+    /// Whether a request that is not held by a pause runs or waits, or an end has not been reported by a `schedule` yet.
     pub fn has_work(&self) -> bool {
-        self.slab.len() > 0 || !self.finished.is_empty()
+        self.has_unpaused() || !self.finished.is_empty()
     }
 
     /// Batches scheduled and not completed.

@@ -1,6 +1,6 @@
 //! `schedule()`: running requests first, then admissions.
 
-use super::{Batch, Entry, Origin, Scheduler, holds_blocks};
+use super::{Batch, Entry, Origin, PauseState, Scheduler, holds_blocks};
 use crate::core::config::Policy;
 use crate::core::kv_cache::Demand;
 use crate::core::sequence::{SeqIx, Status};
@@ -38,7 +38,7 @@ impl Scheduler {
 
         let requests = self.running.len() + batch.waiting_before as usize;
         let threshold = if requests > 1 { self.params.long_prefill_token_threshold } else { 0 };
-        let mut budget = self.params.max_num_batched_tokens;
+        let mut budget = if self.pause == PauseState::All { 0 } else { self.params.max_num_batched_tokens };
         self.schedule_running(&mut batch, &mut budget, threshold);
         if batch.preempted.is_empty() && batch.waiting_before > 0 {
             self.admit_waiting(&mut batch, &mut budget, threshold);
@@ -126,7 +126,7 @@ impl Scheduler {
         }
     }
 
-    fn preempt(&mut self, ix: SeqIx, batch: &mut Batch) {
+    pub(super) fn preempt(&mut self, ix: SeqIx, batch: &mut Batch) {
         let free = self.kv.pool().free_blocks();
         let seq = &mut self.slab[ix];
         self.kv.release(seq);
@@ -134,6 +134,7 @@ impl Scheduler {
         seq.status = Status::Preempted;
         seq.computed = 0;
         seq.placeholders = 0;
+        seq.drop_stale &= seq.stale > 0;
         seq.stale = seq.in_flight;
         seq.preemptions += 1;
         seq.decoding = false;
@@ -147,7 +148,7 @@ impl Scheduler {
         self.collect_loras();
         while *budget > 0 && self.running.len() < self.params.max_num_seqs as usize {
             let from_holding = self.holding.len() > 0;
-            let Some(ix) = self.holding.head().or_else(|| self.waiting.head()) else { break };
+            let Some(ix) = self.holding.head().or_else(|| self.next_waiting()) else { break };
             match self.examine(ix, batch, budget, threshold) {
                 Admission::Blocked => break,
                 admission @ (Admission::Admitted | Admission::Skipped) => {
@@ -199,7 +200,8 @@ impl Scheduler {
             computed = local + remote;
         }
         let admission = self.try_admit(ix, &hits, computed, remote > 0, batch, budget, threshold);
-        if fresh && self.kv.caching() && !matches!(admission, Admission::Blocked) {
+        let counted = self.kv.caching() && !self.slab[ix].new.params.skip_reading_prefix_cache;
+        if fresh && counted && !matches!(admission, Admission::Blocked) {
             self.count_lookup(ix, hits.len() as u32);
         }
         self.hits = hits;
@@ -279,7 +281,7 @@ impl Scheduler {
             }
             Status::Waiting | Status::Running | Status::Preempted | Status::Finished => {}
         }
-        if seq.stale > 0 && !self.params.drop_stale_outputs {
+        if seq.stale > 0 && !self.params.drop_stale_outputs && !seq.drop_stale {
             return false;
         }
         match (self.params.max_loras, seq.new.lora) {

@@ -1,4 +1,4 @@
-//! The pages beside the generation endpoints: health, models, metrics.
+//! The pages beside the generation endpoints: health, version, load, metrics.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::json;
 use crate::core::faults::PageFault;
 use crate::server::strike::refusal;
-use crate::server::{App, metrics as page};
+use crate::server::{App, VLLM_VERSION, metrics as page};
 
 /// 200, or 503 once the engine is dead. One that hangs is not dead: vLLM's page does not ask its core either.
 pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
@@ -22,6 +22,15 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
 pub(super) async fn kv_event_sources(State(app): State<Arc<App>>) -> Response {
     let sources = app.kv_events.iter().map(|p| ("0".to_owned(), p.source()));
     json(serde_json::Value::from_iter(sources).to_string())
+}
+
+pub(super) async fn version() -> Response {
+    json(format!("{{\"version\":\"{VLLM_VERSION}\"}}"))
+}
+
+/// Requests under way, or 0 where nobody counts.
+pub(super) async fn load(State(app): State<Arc<App>>) -> Response {
+    json(format!("{{\"server_load\":{}}}", app.open.count()))
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -42,25 +51,13 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 
 /// The engine's part of the page and what is the server's.
 fn whole_page(app: &App) -> String {
-    let mut page = app.engine.inspect(|engine| page::render(engine, &app.model));
+    let now = app.clock.anchor().unix_nanos(app.clock.now()) as f64 / 1e9;
+    let names = |loras: &[u32]| app.adapters.names(loras);
+    let mut page = app.engine.inspect(|engine| page::render(engine, &app.model, now, &names));
     if let Some(events) = &app.kv_events {
         page::kv_events(events.counts(), &mut page);
     }
     app.http_metrics.write(&mut page);
     app.process.write(app.clock.now(), &mut page);
     page.into_text()
-}
-
-pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
-    let (id, created) = (&*app.model, app.started_unix);
-    let permission = serde_json::json!({
-        "id": format!("modelperm-{:016x}", app.salt), "object": "model_permission", "created": created,
-        "allow_create_engine": false, "allow_sampling": true, "allow_logprobs": true, "allow_search_indices": false,
-        "allow_view": true, "allow_fine_tuning": false, "organization": "*", "group": null, "is_blocking": false,
-    });
-    let card = serde_json::json!({
-        "id": id, "object": "model", "created": created, "owned_by": "vllm", "root": id, "parent": null,
-        "max_model_len": app.max_model_len, "permission": [permission],
-    });
-    json(serde_json::json!({"object": "list", "data": [card]}).to_string())
 }

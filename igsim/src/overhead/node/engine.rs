@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine_sim::core::engine::Engine;
 use engine_sim::server::pacing::Pacer;
-use engine_sim::server::{Served, ServedHook, Server, ServerConfig, VLLM_VERSION};
+use engine_sim::server::{Frontend, Served, ServedHook, Server, ServerConfig, VLLM_VERSION};
 use shared::clock::RunClock;
 use shared::time::Dur;
 use shared::trace::{Resource, Tracer, TracerCell};
@@ -137,6 +137,7 @@ impl Starting<'_> {
             model: group.model_name().unwrap_or_default().into(),
             max_body_bytes: 64 << 20,
             prompt_tokens_details: true,
+            frontend: Frontend::default(),
             on_served: Some(on_served),
         };
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
