@@ -12,9 +12,9 @@ use shared::block_hash::ExtraKeys;
 pub use shared::config::ConfigProblem;
 
 use crate::core::latency::LatencyProfile;
+pub use crate::core::tokenizer::Tokenizer;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, Publisher};
 pub use observability::{BucketFamily, ObservabilityConfig};
-pub use crate::core::tokenizer::Tokenizer;
 
 /// One engine: its scheduler, its KV cache and the model whose latency it imitates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
