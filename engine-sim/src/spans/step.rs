@@ -154,10 +154,10 @@ impl<D: Draft> StepFold<D> {
         let sampled = forwarded + nanos(run.sample_ns);
         let model = self.model.take();
         self.span(cx, "vllm.worker.prepare_inputs", parent, (at, prepared), |span| {
-            fine::prepare(span, model.as_deref())
+            fine::prepare(span, model.as_deref());
         });
         self.span(cx, "vllm.model.forward", parent, (prepared, forwarded), |span| {
-            fine::forward(span, model.as_deref())
+            fine::forward(span, model.as_deref());
         });
         self.span(cx, "vllm.sampler.sample", parent, (forwarded, sampled), |span| {
             span.set("vllm.sampling.tokens", run.sampled);

@@ -100,7 +100,7 @@ impl Run {
             run.engine.handle(now, input);
             run.check();
         }
-        run.to_idle(now);
+        run.wind_down(now);
         (run.out, run.keys)
     }
 
@@ -190,7 +190,7 @@ impl Run {
         self.cached.entry(key).or_default()
     }
 
-    fn to_idle(&mut self, from: Time) {
+    fn wind_down(&mut self, from: Time) {
         match self.driver {
             Driver::Late => self.step(from + Dur::from_secs(3600)),
             Driver::Punctual | Driver::Restless => {

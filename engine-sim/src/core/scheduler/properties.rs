@@ -161,7 +161,7 @@ impl World {
         let turn = self.turns;
         self.turns += 1;
         let outputs = self.scheduler.complete(|ix, i| TokenId((ix.0 + i + turn) % 5)).expect("a batch is in flight").1;
-        for output in outputs.to_vec() {
+        for output in outputs {
             *self.tokens.entry(output.tag).or_default() += 1;
             if let Some(reason) = output.finish {
                 self.open.retain(|(_, tag)| *tag != output.tag);
