@@ -32,7 +32,15 @@ struct Process {
 impl Process {
     fn start() -> Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_engine-sim"))
-            .args(["--port", "0", "--control", "127.0.0.1:0", "--fault", "{kind: hang}"])
+            .args([
+                "--port",
+                "0",
+                "--control",
+                "127.0.0.1:0",
+                "--fault",
+                "{kind: hang}",
+                "--enable-server-load-tracking",
+            ])
             .env("OTEL_TRACES_SAMPLER", "always_off")
             .stdout(Stdio::piped())
             .spawn()

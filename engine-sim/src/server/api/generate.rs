@@ -147,12 +147,12 @@ impl<'a> Entry<'a> {
         let body_read = app.clock.now();
         let (mut plan, first, rest) = with_body(self.api, &body, |body| accept(app, self.api, self.headers, body))?;
         drop(body);
+        let key = app.next_key();
+        let doomed = strike(app, self.headers, key, &self.trail, app.clock.now())?;
         self.note_received(&self.trail, plan.lora.as_ref(), || self.id.clone());
         let prepared = self.prepare(&plan, 0);
         let further = (!rest.is_empty()).then(|| prepared.clone());
         let trail = self.trail.clone();
-        let key = app.next_key();
-        let doomed = strike(app, self.headers, key, &trail, app.clock.now())?;
         let kv = plan.kv.for_engine(self.id.as_str(), app.random());
         let choice = self.add(&plan, first, (key, kv), prepared, trail, body_read);
         let asked = Asked {
