@@ -131,7 +131,7 @@ fn metrics_page(c: &mut Criterion) {
     let mut group = c.benchmark_group("metrics_page");
     group.throughput(Throughput::Elements(1));
     group.bench_function("render", |b| {
-        b.iter(|| metrics::render(&engine, "meta-llama/Llama-3.1-8B-Instruct", 0.0, &|_| String::new()).into_text())
+        b.iter(|| metrics::render(&engine, "meta-llama/Llama-3.1-8B-Instruct", 0.0, &|_| String::new()).into_text());
     });
     group.finish();
 }

@@ -194,7 +194,7 @@ fn bad_input_is_told_before_anything_starts() {
     };
     check(&["nowhere.yaml"], "nowhere.yaml");
     check(&["--target", "much"], "expected a share such as 5% or 0.05");
-    check(&["--arms", "lazy:0.1"], "expected off' or PATH:RATIO");
+    check(&["--arms", "lazy:0.1"], "expected off', PATH:RATIO or PATH:RATIO:STEPS");
     check(&["--quick", "--full"], "cannot be used with");
     check(&["report", "nowhere"], "nowhere: ");
     let real = "engines=[{url: http://127.0.0.1:1, model: m, count: 1}]";

@@ -203,7 +203,7 @@ mod tests {
         check("", "s.csv: line 2, found no row, expected at least one");
         check(HEAD, "s.csv: line 2, found no row, expected at least one");
         let bad = |cells: &str, expect: &str| {
-            check(&format!("{HEAD}1,10,0,5\n{cells}\n"), &format!("s.csv: line 3, {expect}"))
+            check(&format!("{HEAD}1,10,0,5\n{cells}\n"), &format!("s.csv: line 3, {expect}"));
         };
         bad("x,10,0,5", &format!("column decode_seqs: found \"x\", expected {number}"));
         bad("1,10,0", "found 3 values, expected 4, as in the first line");

@@ -111,12 +111,12 @@ impl Control {
 
 impl Engines {
     /// The engines meant by `name`, all if it is absent.
-    fn named(&self, name: Option<&str>) -> Result<Vec<&(String, EngineHandle)>, Response> {
+    fn named(&self, name: Option<&str>) -> Result<Vec<&(String, EngineHandle)>, Box<Response>> {
         let found: Vec<_> = self.all.iter().filter(|(own, _)| name.is_none_or(|name| own == name)).collect();
         if found.is_empty() {
             let known: Vec<&str> = self.all.iter().map(|(name, _)| name.as_str()).collect();
             let text = format!("engine: found {:?}, expected one of {}", name.unwrap_or_default(), known.join(", "));
-            return Err(wrong(StatusCode::NOT_FOUND, text));
+            return Err(Box::new(wrong(StatusCode::NOT_FOUND, text)));
         }
         Ok(found)
     }
@@ -137,7 +137,7 @@ impl Engines {
             }
         };
         self.named(name).map_or_else(
-            |no| no,
+            |no| *no,
             |engines| {
                 let of =
                     |(name, engine): &(String, EngineHandle)| engine.inspect(|e| e.faults().map(|f| show(f, name)));
@@ -165,7 +165,7 @@ impl Engines {
     /// 202: the engine does it with its next event, at once if it is idle.
     fn tell(&self, name: Option<&str>, what: impl Fn(&EngineHandle)) -> Response {
         self.named(name).map_or_else(
-            |no| no,
+            |no| *no,
             |engines| {
                 engines.into_iter().for_each(|(_, engine)| what(engine));
                 StatusCode::ACCEPTED.into_response()

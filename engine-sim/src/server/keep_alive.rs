@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use shared::time::Dur;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 /// A stream that says `: keep-alive` whenever it had nothing to say for an interval.
 pub(super) struct KeepAlive<B> {
@@ -36,7 +36,7 @@ impl<B: Body<Data = Bytes, Error = Infallible> + Unpin> Body for KeepAlive<B> {
             }
             frame = Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": keep-alive\n\n")))));
         }
-        this.quiet.as_mut().reset(Instant::now() + this.every.to_std());
+        this.quiet.as_mut().set(tokio::time::sleep(this.every.to_std()));
         if let Poll::Ready(Some(_)) = &frame {
             // The timer has to be asked again before it wakes this stream.
             let _ = this.quiet.as_mut().poll(cx);

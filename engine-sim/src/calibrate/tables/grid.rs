@@ -27,8 +27,11 @@ impl Curve {
     }
 }
 
+/// An entry and where it stands.
+type Place<'a, T> = (f64, &'a T);
+
 /// The entries around `x`; the same entry twice on a point.
-pub(super) fn neighbours<T>(map: &BTreeMap<u64, T>, x: f64) -> (Option<(f64, &T)>, Option<(f64, &T)>) {
+pub(super) fn neighbours<T>(map: &BTreeMap<u64, T>, x: f64) -> (Option<Place<'_, T>>, Option<Place<'_, T>>) {
     let place = |(x, y): (&u64, _)| (*x as f64, y);
     let below = map.range(..=x.floor() as u64).next_back().map(place);
     let above = map.range(x.ceil() as u64..).next().map(place);

@@ -1,7 +1,7 @@
 //! Configuration of the KV connector, with vLLM's names (`vllm/config/kv_transfer.py` and the keys that NIXL reads from
 //! `kv_connector_extra_config`): what `--kv-transfer-config` takes.
 
-use std::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

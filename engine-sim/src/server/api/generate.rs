@@ -206,8 +206,8 @@ impl<'a> Entry<'a> {
             let (_, trail) = self.app.tracer.load().start::<EngineFact>(self.headers, self.received);
             self.note_received(&trail, plan.lora.as_ref(), || {
                 let id = &self.id;
-                let of_prompt = (plan.n > 1).then(|| format!("{of_prompt}_")).unwrap_or_default();
-                let prompt = (!plan.prompts.rest.is_empty()).then(|| format!("-{prompt}")).unwrap_or_default();
+                let of_prompt = if plan.n > 1 { format!("{of_prompt}_") } else { String::new() };
+                let prompt = if plan.prompts.rest.is_empty() { String::new() } else { format!("-{prompt}") };
                 RequestId::sanitise(&format!("{of_prompt}{id}{prompt}"))
             });
             // The blocks of a prompt are read once: the first choice has them.
