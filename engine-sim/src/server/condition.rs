@@ -41,7 +41,7 @@ pub(super) struct Doom(oneshot::Sender<UnboundedSender>);
 
 type UnboundedSender = mpsc::UnboundedSender<Delivery>;
 
-/// The other end of a [`Doom`].
+/// The other end of a `Doom`.
 #[derive(Debug)]
 pub struct Doomed(oneshot::Receiver<UnboundedSender>);
 

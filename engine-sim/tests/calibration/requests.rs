@@ -25,7 +25,8 @@ fn three_hundred_requests_on_an_rtx_pro_6000() {
     config.cache.enable_prefix_caching = false;
     let seen = Load::new(profile, config).open(at.zip(lengths));
 
-    let figures: [(&str, &str, fn(&Seen) -> f64); 3] =
+    type Figure = fn(&Seen) -> f64;
+    let figures: [(&str, &str, Figure); 3] =
         [("TTFT", "ttft_s", |s| s.ttft_ms), ("TPOT", "tpot_s", |s| s.tpot_ms), ("E2E", "e2e_s", |s| s.e2e_ms)];
     println!("{:<5} {:>12} {:>12} {:>10} {:>22}", "", "real ms", "simulated", "mean", "mean of each request");
     let mut errors = Vec::new();

@@ -43,8 +43,7 @@ fn rows(folder: &std::path::Path, tp: f64) -> Vec<Row> {
 
 /// Mean time to first token and mean time per further token, in milliseconds.
 fn simulate(profile: &Arc<LatencyProfile>, row: &Row, spread: (f64, f64)) -> (f64, f64) {
-    let mut config = EngineConfig::default();
-    config.max_model_len = Some(10_000);
+    let mut config = EngineConfig { max_model_len: Some(10_000), ..EngineConfig::default() };
     config.scheduler.max_num_seqs = row.concurrency;
     config.cache.enable_prefix_caching = false;
     let mut lengths = Seed(1).stream("lengths");

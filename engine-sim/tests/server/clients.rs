@@ -18,8 +18,10 @@ fn strict(reply: &Reply) -> Vec<Value> {
     events.iter().map(chunk).collect()
 }
 
-/// Fields that a type of OpenAI's client requires, and what they have to be.
-fn has(value: &Value, fields: &[(&str, fn(&Value) -> bool)]) {
+/// A field that a type of OpenAI's client requires, and what it has to be.
+type Field = (&'static str, fn(&Value) -> bool);
+
+fn has(value: &Value, fields: &[Field]) {
     for (name, holds) in fields {
         let found = value.get(name).unwrap_or_else(|| panic!("no {name} in {value}"));
         assert!(holds(found), "{name} in {value}");
@@ -64,7 +66,7 @@ async fn openais_client_reads_every_answer() {
             body.to_string()
         };
         let whole = server.json(path, &ask(false)).await;
-        let head: [(&str, fn(&Value) -> bool); 4] = [
+        let head: [Field; 4] = [
             ("id", Value::is_string),
             ("created", Value::is_u64),
             ("model", Value::is_string),
