@@ -96,8 +96,9 @@ fn schedule_only(c: &mut Criterion) {
                     scheduler.schedule();
                     spent += clock.now() - begin;
                     complete(&mut scheduler);
-                    // Requests grow by a token a step: start again before their blocks run out.
-                    if scheduler.kv().pool().usage() > 0.9 {
+                    // Requests grow by a token a step: start again before their blocks run out, and when they are as long as may be.
+                    let all = scheduler.running().len() as u64 == running;
+                    if !all || scheduler.kv().pool().usage() > 0.9 {
                         scheduler = decoding(running);
                     }
                 }
