@@ -4,6 +4,7 @@
 //! the order of their times: a step's execution is noted when its outputs are handled.
 
 mod fine;
+mod pass;
 mod step;
 mod transfer;
 
@@ -11,6 +12,7 @@ use shared::ids::SpanId;
 use shared::time::{Dur, Time};
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 
+use self::pass::{Allocation, Composition};
 use crate::core::facts::{
     AdmitFact, AllocateFact, DecodeRun, EngineFact, ExecuteFact, FinishFact, QueueReason, StepFact, TokenTimes,
 };
@@ -347,17 +349,13 @@ impl<D: Draft> EngineFold<D> {
         let (parent, end) = (self.inner[pass].id(), self.inner[pass].end());
         let done = at + nanos(blocks.end_ns);
         self.span(cx, "vllm.scheduler.allocate_blocks", parent, (at + nanos(blocks.start_ns), done), |span| {
-            span.set("vllm.allocation.blocks_allocated", blocks.allocated)
-                .set("vllm.allocation.blocks_freed", blocks.freed)
-                .set("vllm.allocation.blocks_evicted", blocks.evicted)
-                .set("vllm.prefix_cache.hit", blocks.hit > 0)
-                .set("vllm.prefix_cache.blocks_reused", blocks.hit);
+            let (allocated, freed, evicted, hit) = (blocks.allocated, blocks.freed, blocks.evicted, blocks.hit);
+            Allocation { allocated, freed, evicted, hit }.tell(span);
         });
         self.span(cx, "vllm.scheduler.create_batch", parent, (done, end), |span| {
-            span.set("vllm.batch.size", step.prefill_seqs + step.decode_seqs)
-                .set("vllm.batch.total_tokens", step.prefill_tokens + step.decode_seqs)
-                .set("vllm.batch.prefill_tokens", step.prefill_tokens)
-                .set("vllm.batch.decode_tokens", step.decode_seqs);
+            let (prefill_seqs, decode_seqs, prefill_tokens) =
+                (step.prefill_seqs, step.decode_seqs, step.prefill_tokens);
+            Composition { prefill_seqs, decode_seqs, prefill_tokens }.tell(span);
         });
     }
 

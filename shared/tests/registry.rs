@@ -10,6 +10,7 @@ const FOLDS: [&str; 5] = [
     "gateway/src/spans.rs",
     "engine-sim/src/spans.rs",
     "engine-sim/src/spans/fine.rs",
+    "engine-sim/src/spans/pass.rs",
     "engine-sim/src/spans/step.rs",
     "engine-sim/src/spans/transfer.rs",
 ];

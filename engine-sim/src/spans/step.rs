@@ -6,6 +6,7 @@ use shared::ids::SpanId;
 use shared::time::{Dur, Time};
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind};
 
+use super::pass::{Allocation, Composition};
 use super::{fine, level, nanos};
 use crate::core::facts::ModelFact;
 use crate::core::step_facts::{BatchFact, BatchOutputs, BatchRun, PassBlocks, PassFact};
@@ -119,17 +120,13 @@ impl<D: Draft> StepFold<D> {
                 .set("vllm.blocks.available", blocks.available);
         });
         self.span(cx, "vllm.scheduler.allocate_blocks", parent, (admitted, allocated), |span| {
-            span.set("vllm.allocation.blocks_allocated", blocks.allocated)
-                .set("vllm.allocation.blocks_freed", blocks.freed)
-                .set("vllm.allocation.blocks_evicted", blocks.evicted)
-                .set("vllm.prefix_cache.hit", blocks.hit > 0)
-                .set("vllm.prefix_cache.blocks_reused", blocks.hit);
+            let (allocated, freed, evicted, hit) = (blocks.allocated, blocks.freed, blocks.evicted, blocks.hit);
+            Allocation { allocated, freed, evicted, hit }.tell(span);
         });
         self.span(cx, "vllm.scheduler.create_batch", parent, (allocated, end), |span| {
-            span.set("vllm.batch.size", pass.prefill_seqs + pass.decode_seqs)
-                .set("vllm.batch.total_tokens", total)
-                .set("vllm.batch.prefill_tokens", pass.prefill_tokens)
-                .set("vllm.batch.decode_tokens", pass.decode_seqs);
+            let (prefill_seqs, decode_seqs, prefill_tokens) =
+                (pass.prefill_seqs, pass.decode_seqs, pass.prefill_tokens);
+            Composition { prefill_seqs, decode_seqs, prefill_tokens }.tell(span);
         });
     }
 
