@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 5] = [
+const FOLDS: [&str; 6] = [
     "gateway/src/spans.rs",
     "engine-sim/src/spans.rs",
     "engine-sim/src/spans/fine.rs",
