@@ -19,8 +19,8 @@ use crate::workload::Plan;
 
 /// Share of the fleet's capacity that `realistic` asks for.
 const UTILISATION: f64 = 0.6;
-/// Requests in flight in `saturation`.
-const IN_FLIGHT: u32 = 16;
+/// Requests in flight in `saturation`, unless told otherwise.
+pub const IN_FLIGHT: u32 = 16;
 /// What `floor` and `saturation` send.
 const SMALL: Lengths = Lengths { prompt: 64, output: 8 };
 /// `floor` sends a request when one would have been over so many times: one is in flight at a time, and queues do not form.
@@ -62,7 +62,16 @@ pub fn fleet_of(regime: Regime, scenario: &Scenario) -> Scenario {
     fleet
 }
 
-/// Finds out what a block of `regime` sends so that its load lasts about `block`; `requests` overrides how many.
+/// How much of the load of a regime is not left to the lab.
+#[derive(Clone, Copy, Debug)]
+pub struct Amount {
+    /// Requests of a block, instead of as many as fill its time.
+    pub requests: Option<u64>,
+    /// Requests in flight in `saturation`.
+    pub in_flight: u32,
+}
+
+/// Finds out what a block of `regime` sends so that its load lasts about `block`, as far as `amount` leaves that open.
 ///
 /// # Errors
 /// If the load cannot be sent, or a recorded trace cannot be read.
@@ -72,8 +81,9 @@ pub async fn tune(
     scenario: &Scenario,
     clock: RunClock,
     block: Dur,
-    requests: Option<u64>,
+    amount: Amount,
 ) -> Result<Bench, BenchError> {
+    let Amount { requests, in_flight } = amount;
     let scenario = fleet_of(regime, scenario);
     let seconds = block.as_secs_f64();
     let many = |per_second: f64| requests.unwrap_or(((per_second * seconds).round() as u64).max(MIN_REQUESTS));
@@ -87,9 +97,9 @@ pub async fn tune(
             (Pattern::FixedRate { per_second, requests, lengths: SMALL }, words)
         }
         Regime::Saturation => {
-            let (_, per_second) = closed(fleet, &scenario, clock, IN_FLIGHT).await?;
-            let words = format!("{IN_FLIGHT} requests in flight");
-            (Pattern::Closed { in_flight: IN_FLIGHT, requests: many(per_second), lengths: SMALL }, words)
+            let (_, per_second) = closed(fleet, &scenario, clock, in_flight).await?;
+            let words = format!("{in_flight} requests in flight");
+            (Pattern::Closed { in_flight, requests: many(per_second), lengths: SMALL }, words)
         }
         Regime::Realistic => {
             let capacity = capacity(&scenario)?;

@@ -8,7 +8,7 @@ use shared::time::Time;
 use tokio::runtime::Runtime;
 
 use super::awake::Awake;
-use super::bench::{self, Bench, BenchError};
+use super::bench::{self, Amount, Bench, BenchError};
 use super::block::{self, BlockError, Measured, Place};
 use super::distribution::{Distribution, Distributions};
 use super::fleet::{Fleet, FleetError, FleetSpec};
@@ -44,8 +44,8 @@ pub struct LabSpec {
     pub seed: u64,
     /// The command line, for the record.
     pub command: String,
-    /// Requests of a block, instead of as many as fill its time.
-    pub requests: Option<u64>,
+    /// How much of the load is fixed.
+    pub amount: Amount,
     /// Share of the median latency by which arms with a real delay are held back.
     pub delay_share: f64,
 }
@@ -205,7 +205,7 @@ impl<'a> Lab<'a> {
     fn run(&mut self, interrupt: &Interrupt, mut probe: Probe, progress: &mut dyn Progress) -> Result<Done, LabError> {
         let Lab { spec, plan, clock, .. } = *self;
         self.fleet.prepare(&Arm::Off)?;
-        let tuned = bench::tune(plan.regime, &self.fleet, &spec.scenario, clock, plan.block, spec.requests);
+        let tuned = bench::tune(plan.regime, &self.fleet, &spec.scenario, clock, plan.block, spec.amount);
         let Bench { scenario, pattern, words } = self.runtime.block_on(tuned)?;
         self.setting.requests = pattern.requests();
         self.setting.load = words;

@@ -16,8 +16,10 @@ use lines::Lines;
 use super::{Failure, Format, Overrides};
 use crate::overhead::analysis::Analysis;
 use crate::overhead::attribution::Attribution;
+use crate::overhead::bench::{Amount, IN_FLIGHT};
 use crate::overhead::calibrate::Calibration;
 use crate::overhead::lab::{self, LabSpec, Outcome};
+use crate::overhead::load::MAX_IN_FLIGHT;
 use crate::overhead::model::{Arm, Path as TracePath, Regime};
 use crate::overhead::node::{self, message::Role};
 use crate::overhead::plan::{self, Extent, Extras, RegimePlan};
@@ -174,6 +176,9 @@ struct MeasureArgs {
     /// Add an arm whose answers are really held back by this share of the median latency: shows that the lab sees it.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     delay: Option<f64>,
+    /// Requests in flight in the saturation regime.
+    #[arg(long, value_name = "N", default_value_t = IN_FLIGHT, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_IN_FLIGHT)))]
+    in_flight: u32,
     /// Largest overhead to be called good.
     #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = share)]
     target: f64,
@@ -250,7 +255,7 @@ fn measure(args: &MeasureArgs) -> Result<(), Failure> {
         plans,
         seed: args.seed,
         command: command_line(),
-        requests: args.requests,
+        amount: Amount { requests: args.requests, in_flight: args.in_flight },
         delay_share: args.delay.unwrap_or(0.0),
     };
     let out = folder(args.out.as_deref())?;
