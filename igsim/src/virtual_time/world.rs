@@ -118,7 +118,7 @@ pub(super) struct World<'a> {
     pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     open: usize,
-    model: Arc<str>,
+    pub(super) model: Arc<str>,
     api: &'static str,
     /// Names of the tenants.
     tenants: Vec<Arc<str>>,
@@ -322,6 +322,7 @@ impl<'a> World<'a> {
         self.gateway.handle(parsed, GatewayInput::Request(Box::new(info)), &mut watch, &mut self.decisions);
         self.limit_total(slot);
         self.decide(slot, watch.0);
+        self.look_back(slot, watch.0);
         self.name_blocks(slot);
     }
 
