@@ -23,7 +23,7 @@ pub(super) struct ExplainArgs {
 }
 
 pub(super) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
-    let set = otlp_json::read_file(&traces_file(&args.path)).map_err(Failure::input)?;
+    let set = otlp_json::read_file(traces_file(&args.path)).map_err(Failure::input)?;
     let traces = Traces::of(&set);
     match &args.trace {
         Some(prefix) => {

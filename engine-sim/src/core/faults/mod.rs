@@ -231,7 +231,7 @@ impl Faults {
             active: self.active.clone(),
             cuts: self.cuts.clone(),
             by_header: self.by_header,
-            counts: self.counts.clone(),
+            counts: self.counts,
         }
     }
 
