@@ -4,7 +4,9 @@ use insta::assert_snapshot;
 use serde_json::json;
 
 use super::*;
-use crate::core::config::{BandConfig, FairnessPolicy, OrderingPolicy, StageOrder};
+use crate::core::config::{
+    BandConfig, ConcurrencyConfig, ConcurrencyMode, Detector, FairnessPolicy, OrderingPolicy, StageOrder,
+};
 use shared::units::HumanDur;
 
 const HEAD: &str = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n";
@@ -169,11 +171,7 @@ fn what_is_not_supported_lists_what_is() {
        3 | plugins: [{type: quue-scorer}]
          |                  ^^^^^^^^^^^
     "#);
-    assert_snapshot!(wrong("featureGates: [flowControl]"), @"
-    error: epp.yaml: featureGates[0]: found the gate flowControl, expected no queue in the gateway: flow control is not built; --allow-unsupported (gateway.allow_unsupported) leaves it out
-       3 | featureGates: [flowControl]
-         |                ^^^^^^^^^^^
-    ");
+    assert_snapshot!(wrong("featureGates: [flowControl]\nflowControl: {enableEviction: true}"), @"");
     assert_snapshot!(wrong("featureGates: [fast, 'flowControl=maybe']"), @r#"
     error: epp.yaml: featureGates[0]: found the gate "fast", expected flowControl or haPopulateNonLeaderDatastore; --allow-unsupported (gateway.allow_unsupported) leaves it out
        3 | featureGates: [fast, 'flowControl=maybe']
@@ -330,6 +328,36 @@ flowControl:
     let mut config = GatewayConfig::default();
     epp.apply(&mut config);
     assert_eq!(config.validate(), []);
+}
+
+#[test]
+fn the_gate_turns_flow_control_on() {
+    let epp = good("featureGates: [flowControl]");
+    assert_eq!(epp.flow_control, Some(FlowControlConfig { enabled: true, ..FlowControlConfig::default() }));
+    let epp = good("featureGates: ['flowControl=true']\nflowControl: {maxRequests: 9}");
+    assert_eq!(epp.flow_control.map(|f| (f.enabled, f.max_requests)), Some((true, Some(9))));
+    assert!(epp.warnings.is_empty(), "{:?}", epp.warnings);
+}
+
+#[test]
+fn either_detector_is_read() {
+    let file = |parameters: &str| {
+        format!(
+            "plugins: [{{type: concurrency-detector, parameters: {parameters}}}]
+flowControl: {{saturationDetector: {{pluginRef: concurrency-detector}}}}"
+        )
+    };
+    let of = |parameters: &str| {
+        let saturation = good(&file(parameters)).saturation;
+        assert_eq!(saturation.detector, Detector::ConcurrencyDetector);
+        saturation.concurrency
+    };
+    assert_eq!(of("{}"), ConcurrencyConfig::default());
+    let given = "{concurrencyMode: hybrid, maxConcurrency: 64, maxTokenConcurrency: 80000, headroom: 0.1}";
+    let expect = ConcurrencyConfig { mode: ConcurrencyMode::Hybrid, max_requests: 64, max_tokens: 80_000 };
+    assert_eq!(of(given), expect);
+    assert_snapshot!(wrong(&file("{concurrencyMode: bytes}")), @"");
+    assert_snapshot!(wrong("plugins: [{type: max-score-picker}]\nsaturationDetector: {pluginRef: max-score-picker}"), @"");
 }
 
 #[test]

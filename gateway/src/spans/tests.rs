@@ -16,6 +16,8 @@ use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, Pro
 use crate::core::gateway::{EndpointConfig, EndpointId, EndpointMetrics, Gateway, Input, Output};
 use crate::core::gateway::{RequestInfo, RequestKey};
 
+mod flow_control;
+
 /// One request, its gateway and its clock.
 struct Run {
     gateway: Gateway,
@@ -89,6 +91,7 @@ impl Run {
             selection: None,
             prompt_tokens_estimate: 64,
             max_output_tokens: None,
+            deadlines: Default::default(),
             prefix: vec![1],
             trail: self.trail.clone(),
         })))
