@@ -143,6 +143,12 @@ mod tests {
         assert_eq!(gist("silent"), (0, 0, 0, 0, 0.0, 0.0));
         let mut out = String::new();
         lines(&mut out, &figures).unwrap();
-        insta::assert_snapshot!(out, @"");
+        insta::assert_snapshot!(out, @"
+        Tenants            priority     sent       ok  dropped  share % ttft p50      p99
+          high                    1       10       10        0     50.0     40.0     40.0
+          a                       0        8        6        2     30.0     40.0     40.0
+          b                       0        4        4        0     20.0     40.0     40.0
+          silent                  0        0        0        0     0.00     0.00     0.00
+        ");
     }
 }

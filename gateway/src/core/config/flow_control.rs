@@ -179,10 +179,10 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         assert_eq!(problems(|c| c.enabled = true), "");
         assert_eq!(problems(|c| c.enable_eviction = true), "");
-        insta::assert_snapshot!(problems(|c| (c.enabled, c.enable_eviction) = (true, true)), @"");
-        insta::assert_snapshot!(problems(|c| c.max_requests = Some(0)), @"");
-        insta::assert_snapshot!(problems(|c| c.default_band.max_bytes = 0), @"");
-        insta::assert_snapshot!(problems(|c| c.usage_limit = f64::NAN), @"");
+        insta::assert_snapshot!(problems(|c| (c.enabled, c.enable_eviction) = (true, true)), @"flow_control.enable_eviction: found true, expected false: nothing that runs is ended to make room");
+        insta::assert_snapshot!(problems(|c| c.max_requests = Some(0)), @"flow_control.max_requests: found 0, expected at least 1");
+        insta::assert_snapshot!(problems(|c| c.default_band.max_bytes = 0), @"flow_control.default_band.max_bytes: found 0, expected at least 1");
+        insta::assert_snapshot!(problems(|c| c.usage_limit = f64::NAN), @"flow_control.usage_limit: found NaN, expected a number of at least 0");
         insta::assert_snapshot!(problems(|c| c.priority_bands = vec![BandConfig::default(), BandConfig::default()]), @"flow_control.priority_bands[1].priority: found 0 a second time, expected each priority once");
     }
 

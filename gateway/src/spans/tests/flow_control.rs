@@ -82,7 +82,11 @@ fn a_request_that_waited_shows_what_held_it() {
     let wait = spans.iter().find(|s| s.name == "gateway.flowcontrol.dispatch").unwrap();
     let schedule = spans.iter().find(|s| s.name == "gateway.scheduler.schedule").unwrap();
     assert_eq!(wait.end, schedule.start);
-    insta::assert_snapshot!(director(spans), @"");
+    insta::assert_snapshot!(director(spans), @"
+    gateway.director.handle_request (internal) gateway.saturation=1.1 gateway.candidate_endpoints=2 gateway.queue.size=1 gateway.admission.result=queued gateway.flow_control.enabled=true gateway.target_endpoint.name=a gateway.target_endpoint.address=10.0.0.1
+      gateway.flowcontrol.enqueue (internal) gateway.flow_control.flow_id=team-a gateway.flow_control.priority_band=0 gateway.queue.position=1 gateway.request.size_bytes=300 gateway.flow_control.ttl_ms=60000
+      gateway.flowcontrol.dispatch (internal) gateway.flow_control.fairness_policy=round-robin-fairness-policy gateway.flow_control.ordering_policy=fcfs-ordering-policy gateway.queue.wait_ms=41.999 gateway.flow_control.result=dispatched gateway.saturation=1.1 gateway.flow_control.ceiling=1
+    ");
 }
 
 #[test]
@@ -90,7 +94,11 @@ fn a_request_that_expired_was_refused() {
     let mut run = full(2);
     ask(&mut run);
     assert!(matches!(advance(&mut run, Dur::from_secs(61))[..], [Output::Reject { .. }]));
-    insta::assert_snapshot!(director(run.end(Some(429), None)), @"");
+    insta::assert_snapshot!(director(run.end(Some(429), None)), @"
+    gateway.director.handle_request (internal) gateway.saturation=1.1 gateway.candidate_endpoints=2 gateway.queue.size=0 gateway.admission.result=rejected gateway.admission.reason=rejected-ttl-expired gateway.flow_control.enabled=true
+      gateway.flowcontrol.enqueue (internal) gateway.flow_control.flow_id=team-a gateway.flow_control.priority_band=0 gateway.queue.position=0 gateway.request.size_bytes=300 gateway.flow_control.ttl_ms=60000
+      gateway.flowcontrol.dispatch (internal) gateway.flow_control.fairness_policy=round-robin-fairness-policy gateway.flow_control.ordering_policy=fcfs-ordering-policy gateway.queue.wait_ms=60999.999 gateway.flow_control.result=timeout gateway.saturation=1.1 gateway.flow_control.ceiling=1
+    ");
 }
 
 #[test]
@@ -101,7 +109,10 @@ fn a_queue_without_room_refuses() {
         tell(&mut run, ms(0), info);
     }
     assert!(matches!(ask(&mut run)[..], [Output::Reject { .. }]));
-    insta::assert_snapshot!(director(run.end(Some(429), None)), @"");
+    insta::assert_snapshot!(director(run.end(Some(429), None)), @"
+    gateway.director.handle_request (internal) gateway.saturation=1.1 gateway.candidate_endpoints=2 gateway.queue.size=2 gateway.admission.result=rejected gateway.admission.reason=rejected-saturated gateway.flow_control.enabled=true
+      gateway.flowcontrol.enqueue (internal) gateway.flow_control.flow_id=team-a gateway.flow_control.priority_band=0 gateway.request.size_bytes=300 gateway.flow_control.ttl_ms=60000
+    ");
 }
 
 #[test]
@@ -110,9 +121,13 @@ fn giving_up_is_no_error_and_a_gateway_that_stops_is() {
     ask(&mut run);
     assert!(tell(&mut run, ms(5), Input::Cancelled(KEY)).is_empty());
     run.note(Dur::ZERO, GatewayFact::ClientDisconnected);
-    insta::assert_snapshot!(director(run.end(None, Some(Failure::Cancelled))), @"");
+    insta::assert_snapshot!(director(run.end(None, Some(Failure::Cancelled))), @"
+    gateway.director.handle_request (internal) gateway.saturation=1.1 gateway.candidate_endpoints=2 gateway.queue.size=0 gateway.admission.result=rejected gateway.admission.reason=rejected-context-cancelled gateway.flow_control.enabled=true
+      gateway.flowcontrol.enqueue (internal) gateway.flow_control.flow_id=team-a gateway.flow_control.priority_band=0 gateway.queue.position=0 gateway.request.size_bytes=300 gateway.flow_control.ttl_ms=60000
+      gateway.flowcontrol.dispatch (internal) gateway.flow_control.fairness_policy=round-robin-fairness-policy gateway.flow_control.ordering_policy=fcfs-ordering-policy gateway.queue.wait_ms=4.999 gateway.flow_control.result=cancelled gateway.saturation=1.1 gateway.flow_control.ceiling=1
+    ");
     let mut run = full(1);
     ask(&mut run);
     assert_eq!(tell(&mut run, ms(5), Input::ShutDown).len(), 1);
-    insta::assert_snapshot!(director(run.end(Some(503), None)), @"");
+    insta::assert_snapshot!(director(run.end(Some(503), None)), @"gateway.director.handle_request (internal) gateway.saturation=1.1 gateway.candidate_endpoints=2 gateway.queue.size=0 gateway.admission.result=rejected gateway.admission.reason=rejected-shutting-down gateway.flow_control.enabled=true error.type=rejected-shutting-down !error: no endpoint to send the request to");
 }
