@@ -222,7 +222,7 @@ impl Driver {
                 let mut r = request(key);
                 r.objective = ["high", "batch", "unknown"].get(which % 4).map(|o| (*o).into());
                 r.fairness_id = Some(["a", "b", "c"][which % 3].into());
-                r.deadlines.ttl = (which % 5 == 0).then(|| Dur::from_millis(which as u64 % 40));
+                r.deadlines.ttl = which.is_multiple_of(5).then(|| Dur::from_millis(which as u64 % 40));
                 self.seen.insert(key, Seen::Waits);
                 self.tell(Input::Request(r));
             }
@@ -248,7 +248,7 @@ impl Driver {
             }
             8 => {
                 let endpoint = EndpointId(which as u32 % 3);
-                let change = if which % 2 == 0 {
+                let change = if which.is_multiple_of(2) {
                     EndpointChange::Draining(endpoint)
                 } else {
                     EndpointChange::Restarted(endpoint)
