@@ -5,6 +5,7 @@
 
 pub mod cost;
 mod flight;
+mod gate;
 mod hindsight;
 mod loss;
 mod peers;
