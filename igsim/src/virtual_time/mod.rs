@@ -7,8 +7,10 @@ pub mod cost;
 mod flight;
 mod loss;
 mod peers;
+mod prefill;
 pub mod queue;
 mod scrapes;
+mod sidecar;
 pub(crate) mod world;
 
 use shared::rng::Seed;
