@@ -81,7 +81,7 @@ fn live_and_virtual_runs_give_the_golden_tree() {
         assert_eq!(trees.len(), 4);
         let first = &trees[0];
         assert!(first.lines().count() >= 35, "{mode}: {} spans\n{first}", first.lines().count());
-        insta::assert_snapshot!("pd_tree", first, mode);
+        insta::assert_snapshot!("pd_tree", first, "the same tree in both modes");
         assert!(trees.iter().all(|t| t == first), "{mode}: every request takes the same way");
     }
 }

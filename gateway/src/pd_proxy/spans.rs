@@ -251,7 +251,8 @@ impl<D: Draft> PdFold<D> {
             close(cx, decode, at);
         }
         let root = &mut self.root;
-        root.set("pd_proxy.disaggregated", reason.disaggregates()).set("pd_proxy.reason", reason.as_str());
+        let disaggregated = reason.disaggregates() && times.decode.is_some();
+        root.set("pd_proxy.disaggregated", disaggregated).set("pd_proxy.reason", reason.as_str());
         let ms = |time: Option<Dur>| time.map(Dur::as_millis_f64);
         root.set("pd_proxy.total_ms", times.total.as_millis_f64());
         root.set_some("pd_proxy.prefill_ms", ms(times.prefill)).set_some("pd_proxy.decode_ms", ms(times.decode));

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::proxies::Proxies;
 use crate::replay::ReplayError;
-use crate::report::{EngineFigures, FaultFigures};
+use crate::report::{EngineFigures, FaultFigures, PdFigures};
 use crate::scenario::{Api, EngineGroup, Listen, Scenario};
 use crate::virtual_time::world::path_of;
 
@@ -186,7 +186,7 @@ impl Stack {
                 Err(error) => tracing::error!(%error, "an engine's server ended badly"),
             }
         }
-        (EngineFigures { pd, ..figures(&self.pacer, self.own_engines) }, gateway)
+        (figures(&self.pacer, self.own_engines, pd), gateway)
     }
 }
 
@@ -321,7 +321,7 @@ pub(super) async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|now| *now >= wanted).await;
 }
 
-fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
+fn figures(pacer: &Pacer, own: usize, pd: PdFigures) -> EngineFigures {
     let Lateness { p50, p99, behind_share, events, .. } = pacer.lateness();
     let count = |pick: &dyn Fn(&Engine) -> u64| (0..own).map(|i| pacer.engine(i).inspect(|e| pick(e))).sum();
     EngineFigures {
@@ -333,5 +333,6 @@ fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
         late_step_share: behind_share,
         fell_behind: pacer.lateness().fell_behind(),
         planned_moments: events,
+        pd,
     }
 }

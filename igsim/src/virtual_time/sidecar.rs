@@ -220,8 +220,8 @@ impl World<'_> {
     /// The gateway closes the connection to the sidecar, which lets go of whichever engine is at work. How much later the engine that
     /// decodes learns of it, or nothing if that is not the one.
     pub(super) fn leave_sidecar(&mut self, slot: usize) -> Option<Dur> {
-        let at = self.now + self.engine_delay;
-        let (local, began) = (self.sidecars.local, self.flight(slot).began(self.now));
+        let (now, local) = (self.now, self.sidecars.local);
+        let (at, began) = (now + self.engine_delay, self.flight(slot).began(now));
         let Some(proxied) = &mut self.flight(slot).proxied else { return Some(Dur::ZERO) };
         let done = proxied.dance.disconnected(at, began.then_some(200));
         let prefill = proxied.prefill.take();

@@ -159,7 +159,7 @@ mod tests {
         let all: Vec<String> = config.validate().iter().map(ToString::to_string).collect();
         insta::assert_snapshot!(all.join("\n"), @r"
         prefill_max_retries: found 9, expected at most 8
-        timeouts.prefill: found 0ms, expected at least 1ms
+        timeouts.prefill: found 0s, expected at least 1ms
         limits.max_body_bytes: found 1, expected at least 1024
         ");
     }

@@ -6,5 +6,5 @@ mod harness;
 mod passing;
 
 #[allow(dead_code, reason = "the gateway's own tests use the rest")]
-#[path = "../../../server/tests/harness.rs"]
+#[path = "../../server/tests/harness.rs"]
 mod engines;

@@ -72,8 +72,7 @@ async fn one_engine_prefills_and_the_other_decodes() {
     assert_eq!(root.parent.unwrap().to_string(), "00f067aa0ba902b7");
     let (prefill, decode) = (t.prefill.unwrap(), t.decode.unwrap());
     assert!(t.first_byte.unwrap() > prefill && prefill + decode <= t.total && t.coordination.unwrap() < t.total, "{t:?}");
-    let tree: String = outline(&spans).lines().filter(|l| l.contains("pd_proxy.") && !l.contains('=')).collect();
-    assert_eq!(tree.matches("pd_proxy.").count(), 5, "{}", outline(&spans));
+    assert_eq!(spans.len(), 5, "{}", outline(&spans));
     let (first, second) = (named(&spans, "pd_proxy.prefill")[0], named(&spans, "pd_proxy.decode")[0]);
     assert_eq!((first.parent, second.parent), (Some(root.span_id), Some(root.span_id)), "siblings");
     assert_eq!((calls[0].parent, calls[1].parent), (Some(first.span_id), Some(second.span_id)));
