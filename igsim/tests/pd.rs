@@ -113,7 +113,10 @@ fn every_hop_has_both_its_ends_and_nothing_hangs_on_what_has_ended() {
             let proxy = named(spans, "pd_proxy.request")[0];
             if text(proxy, "pd_proxy.reason") == "no_prefill_header" {
                 passed += 1;
-                assert_eq!(hops, ["gateway.backend.proxy > pd_proxy.request", "pd_proxy.backend > vllm.engine.request"]);
+                assert_eq!(
+                    hops,
+                    ["gateway.backend.proxy > pd_proxy.request", "pd_proxy.backend > vllm.engine.request"]
+                );
                 continue;
             }
             disaggregated += 1;
@@ -236,7 +239,10 @@ fn a_sidecar_where_there_is_none_to_be_is_refused() {
         assert!(ran.err.contains(expect), "{set}: {}", ran.err);
     };
     check("engines[0].pd_proxy={}", "engines[0].pd_proxy: found a sidecar of engines of another role");
-    check("engines[1].kv_transfer.kv_role=kv_producer", "engines[1].pd_proxy: found a sidecar of engines that read nobody's cache");
+    check(
+        "engines[1].kv_transfer.kv_role=kv_producer",
+        "engines[1].pd_proxy: found a sidecar of engines that read nobody's cache",
+    );
     check("engines[1].pd_proxy.prefill_max_retries=9", "engines[1].pd_proxy.prefill_max_retries: found 9");
     check("engines[1].pd_proxy.retries=1", "prefill_max_retries");
 }

@@ -23,7 +23,10 @@ use tracing_subscriber::EnvFilter;
 ///
 /// Telemetry is configured by the OTEL_* variables too; options win over them.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Example:\n  pd-proxy --listen 127.0.0.1:8000 --engine http://127.0.0.1:8200 --allow 127.0.0.1:8100")]
+#[command(
+    version,
+    after_help = "Example:\n  pd-proxy --listen 127.0.0.1:8000 --engine http://127.0.0.1:8200 --allow 127.0.0.1:8100"
+)]
 struct Options {
     /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]

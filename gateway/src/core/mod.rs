@@ -2,10 +2,12 @@
 
 pub mod config;
 mod director;
+mod flow_control;
 pub mod gateway;
 pub mod pool;
 pub mod prefix_index;
 mod producers;
 pub mod request;
 mod role;
+mod saturation;
 pub mod scheduler;

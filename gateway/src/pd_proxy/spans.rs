@@ -102,10 +102,9 @@ impl Fact for PdFact {
 
     fn is_final(&self) -> bool {
         match self {
-            PdFact::CallEnded { .. }
-            | PdFact::PrefillEnded { .. }
-            | PdFact::Disconnected
-            | PdFact::Ended { .. } => true,
+            PdFact::CallEnded { .. } | PdFact::PrefillEnded { .. } | PdFact::Disconnected | PdFact::Ended { .. } => {
+                true
+            }
             PdFact::Received { .. }
             | PdFact::Planned { .. }
             | PdFact::PrefillStarted

@@ -7,6 +7,7 @@ mod metrics;
 mod observe;
 pub(crate) mod opening;
 mod proxy;
+mod queue;
 pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod routing;

@@ -9,6 +9,7 @@ mod pd;
 mod rows;
 mod summary;
 mod table;
+mod tenants;
 
 pub use expect::{Bound, Verdict, evaluate, figure_exists};
 pub use figures::{
@@ -19,3 +20,4 @@ pub use pd::{PdFigures, PdTally};
 pub use rows::{Failure, Outcome, RequestRow, RowWriter};
 pub use summary::{RunFacts, Summary};
 pub(crate) use table::{digits, thousands};
+pub use tenants::TenantFigures;

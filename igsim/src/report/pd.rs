@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn every_request_is_counted_once() {
         let ms = |n| Some(Dur::from_millis(n));
-        let times = Times { prefill: ms(20), decode: ms(80), first_byte: ms(30), coordination: ms(1), ..Times::default() };
+        let times =
+            Times { prefill: ms(20), decode: ms(80), first_byte: ms(30), coordination: ms(1), ..Times::default() };
         let done = |reason| Done {
             reason,
             prefill_attempts: 0,

@@ -3,8 +3,8 @@
 use gateway::pd_proxy::core::PdProxyConfig;
 use shared::config::Problems;
 
-use super::fleet::{EngineGroup, Role};
 use super::Scenario;
+use super::fleet::{EngineGroup, Role};
 
 impl Scenario {
     /// The sidecar in front of each engine of `group`: the one it asks for, else, behind a gateway that has others prefill, one with

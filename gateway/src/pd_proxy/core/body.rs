@@ -240,7 +240,8 @@ mod tests {
 
     #[test]
     fn anything_else_is_no_object() {
-        for bad in ["", " ", "[]", "7", "null", "\"x\"", "{", "{\"a\"}", "{\"a\":}", "{\"a\":1", "{\"a\":1,}", "{a:1}"] {
+        for bad in ["", " ", "[]", "7", "null", "\"x\"", "{", "{\"a\"}", "{\"a\":}", "{\"a\":1", "{\"a\":1,}", "{a:1}"]
+        {
             assert!(read(bad).is_err(), "{bad}");
         }
         for bad in ["{} x", "{}{}", "{\"a\":1 \"b\":2}", "{\"a\":[1,2}", "{,}", "{7:1}", "{\"a\":tru}", "{\"a\":1}}"] {
@@ -261,8 +262,7 @@ mod tests {
         leaf.prop_recursive(3, 16, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map(".{0,6}", inner, 0..4)
-                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+                prop::collection::btree_map(".{0,6}", inner, 0..4).prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }

@@ -60,7 +60,8 @@ async fn a_503_is_tried_again_and_then_good() {
     let (done, spans) = sidecar.done().await;
     assert_eq!((done[0].prefill_attempts, done[0].prefill_failed, done[0].failure), (2, false, None));
     assert_eq!(errors(&spans), ["pd_proxy.backend 503"]);
-    let resent = named(&spans, "pd_proxy.backend").iter().filter(|s| s.get("http.request.resend_count").is_some()).count();
+    let resent =
+        named(&spans, "pd_proxy.backend").iter().filter(|s| s.get("http.request.resend_count").is_some()).count();
     assert_eq!(resent, 1);
 }
 
@@ -105,7 +106,9 @@ async fn a_target_outside_of_the_pool_is_forbidden() {
 async fn what_cannot_be_prefilled_elsewhere_is_a_400() {
     let sidecar = Sidecar::start(PdProxyConfig::default()).await;
     let good = sidecar.prefill.addr.to_string();
-    for (target, body) in [(good.as_str(), "{\"prompt\":\"the-secret-prompt\""), (good.as_str(), "[]"), ("http://x", BODY)] {
+    for (target, body) in
+        [(good.as_str(), "{\"prompt\":\"the-secret-prompt\""), (good.as_str(), "[]"), ("http://x", BODY)]
+    {
         let response = sidecar.send(sidecar.to(target, body)).await;
         assert_eq!(response.status(), 400, "{target} {body}");
         assert!(!body_of(response).await.contains("secret"));

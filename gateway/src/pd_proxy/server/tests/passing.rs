@@ -37,7 +37,10 @@ async fn one_engine_prefills_and_the_other_decodes() {
     assert_eq!(prefill.head.headers["authorization"], "Bearer k");
     assert!(!prefill.head.headers.contains_key("accept-encoding"), "its answer is read here");
     let prefill_place = place(&prefill);
-    assert_eq!((prefill.head.uri.path(), &prefill.head.headers["x-request-id"]), ("/v1/completions", &"req-1".parse().unwrap()));
+    assert_eq!(
+        (prefill.head.uri.path(), &prefill.head.headers["x-request-id"]),
+        ("/v1/completions", &"req-1".parse().unwrap())
+    );
     prefill.reply.send(prefilled()).unwrap();
 
     let decode = sidecar.decode.call().await;
@@ -71,7 +74,10 @@ async fn one_engine_prefills_and_the_other_decodes() {
     let (root, t) = (named(&spans, "pd_proxy.request")[0], done[0].times);
     assert_eq!(root.parent.unwrap().to_string(), "00f067aa0ba902b7");
     let (prefill, decode) = (t.prefill.unwrap(), t.decode.unwrap());
-    assert!(t.first_byte.unwrap() > prefill && prefill + decode <= t.total && t.coordination.unwrap() < t.total, "{t:?}");
+    assert!(
+        t.first_byte.unwrap() > prefill && prefill + decode <= t.total && t.coordination.unwrap() < t.total,
+        "{t:?}"
+    );
     assert_eq!(spans.len(), 5, "{}", outline(&spans));
     let (first, second) = (named(&spans, "pd_proxy.prefill")[0], named(&spans, "pd_proxy.decode")[0]);
     assert_eq!((first.parent, second.parent), (Some(root.span_id), Some(root.span_id)), "siblings");
@@ -114,7 +120,8 @@ async fn a_prefill_that_says_nothing_of_its_cache_is_for_nothing() {
 #[tokio::test]
 async fn what_is_no_inference_passes_unrecorded() {
     let mut sidecar = Sidecar::start(PdProxyConfig::default()).await;
-    let get = |path: &str| http::Request::get(format!("http://{}{path}", sidecar.addr)).body(Default::default()).unwrap();
+    let get =
+        |path: &str| http::Request::get(format!("http://{}{path}", sidecar.addr)).body(Default::default()).unwrap();
     let metrics = sidecar.send(get("/metrics")).await;
     assert!(body_of(metrics).await.contains("vllm:num_requests_waiting"));
     let mut other = get("/v1/other?x=1");
