@@ -76,9 +76,10 @@ fn sim_pd_decides_for_every_request() {
             }
             // The sidecar in front of the engine that decodes does what the gateway decided.
             let reason = text(named(spans, "pd_proxy.request")[0], "pd_proxy.reason");
-            let expect = if prefill.is_some() { "prefill_header" } else { "no_prefill_header" };
+            let elsewhere = decision == "disaggregate";
+            let expect = if elsewhere { "prefill_header" } else { "no_prefill_header" };
             assert_eq!(reason.as_deref(), Some(expect), "{mode}");
-            assert_eq!(named(spans, "vllm.kv_cache.transfer").len(), if prefill.is_some() { 2 } else { 0 }, "{mode}");
+            assert_eq!(named(spans, "vllm.kv_cache.transfer").len(), if elsewhere { 2 } else { 0 }, "{mode}");
             let served = named(spans, "gateway.backend.proxy")[0];
             let served = text(served, "gateway.backend.endpoint.name").unwrap();
             assert!(["engine-2", "engine-3"].contains(&served.as_str()), "{served} decodes");
