@@ -15,7 +15,7 @@ mod runtime;
 mod scrape;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use backend::{Backend, BadBackend};
 pub use runtime::{ServeError, Server, Stats};

@@ -18,9 +18,9 @@ const PLUGIN_PS_PER_ENDPOINT: u64 = 1_600;
 const INPUTS_NS: u64 = 20;
 const INPUTS_PS_PER_TOKEN: u64 = 865;
 /// Reading the members of a body and writing it with others: a fixed part (bench `pd_proxy_edit/256`).
-const EDIT_NS: u64 = 600;
+const EDIT_NS: u64 = 325;
 /// The same in picoseconds per byte (bench `pd_proxy_edit/65536`).
-const EDIT_PS_PER_BYTE: u64 = 600;
+const EDIT_PS_PER_BYTE: u64 = 150;
 
 /// What one stage of the gateway costs.
 pub fn stage(stage: Stage) -> Dur {

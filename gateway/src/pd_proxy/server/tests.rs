@@ -5,6 +5,4 @@ mod failures;
 mod harness;
 mod passing;
 
-#[allow(dead_code, reason = "the gateway's own tests use the rest")]
-#[path = "../../server/tests/harness.rs"]
-mod engines;
+use crate::server::tests::harness as engines;
