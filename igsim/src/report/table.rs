@@ -42,7 +42,11 @@ impl Report {
         write!(out, "P/D        {} of {} prefilled elsewhere", thousands(pd.disaggregated), thousands(pd.requests))?;
         if pd.prefill_ms.count > 0 {
             let (p50, p99) = (digits(pd.prefill_ms.p50), digits(pd.prefill_ms.p99));
-            write!(out, "  prefill p50/p99 {p50}/{p99} ms  coordination p50 {} us", digits(pd.coordination_ms.p50 * 1e3))?;
+            write!(
+                out,
+                "  prefill p50/p99 {p50}/{p99} ms  coordination p50 {} us",
+                digits(pd.coordination_ms.p50 * 1e3)
+            )?;
         }
         for (what, n) in [
             ("retries", pd.prefill_retries),
