@@ -9,8 +9,10 @@ mod gate;
 mod hindsight;
 mod loss;
 mod peers;
+mod prefill;
 pub mod queue;
 mod scrapes;
+mod sidecar;
 pub(crate) mod world;
 
 use shared::rng::Seed;
