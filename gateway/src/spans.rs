@@ -2,6 +2,8 @@
 //!
 //! The names are those of `registry/gateway.yaml`. Nothing here knows how a fact came about, and no fact holds content.
 
+mod kv_cache;
+
 use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
@@ -11,12 +13,22 @@ use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 use crate::core::request::Rejection;
 use crate::core::scheduler::{Choice, Verdict};
 
+pub use kv_cache::{EventsFact, KvScored, ManagerFact, SCORE_PATH};
+
 /// Keeps the ids of proxy spans, drawn before anything is sent, apart from those of other inner spans.
 const PROXY_SPAN_BASE: u64 = 1 << 32;
 
 /// The id of the proxy span of an attempt, counted from 0: what is injected into the request, recorded or not.
 pub const fn proxy_span_id(own: SpanId, attempt: u32) -> SpanId {
     own.derive(PROXY_SPAN_BASE + attempt as u64)
+}
+
+/// Keeps the id of the span of a lookup at a kv-cache-manager apart from those.
+const LOOKUP_SPAN: u64 = 1 << 33;
+
+/// The id of the span of a lookup at a kv-cache-manager: what is injected into the request to it.
+pub const fn lookup_span_id(own: SpanId) -> SpanId {
+    own.derive(LOOKUP_SPAN)
 }
 
 /// Longer names and paths are not repeated in spans, in bytes: a record stays within its bound whatever callers and engines send.
@@ -135,6 +147,21 @@ pub enum GatewayFact {
         saturation: f64,
         /// Endpoints in the pool.
         candidates: u32,
+    },
+    /// Core: the index of KV events was asked.
+    KvScored(Box<KvScored>),
+    /// Driver: a kv-cache-manager was asked, before the director starts.
+    KvAsked {
+        /// When.
+        started: Time,
+        /// Its address.
+        address: Arc<str>,
+        /// Its port.
+        port: u16,
+        /// The HTTP status of its answer.
+        status: Option<u16>,
+        /// Why it did not answer.
+        failure: Option<Failure>,
     },
     /// Core: a profile starts.
     Scheduling {
@@ -281,6 +308,8 @@ impl Fact for GatewayFact {
 pub struct GatewayFold<D> {
     root: D,
     director: Option<D>,
+    /// The lookup at a kv-cache-manager, until the director starts.
+    lookup: Option<KvAsked>,
     schedule: Option<D>,
     decide: Option<D>,
     proxy: Option<D>,
@@ -304,6 +333,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         GatewayFold {
             root: cx.outermost("gateway.request", Kind::Server),
             director: None,
+            lookup: None,
             schedule: None,
             decide: None,
             proxy: None,
@@ -343,13 +373,17 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 self.root.set("gateway.pool.name", name).set("gateway.pool.namespace", namespace);
             }
             GatewayFact::Directing => {
-                self.director = Some(self.inner(cx, "gateway.director.handle_request", self.root.id(), at));
-                self.stage = at;
+                self.directing(cx, at);
             }
             GatewayFact::Admission { saturation, candidates } => {
                 if let Some(director) = &mut self.director {
                     director.set("gateway.saturation", *saturation).set("gateway.candidate_endpoints", *candidates);
                 }
+            }
+            GatewayFact::KvScored(scored) => self.kv_scored(cx, at, scored),
+            GatewayFact::KvAsked { started, address, port, status, failure } => {
+                let (address, port, status, failure) = (Arc::clone(address), *port, *status, *failure);
+                self.lookup = Some(KvAsked { started: *started, ended: at, address, port, status, failure });
             }
             GatewayFact::Scheduling { profile, candidates } => self.scheduling(cx, at, profile, *candidates),
             GatewayFact::Filtered { plugin, before, after } => self.filtered(cx, at, plugin, *before, *after),
@@ -444,6 +478,35 @@ impl<D: Draft> GatewayFold<D> {
         (self.method, self.path) = (method, Some(Arc::clone(path)));
         self.root.set("http.request.method", method).set("url.path", path);
         self.root.set_some("http.route", route).set_some("gen_ai.operation.name", route.and_then(operation));
+    }
+
+    /// The director's work begins with what is asked for it.
+    fn directing<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time) {
+        let asked = self.lookup.take();
+        let start = asked.as_ref().map_or(at, |a| a.started.min(at));
+        let director = self.inner(cx, "gateway.director.handle_request", self.root.id(), start);
+        self.stage = at;
+        if let Some(asked) = asked.filter(|_| cx.head.detail >= 2) {
+            asked.emit(cx, director.id());
+        }
+        self.director = Some(director);
+    }
+
+    /// The index is kept here: what a kv-cache-manager would tell is told here.
+    fn kv_scored<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, scored: &KvScored) {
+        let first = self.drawn;
+        self.drawn += 3;
+        self.stage = self.stage.max(at);
+        if cx.head.detail < 2 {
+            return;
+        }
+        let [id, lookup, compute] = [0, 1, 2].map(|n| cx.head.inner_id(first + n));
+        let parent = self.director.as_ref().map_or(self.root.id(), D::id);
+        let (kind, start, name) = (Kind::Internal, scored.started, "kvcache.manager.get_scores");
+        let mut span = cx.inner(Inner { name, kind, parent, id, start, end: at });
+        kv_cache::describe(&mut span, &scored.found);
+        cx.emit(span);
+        kv_cache::stages(cx, id, [lookup, compute], scored, at);
     }
 
     fn scheduling<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, profile: &Arc<str>, candidates: u32) {
@@ -620,6 +683,28 @@ impl<D: Draft> GatewayFold<D> {
         let id = cx.head.inner_id(self.drawn - 1);
         let mut span = cx.inner(Inner { name, kind: Kind::Internal, parent, id, start, end: self.stage });
         fill(&mut span);
+        cx.emit(span);
+    }
+}
+
+/// A lookup at a kv-cache-manager.
+struct KvAsked {
+    started: Time,
+    ended: Time,
+    address: Arc<str>,
+    port: u16,
+    status: Option<u16>,
+    failure: Option<Failure>,
+}
+
+impl KvAsked {
+    fn emit<S: Form>(self, cx: &mut Cx<'_, S>, parent: SpanId) {
+        let (name, kind, id) = ("gateway.kvcache.lookup", Kind::Client, lookup_span_id(cx.head.span_id));
+        let mut span = cx.inner(Inner { name, kind, parent, id, start: self.started, end: self.ended });
+        span.set("http.request.method", "POST").set("url.path", kv_cache::SCORE_PATH);
+        span.set("server.address", &self.address).set("server.port", self.port);
+        span.set_some("http.response.status_code", self.status);
+        mark(&mut span, self.failure.and_then(Failure::error), self.status.filter(|s| *s >= 400));
         cx.emit(span);
     }
 }

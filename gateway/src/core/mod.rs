@@ -3,6 +3,7 @@
 pub mod config;
 mod director;
 pub mod gateway;
+pub mod kv_index;
 pub mod pool;
 pub mod prefix_index;
 mod producers;

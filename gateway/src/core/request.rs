@@ -5,6 +5,7 @@ use std::sync::Arc;
 use shared::ids::RequestId;
 use shared::trace::Trail;
 
+use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
 use crate::spans::GatewayFact;
 
@@ -47,6 +48,8 @@ pub struct RequestInfo {
     pub max_output_tokens: Option<u32>,
     /// Hashes of the prompt's blocks (see [`crate::core::prefix_index`]).
     pub prefix: Vec<u64>,
+    /// What the index of KV events is asked for the prompt.
+    pub kv: KvPrompt,
     /// Where its facts are recorded.
     pub trail: Trail<GatewayFact>,
 }

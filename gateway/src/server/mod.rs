@@ -3,6 +3,8 @@
 mod api;
 mod backend;
 mod connect;
+mod kv_events;
+mod kv_manager;
 mod metrics;
 mod observe;
 mod opening;
@@ -17,4 +19,5 @@ mod scrape;
 mod tests;
 
 pub use backend::{Backend, BadBackend};
+pub use kv_manager::KvManager;
 pub use runtime::{ServeError, Server, Stats};

@@ -90,6 +90,7 @@ impl Run {
             prompt_tokens_estimate: 64,
             max_output_tokens: None,
             prefix: vec![1],
+            kv: Default::default(),
             trail: self.trail.clone(),
         })))
     }

@@ -14,6 +14,7 @@ use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::gateway::{
     Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey, SessionKey,
 };
+use gateway::core::kv_index::events::Batch;
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
 use gateway::core::prefix_index::PrefixHasher;
 use gateway::spans::{GatewayFact, proxy_span_id};
@@ -26,6 +27,7 @@ use shared::trace::{Resource, Telemetry, Tracer};
 
 use super::cost::{self, CostWatch};
 use super::flight::{Flight, Leg};
+use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::peers::PeerNetwork;
 use super::queue::Queue;
@@ -53,6 +55,8 @@ pub(super) enum Event {
     },
     Scrape(usize),
     Scraped(usize, Result<EndpointMetrics, ScrapeError>),
+    /// A batch of KV events is at the gateway.
+    KvEvents(usize, Box<Batch>),
     FirstChunk(Leg),
     Answered {
         leg: Leg,
@@ -89,7 +93,7 @@ impl Event {
             Event::InputsReady(_) | Event::LeftBy(..) | Event::Heard { .. } => 3,
             Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
-            Event::Scraped(..) => 6,
+            Event::Scraped(..) | Event::KvEvents(..) => 6,
             Event::FirstChunk(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
             Event::Overdue { .. } => 9,
@@ -118,7 +122,7 @@ pub(super) struct World<'a> {
     pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     open: usize,
-    model: Arc<str>,
+    pub(super) model: Arc<str>,
     api: &'static str,
     /// Names of the tenants.
     tenants: Vec<Arc<str>>,
@@ -128,6 +132,7 @@ pub(super) struct World<'a> {
     pub(super) tokens: Vec<TokenId>,
     outputs: Vec<EngineOutput>,
     peers: PeerNetwork,
+    pub(super) events: Events,
     pub(super) losses: Losses,
     pub(super) decisions: Vec<GatewayOutput>,
     pub(super) now: Time,
@@ -164,9 +169,14 @@ impl<'a> World<'a> {
             }
         }
         let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
+        let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+        let events = Events::new(&tracer);
+        let mut config = scenario.gateway_config();
+        // There is nothing to ask over a network that is not there.
+        config.precise_prefix.manager = None;
         World {
-            gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
-            tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
+            gateway: Gateway::new(config, endpoints, seed),
+            tracer,
             machines,
             plan,
             queue: Queue::default(),
@@ -182,6 +192,7 @@ impl<'a> World<'a> {
             tokens: Vec::new(),
             outputs: Vec::new(),
             peers,
+            events,
             losses: Losses::of(scenario),
             decisions: Vec::new(),
             now: Time::ZERO,
@@ -224,6 +235,7 @@ impl<'a> World<'a> {
             Event::Step { engine, generation } => self.step(engine, generation),
             Event::Scrape(engine) => self.scrape(engine),
             Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
+            Event::KvEvents(engine, batch) => self.kv_events(engine, &batch),
             Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
             Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
@@ -311,6 +323,7 @@ impl<'a> World<'a> {
             prompt_tokens_estimate: flight.plan.prompt_tokens,
             max_output_tokens: Some(flight.plan.output_tokens),
             prefix: hasher.finish(),
+            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &self.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
@@ -331,7 +344,11 @@ impl<'a> World<'a> {
         if let Some((endpoint, _)) = &flight.endpoint {
             let config = self.machines[endpoint.index()].engine.config();
             let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
-            flight.prompt = Some(prepare_prompt(&config.cache, &self.tokens, &extra));
+            let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
+            if self.gateway.reads_kv_events() {
+                self.events.keep(&mut prompt, config, &self.tokens, &extra);
+            }
+            flight.prompt = Some(prompt);
         }
     }
 
@@ -479,6 +496,7 @@ impl<'a> World<'a> {
         }
         self.outputs = outputs;
         self.tell_peers(engine);
+        self.tell_gateway(engine);
         self.wake(engine);
     }
 

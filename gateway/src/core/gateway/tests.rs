@@ -50,6 +50,7 @@ fn request(key: u64) -> Box<RequestInfo> {
         prompt_tokens_estimate: 4,
         max_output_tokens: None,
         prefix: Vec::new(),
+        kv: Default::default(),
         trail: Trail::off(),
     })
 }
