@@ -270,7 +270,7 @@ fn an_index_elsewhere_and_other_engines_are_refused() {
     check("{kvEventsConfig: {engineType: sglang}}", "kvEventsConfig.engineType");
     check("{sessionManager: sessions}", "sessionManager");
     check("{tokenProcessorConfig: {blocksize: 16}}", "tokenProcessorConfig.blocksize");
-    check("{indexerConfig: {kvCacheBackendConfigs: [{name: disk, weight: 1}]}}", "kvCacheBackendConfigs");
+    check("{indexerConfig: {kvCacheBackendConfigs: [{name: disk, weight: 1}]}}", "indexerConfig.kvCacheBackendConfigs");
     check("{speculativeTTL: soon}", "speculativeTTL");
 }
 

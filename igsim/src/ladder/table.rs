@@ -9,12 +9,12 @@ pub fn table(ladder: &Ladder, climbs: &[Climb], published: &Published) -> String
     let mut out = String::new();
     let beside = !published.is_empty();
     let head = if beside { "  published: tok/s  TTFT mean  p90" } else { "" };
-    line(&mut out, &format!("{:>5}  {:<14}{:>10}{:>11}{:>9}{:>9}{:>8}{:>8}{head}", "rate", "policy", "tok/s", "TTFT mean", "p90", "per tok", "cached", "errors"));
+    line(&mut out, &format!("{:>5}  {:<16}{:>8}{:>11}{:>9}{:>9}{:>8}{:>8}{head}", "rate", "policy", "tok/s", "TTFT mean", "p90", "per tok", "cached", "errors"));
     for (i, step) in ladder.rungs.iter().enumerate() {
         for climb in climbs {
             let r = &climb.rungs[i];
             let ours = format!(
-                "{:>5}  {:<14}{:>10.0}{:>9.2} s{:>7.2} s{:>6.1} ms{:>7.0}%{:>8}",
+                "{:>5}  {:<16}{:>8.0}{:>9.2} s{:>7.2} s{:>6.1} ms{:>7.0}%{:>8}",
                 r.rate, climb.policy, r.output_tokens_per_s, r.ttft_mean_s, r.ttft_p90_s, 1e3 * r.per_token_mean_s, 100.0 * r.cached_share, r.errors
             );
             let theirs = named(ladder, climb, published, step.rate).map_or_else(String::new, |l| {
@@ -47,7 +47,7 @@ fn knees(out: &mut String, ladder: &Ladder, climbs: &[Climb], published: &Publis
         let theirs = ladder.rungs.iter().find(|s| named(ladder, climb, published, s.rate).is_some_and(|l| l.ttft_mean_s > most));
         let known = ladder.rungs.iter().any(|s| named(ladder, climb, published, s.rate).is_some());
         let theirs = if known { format!("  published {}", rung(theirs.map(|s| s.rate))) } else { String::new() };
-        line(out, &format!("  {:<14}{:>5}{theirs}", climb.policy, rung(ours)));
+        line(out, &format!("  {:<16}{:>5}{theirs}", climb.policy, rung(ours)));
     }
 }
 

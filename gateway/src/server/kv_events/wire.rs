@@ -43,7 +43,7 @@ pub(super) fn batch(seq: u64, payload: &[u8]) -> Result<Batch, Malformed> {
     };
     // Events of types that nobody here knows say nothing of blocks.
     let events = events.iter().filter_map(|e| event(e).transpose()).collect::<Result<_, _>>()?;
-    Ok(Batch { seq, made: (seconds.max(0.0) * 1e9) as u64, events })
+    Ok(Batch { seq, made: 1000 * (seconds.max(0.0) * 1e6).round() as u64, events })
 }
 
 /// An event's fields by name, in whichever form it came.
