@@ -144,7 +144,7 @@ fn policies_stand_in_order_beyond_the_knee() {
         "small.yaml",
         &std::fs::read_to_string(scenario("ladders/qwen3-32b-8xh100"))
             .unwrap()
-            .replace("../epp", &common::library().join("epp").display().to_string())
+            .replace("epp_config: ", &format!("epp_config: {}/", common::library().join("ladders").display()))
             .replace("count: 8", "count: 2")
             .replace("kv_events_config:", "cache: { num_gpu_blocks: 1921 }\n    kv_events_config:")
             .replace("groups: 150, tokens: 6000, prompts: 5", "groups: 20, tokens: 1600, prompts: 2")
@@ -156,7 +156,7 @@ fn policies_stand_in_order_beyond_the_knee() {
         "small.ladder.yaml",
         &ladder
             .replace("qwen3-32b-8xh100.yaml", "small.yaml")
-            .replace("../epp", &common::library().join("epp").display().to_string()),
+            .replace("epp_config: ", &format!("epp_config: {}/", common::library().join("ladders").display())),
     );
     let set = [
         ("warm_up", "{rate: 10, duration: 8s, pause: 1m}"),

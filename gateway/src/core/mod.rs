@@ -2,6 +2,7 @@
 
 pub mod config;
 mod director;
+mod flow_control;
 pub mod gateway;
 pub mod kv_index;
 pub mod pool;
@@ -9,4 +10,5 @@ pub mod prefix_index;
 mod producers;
 pub mod request;
 mod role;
+mod saturation;
 pub mod scheduler;

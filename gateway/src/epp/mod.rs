@@ -23,6 +23,7 @@ use crate::core::config::{
     ProfileConfig, SaturationConfig,
 };
 use file::File;
+pub(crate) use scalars::duration;
 
 /// What an EndpointPickerConfig says.
 #[derive(Clone, Debug, PartialEq, Default)]

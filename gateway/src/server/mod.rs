@@ -9,6 +9,7 @@ mod metrics;
 mod observe;
 mod opening;
 mod proxy;
+mod queue;
 mod reply;
 mod request;
 mod routing;

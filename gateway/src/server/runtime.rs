@@ -22,16 +22,18 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::core::config::{ConfigProblem, GatewayConfig};
-use crate::core::gateway::{Gateway, Input, Output};
+use crate::core::gateway::{Gateway, Input};
 use crate::core::kv_index::Applied;
 use crate::core::kv_index::events::Batch;
 use crate::core::pool::{Adapters, EndpointId};
+use crate::core::request::RequestKey;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
 use crate::server::kv_events::{Follower, Keeper, Sources};
 use crate::server::kv_manager::Manager;
 use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
+use crate::server::queue::{self, Answer, Queue};
 use crate::server::routing::Routing;
 use crate::server::{api, scrape};
 
@@ -105,11 +107,15 @@ pub struct Server {
 /// What all connections share.
 pub(crate) struct Shared {
     core: Mutex<Gateway>,
+    /// Those who wait for the core, with flow control.
+    pub(crate) queue: Option<Queue>,
     pub(crate) config: GatewayConfig,
     pub(crate) backends: Vec<Backend>,
     pub(crate) routing: Routing,
     /// Whether the core wants to know of first chunks.
     pub(crate) reads_first_chunks: bool,
+    /// Whether it wants to know what requests were served.
+    pub(crate) reads_usage: bool,
     /// Whether it wants to know of LoRA adapters.
     pub(crate) reads_adapters: bool,
     /// Whether it wants prompts named for the index of KV events.
@@ -164,8 +170,10 @@ impl Server {
         let shared = Arc::new(Shared {
             routing: Routing::new(&config, &endpoints),
             reads_first_chunks: core.reads_first_chunks(),
+            reads_usage: core.reads_usage(),
             reads_adapters: core.reads_adapters(),
             reads_kv_events: core.reads_kv_events(),
+            queue: core.has_flow_control().then(Queue::new),
             core: Mutex::new(core),
             config,
             cards: Mutex::new(vec![Vec::new(); endpoints.len()]),
@@ -219,6 +227,7 @@ impl Server {
         }
         drop(first);
         follow(&shared, &mut scrapers);
+        scrapers.spawn(queue::drive(Arc::clone(&shared)));
         let stopped = tokio::select! {
             _ = scraped.recv() => false,
             () = &mut shutdown => true,
@@ -300,6 +309,7 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
     // From here on the operating system refuses connections, so that callers turn elsewhere at once.
     drop(listener);
     shared.draining.store(true, Ordering::Relaxed);
+    shared.tell(shared.clock.now(), Input::ShutDown);
     let bound = shared.config.timeouts.drain.get().to_std();
     if tokio::time::timeout(bound, graceful.shutdown()).await.is_err() {
         tracing::warn!(connections = connections.len(), "the drain timeout is over: open requests are cut off");
@@ -316,24 +326,60 @@ fn client(config: &GatewayConfig) -> Result<Upstream, ServeError> {
 }
 
 impl Shared {
-    fn core(&self) -> MutexGuard<'_, Gateway> {
+    pub(crate) fn core(&self) -> MutexGuard<'_, Gateway> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the core what happened where nothing is to be done about it.
+    /// Tells the core what happened where nothing is to be done about it for the one who tells.
     pub(crate) fn tell(&self, now: Time, input: Input) {
         let mut out = Vec::new();
-        self.core().handle(now, input, &mut Stopped(now), &mut out);
-        debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}");
+        {
+            let mut core = self.core();
+            core.handle(now, input, &mut Stopped(now), &mut out);
+            if let Some(queue) = &self.queue {
+                queue.plan(&core);
+            }
+        }
+        match &self.queue {
+            Some(queue) => _ = queue.deliver(out, None),
+            None => debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}"),
+        }
     }
 
     /// Asks the core what to do with a request; `timed` says whether the stages of its decision are recorded.
-    pub(crate) fn ask(&self, now: Time, input: Input, timed: bool) -> Output {
+    pub(crate) fn ask(&self, now: Time, key: RequestKey, input: Input, timed: bool) -> Answer {
         let mut out = Vec::with_capacity(1);
         let (mut live, mut stopped) = (self.clock.stopwatch(), Stopped(now));
-        let watch: &mut dyn Stopwatch = if timed { &mut live } else { &mut stopped };
-        self.core().handle(now, input, watch, &mut out);
-        out.pop().expect("the core answers a request")
+        let Some(queue) = &self.queue else {
+            let watch: &mut dyn Stopwatch = if timed { &mut live } else { &mut stopped };
+            self.core().handle(now, input, watch, &mut out);
+            return Answer::Now(out.pop().expect("the core answers a request"));
+        };
+        let later = queue.enter(key);
+        {
+            let mut core = self.core();
+            // It may be another request that goes, and that one may be recorded.
+            core.handle(now, input, &mut live, &mut out);
+            queue.plan(&core);
+        }
+        queue.deliver(out, Some(key)).map_or(Answer::Later(later), Answer::Now)
+    }
+
+    /// Tells the core that a caller waits no more.
+    pub(crate) fn cancel(&self, now: Time, key: RequestKey) {
+        if let Some(queue) = &self.queue {
+            queue.leave(key);
+        }
+        self.tell(now, Input::Cancelled(key));
+    }
+
+    /// Lets the core do what is due.
+    pub(crate) fn advance(&self) {
+        let Some(queue) = &self.queue else { return };
+        let mut out = Vec::new();
+        let now = self.clock.now();
+        self.core().advance(now, &mut self.clock.stopwatch(), &mut out);
+        queue.deliver(out, None);
     }
 
     /// Whether any endpoint may get requests.

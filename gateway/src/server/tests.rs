@@ -5,3 +5,4 @@ mod failures;
 mod harness;
 mod passing;
 mod tracing;
+mod waiting;

@@ -39,7 +39,7 @@ pub(super) enum Limit {
 
 /// What has to be remembered where attempts can be lost.
 pub(super) struct Losses {
-    /// Time limits are only looked at where something can go wrong: they cost an event each.
+    /// Time limits are only looked at where something can go wrong or wait: they cost an event each.
     limits: Option<(Dur, Dur)>,
     legs: u64,
     /// Records of attempts that the gateway gave up and the engine has not let go of yet.
@@ -50,7 +50,8 @@ impl Losses {
     pub(super) fn of(scenario: &Scenario) -> Losses {
         let timeouts = &scenario.gateway.timeouts;
         let faulty = scenario.engines.iter().any(|group| !group.faults.is_empty());
-        let limits = faulty.then(|| (timeouts.response_head.get(), timeouts.total.get()));
+        let waits = scenario.gateway.flow_control.as_ref().is_some_and(|f| f.enabled);
+        let limits = (faulty || waits).then(|| (timeouts.response_head.get(), timeouts.total.get()));
         Losses { limits, legs: 0, left: BTreeMap::new() }
     }
 
@@ -150,19 +151,13 @@ impl World<'_> {
         flight.start_over();
         flight.attempt_failed(now, failure);
         let mut watch = CostWatch(now);
-        let input = GatewayInput::AttemptFailed { key: GatewayKey(slot as u64), endpoint, failure };
-        self.gateway.handle(now, input, &mut watch, &mut self.decisions);
+        self.ask(now, GatewayInput::AttemptFailed { key: GatewayKey(slot as u64), endpoint, failure }, &mut watch);
         if matches!(self.decisions.last(), Some(GatewayOutput::Reject { .. })) {
             self.decisions.clear();
             self.flight(slot).endpoint = None;
             return self.fail(slot, failure);
         }
-        let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.clear();
-        self.flight(slot).plan.tokens(&mut tokens);
-        self.tokens = tokens;
-        self.decide(slot, watch.0);
-        self.name_blocks(slot);
+        self.decide_all(watch.0, None);
     }
 
     /// Ends a request that its engine has or may have.
@@ -195,8 +190,13 @@ impl World<'_> {
         let Some(flight) = self.flights.get(slot).and_then(Option::as_ref) else { return };
         let concerned = match limit {
             Limit::Head(leg) => flight.leg == leg && !flight.began(self.now),
-            Limit::Total(index) => flight.plan.index == index && flight.leg != Leg::default(),
+            Limit::Total(index) => flight.plan.index == index && (flight.waits || flight.leg != Leg::default()),
         };
+        if concerned && flight.waits {
+            self.flight(slot).waits = false;
+            self.tell(GatewayInput::Cancelled(GatewayKey(slot as u64)));
+            return self.fail(slot, Broke::Timeout);
+        }
         // The connection breaks with the answer: what the engine still does is for nobody.
         if concerned {
             self.give_up(slot, Broke::Timeout);

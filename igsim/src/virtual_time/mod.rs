@@ -5,6 +5,7 @@
 
 pub mod cost;
 mod flight;
+mod gate;
 mod kv_events;
 mod loss;
 mod peers;

@@ -3,7 +3,7 @@
 use engine_sim::core::faults::PageFault;
 use gateway::core::gateway::Input;
 use gateway::core::pool::{EndpointId, EndpointMetrics, ScrapeError};
-use shared::time::{Dur, Stopped, Time};
+use shared::time::{Dur, Time};
 
 use super::world::{Event, World};
 
@@ -66,7 +66,6 @@ impl World<'_> {
 
     pub(super) fn scraped(&mut self, engine: usize, metrics: Result<EndpointMetrics, ScrapeError>) {
         let endpoint = EndpointId(engine as u32);
-        let input = Input::Metrics { endpoint, metrics };
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        self.tell(Input::Metrics { endpoint, metrics });
     }
 }
