@@ -83,7 +83,8 @@ fn conversations(mode: &str, more: &[&str], service: bool) {
     let later: Vec<_> = rows.iter().filter(|r| r["turn"] != "0").collect();
     assert!(later.len() >= 20, "{}", later.len());
     for row in &later {
-        let (prompt, cached): (u32, u32) = (row["prompt_tokens"].parse().unwrap(), row["cached_tokens"].parse().unwrap());
+        let (prompt, cached): (u32, u32) =
+            (row["prompt_tokens"].parse().unwrap(), row["cached_tokens"].parse().unwrap());
         assert!(cached + 64 + 2 * 16 >= prompt, "{mode}: {cached} of {prompt} tokens were cached");
     }
 }
@@ -158,10 +159,7 @@ fn policies_stand_in_order_beyond_the_knee() {
             .replace("qwen3-32b-8xh100.yaml", "small.yaml")
             .replace("epp_config: ", &format!("epp_config: {}/", common::library().join("ladders").display())),
     );
-    let set = [
-        ("warm_up", "{rate: 10, duration: 8s, pause: 1m}"),
-        ("rungs", "[{rate: 60, duration: 3s}]"),
-    ];
+    let set = [("warm_up", "{rate: 10, duration: 8s, pause: 1m}"), ("rungs", "[{rate: 60, duration: 3s}]")];
     let set: Vec<(String, String)> = set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let ladder = Ladder::load(&place.path("small.ladder.yaml"), &set).unwrap_or_else(|e| panic!("{e}"));
     let climbs = ladder.climb(None, |_, _| ()).unwrap_or_else(|e| panic!("{e}"));

@@ -19,8 +19,8 @@ use serde::Deserialize;
 use shared::config::{ConfigErrors, Problems};
 
 use crate::core::config::{
-    DisaggregationConfig, FlowControlConfig, GatewayConfig, InFlightConfig, PreciseConfig, PrefixConfig,
-    ProfileConfig, SaturationConfig,
+    DisaggregationConfig, FlowControlConfig, GatewayConfig, InFlightConfig, PreciseConfig, PrefixConfig, ProfileConfig,
+    SaturationConfig,
 };
 use file::File;
 pub(crate) use scalars::duration;

@@ -106,7 +106,8 @@ fn indexer(p: &mut Reader<'_>) -> Result<Indexer, PluginError> {
         p.ignored(name);
     }
     let (blocks, endpoints) = p.nested("kvBlockIndexConfig", |p| {
-        for name in ["enableMetrics", "metricsLoggingInterval", "redisConfig", "valkeyConfig", "costAwareMemoryConfig"] {
+        for name in ["enableMetrics", "metricsLoggingInterval", "redisConfig", "valkeyConfig", "costAwareMemoryConfig"]
+        {
             p.ignored(name);
         }
         p.nested("inMemoryConfig", |p| {

@@ -5,8 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::core::config::{
-    BandConfig, ConcurrencyConfig, ConcurrencyMode, Detector, FairnessPolicy, OrderingPolicy, PreciseConfig,
-    StageOrder,
+    BandConfig, ConcurrencyConfig, ConcurrencyMode, Detector, FairnessPolicy, OrderingPolicy, PreciseConfig, StageOrder,
 };
 use shared::units::HumanDur;
 

@@ -190,8 +190,12 @@ impl Exchange {
         let asked = manager.ask(&info.model, &info.kv.keys, headers, &self.shared.backends).await;
         info.kv.answer = asked.answer;
         let (address, port, status, failure) = (&manager.address, manager.port, asked.status, asked.failure);
-        self.trail.note(self.shared.clock.now(), || {
-            GatewayFact::KvAsked { started, address: Arc::clone(address), port, status, failure }
+        self.trail.note(self.shared.clock.now(), || GatewayFact::KvAsked {
+            started,
+            address: Arc::clone(address),
+            port,
+            status,
+            failure,
         });
         if self.shared.config.precise_prefix.speculative { info.kv.keys.clone() } else { Vec::new() }
     }

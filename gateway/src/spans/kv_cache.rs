@@ -9,6 +9,7 @@ use shared::ids::SpanId;
 use shared::time::Time;
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind};
 
+use super::Failure;
 use crate::core::kv_index::{Applied, Found};
 
 /// Where a kv-cache-manager answers.
@@ -48,6 +49,28 @@ pub(super) fn stages<S: Form>(cx: &mut Cx<'_, S>, parent: SpanId, ids: [SpanId; 
     span.set("llm_d.kv_cache.scorer.pods_scored", found.scored);
     span.set("llm_d.kv_cache.score.max", found.max).set("llm_d.kv_cache.score.avg", found.avg);
     cx.emit(span);
+}
+
+/// A lookup at a kv-cache-manager.
+pub(super) struct KvAsked {
+    pub(super) started: Time,
+    pub(super) ended: Time,
+    pub(super) address: Arc<str>,
+    pub(super) port: u16,
+    pub(super) status: Option<u16>,
+    pub(super) failure: Option<Failure>,
+}
+
+impl KvAsked {
+    pub(super) fn emit<S: Form>(self, cx: &mut Cx<'_, S>, parent: SpanId) {
+        let (name, kind, id) = ("gateway.kvcache.lookup", Kind::Client, super::lookup_span_id(cx.head.span_id));
+        let mut span = cx.inner(Inner { name, kind, parent, id, start: self.started, end: self.ended });
+        span.set("http.request.method", "POST").set("url.path", SCORE_PATH);
+        span.set("server.address", &self.address).set("server.port", self.port);
+        span.set_some("http.response.status_code", self.status);
+        super::mark(&mut span, self.failure.and_then(Failure::error), self.status.filter(|s| *s >= 400));
+        cx.emit(span);
+    }
 }
 
 /// What a kv-cache-manager records of a request to it.

@@ -9,13 +9,26 @@ pub fn table(ladder: &Ladder, climbs: &[Climb], published: &Published) -> String
     let mut out = String::new();
     let beside = !published.is_empty();
     let head = if beside { "  published: tok/s  TTFT mean  p90" } else { "" };
-    line(&mut out, &format!("{:>5}  {:<16}{:>8}{:>11}{:>9}{:>9}{:>8}{:>8}{head}", "rate", "policy", "tok/s", "TTFT mean", "p90", "per tok", "cached", "errors"));
+    line(
+        &mut out,
+        &format!(
+            "{:>5}  {:<16}{:>8}{:>11}{:>9}{:>9}{:>8}{:>8}{head}",
+            "rate", "policy", "tok/s", "TTFT mean", "p90", "per tok", "cached", "errors"
+        ),
+    );
     for (i, step) in ladder.rungs.iter().enumerate() {
         for climb in climbs {
             let r = &climb.rungs[i];
             let ours = format!(
                 "{:>5}  {:<16}{:>8.0}{:>9.2} s{:>7.2} s{:>6.1} ms{:>7.0}%{:>8}",
-                r.rate, climb.policy, r.output_tokens_per_s, r.ttft_mean_s, r.ttft_p90_s, 1e3 * r.per_token_mean_s, 100.0 * r.cached_share, r.errors
+                r.rate,
+                climb.policy,
+                r.output_tokens_per_s,
+                r.ttft_mean_s,
+                r.ttft_p90_s,
+                1e3 * r.per_token_mean_s,
+                100.0 * r.cached_share,
+                r.errors
             );
             let theirs = named(ladder, climb, published, step.rate).map_or_else(String::new, |l| {
                 format!("  {:>15.0}{:>9.2} s{:>5.2} s", l.out_tok_s, l.ttft_mean_s, l.ttft_p90_s)
@@ -32,7 +45,12 @@ fn line(out: &mut String, text: &str) {
     writeln!(out, "{}", text.trim_end()).expect("writing to memory does not fail");
 }
 
-fn named<'p>(ladder: &Ladder, climb: &Climb, published: &'p Published, rate: f64) -> Option<&'p super::published::Line> {
+fn named<'p>(
+    ladder: &Ladder,
+    climb: &Climb,
+    published: &'p Published,
+    rate: f64,
+) -> Option<&'p super::published::Line> {
     let policy = ladder.policies.iter().find(|p| p.name == climb.policy)?;
     published.at(policy.published.as_deref()?, rate)
 }
@@ -44,7 +62,8 @@ fn knees(out: &mut String, ladder: &Ladder, climbs: &[Climb], published: &Publis
     line(out, &format!("\nknee, the first rate with a mean time to first token above {}:", ladder.knee));
     for climb in climbs {
         let ours = climb.rungs.iter().find(|r| r.ttft_mean_s > most).map(|r| r.rate);
-        let theirs = ladder.rungs.iter().find(|s| named(ladder, climb, published, s.rate).is_some_and(|l| l.ttft_mean_s > most));
+        let theirs =
+            ladder.rungs.iter().find(|s| named(ladder, climb, published, s.rate).is_some_and(|l| l.ttft_mean_s > most));
         let known = ladder.rungs.iter().any(|s| named(ladder, climb, published, s.rate).is_some());
         let theirs = if known { format!("  published {}", rung(theirs.map(|s| s.rate))) } else { String::new() };
         line(out, &format!("  {:<16}{:>5}{theirs}", climb.policy, rung(ours)));

@@ -303,11 +303,7 @@ fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {
 }
 
 /// The share of traces that no request causes.
-fn own(
-    layers: &[&Layer],
-    field: &'static str,
-    pick: fn(&Layer) -> Option<f64>,
-) -> Result<Option<Ratio>, ConfigError> {
+fn own(layers: &[&Layer], field: &'static str, pick: fn(&Layer) -> Option<f64>) -> Result<Option<Ratio>, ConfigError> {
     let Some(share) = layers.iter().find_map(|l| pick(l)) else { return Ok(None) };
     let allowed = "a number from 0 to 1 is allowed";
     let wrong = || ConfigError { field, found: share.to_string(), allowed };

@@ -3,9 +3,9 @@
 
 use shared::rng::Stream;
 
+use crate::core::config::Parameters;
 use crate::core::scheduler::parameters::{PRECISE_PRODUCER, PREFIX_PRODUCER_NAME};
 use crate::core::scheduler::{Candidate, Decider, Filter, Scorer, Verdict, View};
-use crate::core::config::Parameters;
 
 /// A plugin that sees precise matches.
 pub(super) struct Precise<T: ?Sized>(pub(super) Box<T>);
@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn deciders_see_precise_matches() {
         let pool = Pool::default();
-        let view = View { prompt_tokens: 640, prefix_blocks: 10, kv_blocks: 40, kv_block_tokens: 16, ..plain_view(&pool) };
+        let view =
+            View { prompt_tokens: 640, prefix_blocks: 10, kv_blocks: 40, kv_block_tokens: 16, ..plain_view(&pool) };
         let mut given = parameters(PRECISE_PRODUCER);
         given.insert("nonCachedTokens".to_owned(), json!(64));
         let decider = registry::decider("prefix-based-pd-decider", &given).unwrap();

@@ -23,8 +23,8 @@ use crate::core::kv_index::{Applied, model_of_topic};
 use crate::core::pool::EndpointId;
 use crate::server::backend::Backend;
 use crate::spans::{EventsFact, bounded_name};
-pub(crate) use source::Sources;
 use source::Source;
+pub(crate) use source::Sources;
 
 /// How long connecting may take.
 const PATIENCE: Duration = Duration::from_secs(1);

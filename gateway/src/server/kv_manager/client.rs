@@ -58,13 +58,7 @@ impl Manager {
     }
 
     /// Asks who of `backends` holds the leading blocks of a prompt; `headers` carry the trace.
-    pub(crate) async fn ask(
-        &self,
-        model: &Arc<str>,
-        keys: &[u64],
-        headers: HeaderMap,
-        backends: &[Backend],
-    ) -> Asked {
+    pub(crate) async fn ask(&self, model: &Arc<str>, keys: &[u64], headers: HeaderMap, backends: &[Backend]) -> Asked {
         let question = Score { model: Arc::clone(model), block_keys: keys.to_vec() };
         let Some(request) = self.request(SCORE_PATH, headers, &question) else { return Asked::default() };
         match tokio::time::timeout(self.limit, self.answer(request, backends)).await {
@@ -131,6 +125,7 @@ impl Manager {
 /// Matches by endpoint id. Endpoints that the gateway does not have are left out.
 fn matches(scores: &Scores, backends: &[Backend]) -> Vec<Match> {
     let held = |b: &Backend| scores.endpoints.get(&b.config.name).copied();
-    let held = backends.iter().map(|b| held(b).map_or_else(Match::default, |h| Match { blocks: h.blocks, score: h.score }));
+    let held =
+        backends.iter().map(|b| held(b).map_or_else(Match::default, |h| Match { blocks: h.blocks, score: h.score }));
     held.collect()
 }
