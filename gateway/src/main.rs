@@ -28,8 +28,9 @@ struct Options {
     /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// An engine: its name and base URL, and labels such as llm-d.ai/role=prefill. Repeat for more.
-    #[arg(long = "endpoint", value_name = "NAME=URL[,LABEL=VALUE]", required = true)]
+    /// An engine: its name and base URL, and labels such as llm-d.ai/role=prefill. Repeat for more. Without one the configuration
+    /// says where engines are found (discovery).
+    #[arg(long = "endpoint", value_name = "NAME=URL[,LABEL=VALUE]")]
     endpoints: Vec<Backend>,
     /// Configuration of the gateway (plugins and weights, time limits, scrape interval), or an EndpointPickerConfig of llm-d.
     #[arg(long, value_name = "FILE")]
@@ -46,6 +47,9 @@ struct Options {
     /// Detail of traces: 1 lifecycle, 2 decisions, 3 fine [default: 2].
     #[arg(long, value_name = "LEVEL")]
     detail: Option<u8>,
+    /// Share of the scrapes of engines that get a trace of their own, 0 to 1.
+    #[arg(long, value_name = "RATIO", default_value_t = 0.01)]
+    scrapes: f64,
     /// Send traces to this collector: port 4317 means gRPC, others HTTP.
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
@@ -93,6 +97,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     let files = OpenFiles::raise();
     tracing::info!(limit = files.limit, "open files");
     let config = config(&options)?;
+    if options.endpoints.is_empty() && config.discovery.is_empty() {
+        anyhow::bail!("no engines: expected --endpoint NAME=URL, or discovery in the configuration");
+    }
     let clock = RunClock::start();
     let (telemetry, resource) = telemetry(&options, &config, clock)?;
     let tracer = telemetry.tracer(resource);
@@ -150,6 +157,7 @@ fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> any
         disabled: options.no_telemetry.then_some(true),
         ratio: options.sampling,
         detail: options.detail,
+        scrapes: Some(options.scrapes),
         exporters: (!exporters.is_empty()).then_some(exporters),
         max_open: Some(max_open(gateway)),
         ..Layer::default()

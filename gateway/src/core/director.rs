@@ -8,11 +8,10 @@ use rustc_hash::FxHashMap;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
 
-use crate::core::config::{GatewayConfig, PrefixConfig, SaturationConfig};
+use crate::core::config::{GatewayConfig, OutlierConfig, PrefixConfig, SaturationConfig};
 use crate::core::gateway::EndpointChange;
-use crate::core::pool::{
-    AdapterState, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, Health, Pool, ScrapeError,
-};
+use crate::core::outlier::may_eject;
+use crate::core::pool::{AdapterState, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, Pool, ScrapeError};
 use crate::core::prefix_index::PrefixIndex;
 use crate::core::producers::{ColdRequests, InFlight, Placed, Sessions};
 use crate::core::request::{Rejection, RequestInfo};
@@ -33,6 +32,11 @@ pub(crate) struct Director {
     cold: ColdRequests,
     in_flight: InFlight,
     saturation: SaturationConfig,
+    outliers: OutlierConfig,
+    /// How often an endpoint was taken out of the pool for its failures.
+    pub(crate) ejections: u64,
+    /// Requests at which an endpoint is left out.
+    max_active: u32,
     objectives: FxHashMap<Arc<str>, i32>,
     matched: Vec<u32>,
 }
@@ -53,6 +57,9 @@ impl Director {
             cold: ColdRequests::new(config.cold_requests()),
             in_flight: InFlight::new(config.in_flight.clone()),
             saturation: config.saturation.clone(),
+            outliers: config.outlier_ejection.clone(),
+            ejections: 0,
+            max_active: config.limits.max_active_per_endpoint.unwrap_or(u32::MAX),
             objectives: config.objectives.iter().map(|(k, v)| (k.as_str().into(), *v)).collect(),
             matched: Vec::new(),
         }
@@ -117,11 +124,56 @@ impl Director {
     /// The first chunk of a request's response came.
     pub(crate) fn first_chunk(&mut self, placed: &mut Placed) {
         self.in_flight.first_chunk(&mut self.pool, placed);
+        placed.prefill.into_iter().for_each(|id| self.settle(id));
     }
 
     /// A request left where it was.
     pub(crate) fn leave(&mut self, placed: Placed) {
         InFlight::leave(&mut self.pool, placed);
+        std::iter::once(placed.endpoint).chain(placed.prefill).for_each(|id| self.settle(id));
+    }
+
+    /// A draining endpoint leaves with its last request, and what is remembered of it with it.
+    fn settle(&mut self, id: EndpointId) {
+        if self.pool.settle(id) {
+            self.forget_endpoint(id);
+        }
+    }
+
+    fn forget_endpoint(&mut self, id: EndpointId) {
+        self.prefixes.clear(id);
+        self.sessions.forget(id);
+        self.cold.forget(id);
+    }
+
+    /// Adds an endpoint to the pool.
+    pub(crate) fn join(&mut self, config: EndpointConfig) -> EndpointId {
+        let id = self.pool.add(config);
+        if id.index() >= self.prefixes.endpoints() {
+            self.prefixes.add_endpoint();
+        } else {
+            self.prefixes.set_capacity(id, self.prefix.lru_blocks_per_endpoint);
+        }
+        id
+    }
+
+    /// An endpoint answered as it should.
+    pub(crate) fn succeeded(&mut self, id: EndpointId) {
+        self.pool.get_mut(id).outlier.succeeded();
+    }
+
+    /// An endpoint failed; too many times in a row, it is left out for a while.
+    pub(crate) fn failed(&mut self, now: Time, id: EndpointId) {
+        if !self.pool.get_mut(id).outlier.failed(now, &self.outliers) {
+            return;
+        }
+        let (members, out) = self.pool.members().fold((0, 0), |(members, out), (_, e)| {
+            (members + 1, out + usize::from(e.outlier.is_ejected(now)))
+        });
+        if may_eject(out, members, &self.outliers) {
+            self.ejections += 1;
+            self.pool.get_mut(id).outlier.eject(now, &self.outliers);
+        }
     }
 
     /// Takes the outcome of a scrape.
@@ -147,14 +199,15 @@ impl Director {
     pub(crate) fn change(&mut self, change: EndpointChange) {
         match change {
             EndpointChange::Added(config) => {
-                self.pool.add(config);
-                self.prefixes.add_endpoint();
+                self.join(config);
             }
-            EndpointChange::Draining(id) => self.pool.get_mut(id).draining = true,
+            EndpointChange::Draining(id) => {
+                if self.pool.drain(id) {
+                    self.forget_endpoint(id);
+                }
+            }
             EndpointChange::Restarted(id) => {
-                let endpoint = self.pool.get_mut(id);
-                (endpoint.draining, endpoint.health, endpoint.metrics) = (false, Health::Unknown, None);
-                endpoint.adapters = Default::default();
+                self.pool.renew(id);
                 self.prefixes.clear(id);
             }
             EndpointChange::Models(id, models) => self.pool.get_mut(id).config.models = models,
@@ -170,7 +223,7 @@ impl Director {
         let sheddable = info.priority < 0;
         if sheddable || info.trail.is_recording() {
             let saturation = saturation(&self.saturation, self.pool.endpoints(), now);
-            let candidates = self.pool.endpoints().len() as u32;
+            let candidates = self.pool.members().count() as u32;
             info.trail.annotate(now, || GatewayFact::Admission { saturation, candidates });
             if sheddable && saturation >= 1.0 {
                 return Err(Rejection::Saturated);
@@ -189,17 +242,17 @@ impl Director {
         }
         let bound = if reads.contains(Reads::SESSION) { self.bound(now, info) } else { None };
         let (cold, adapters) = (reads.contains(Reads::COLD), reads.contains(Reads::ADAPTERS));
+        let max_active = self.max_active;
         let candidates = &mut self.scheduler.room.candidates;
         candidates.clear();
-        let endpoints = self.pool.endpoints().iter().enumerate();
-        candidates.extend(endpoints.filter(|(_, e)| e.serves(&info.model)).filter_map(|(i, e)| {
-            let id = EndpointId(i as u32);
+        let endpoints = self.pool.members().filter(|(_, e)| e.serves(&info.model) && e.in_flight < max_active);
+        candidates.extend(endpoints.filter_map(|(id, e)| {
             (!tried.contains(&id)).then(|| Candidate {
-                matched_blocks: if prefix { self.matched[i] } else { 0 },
+                matched_blocks: if prefix { self.matched[id.index()] } else { 0 },
                 had_session: bound == Some(id),
                 cold_position: if cold { self.cold.position(id) } else { None },
                 adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
-                ..candidate(id, e)
+                ..candidate(now, id, e)
             })
         }));
     }
@@ -208,8 +261,7 @@ impl Director {
     fn bound(&self, now: Time, info: &RequestInfo) -> Option<EndpointId> {
         if let Some(named) = &info.session_endpoint {
             let name = named.strip_prefix(&*self.namespace)?.strip_prefix('/')?;
-            let place = self.pool.endpoints().iter().position(|e| &*e.config.name == name)?;
-            return Some(EndpointId(place as u32));
+            return self.pool.members().find(|(_, e)| &*e.config.name == name).map(|(id, _)| id);
         }
         self.sessions.endpoint(info.session?, now)
     }
@@ -264,7 +316,7 @@ fn view<'a>(pool: &'a Pool, prefix: &PrefixConfig, in_flight: &InFlight, info: &
 }
 
 /// What is known of an endpoint whatever the request is.
-fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
+fn candidate(now: Time, id: EndpointId, endpoint: &Endpoint) -> Candidate {
     // Of a server without metrics only the gateway's own requests are known.
     let unknown = (0, endpoint.in_flight, 0.0);
     let (waiting, running, kv_usage) = endpoint.metrics.map_or(unknown, |m| (m.waiting, m.running, m.kv_usage));
@@ -279,7 +331,7 @@ fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
         cold_position: None,
         role: endpoint.config.role(),
         adapter: AdapterState::Full,
-        available: endpoint.is_available(),
+        available: endpoint.is_available() && !endpoint.outlier.is_ejected(now),
         had_session: false,
     }
 }
@@ -287,7 +339,8 @@ fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
 /// llm-d's `utilization-detector`: the mean over the endpoints of max(waiting / threshold, kv usage / threshold). Stale or
 /// missing metrics count 1, no endpoints count 1.
 fn saturation(config: &SaturationConfig, endpoints: &[Endpoint], now: Time) -> f64 {
-    if endpoints.is_empty() {
+    let members = endpoints.iter().filter(|e| e.is_member()).count();
+    if members == 0 {
         return 1.0;
     }
     let of = |e: &Endpoint| match e.metrics {
@@ -297,7 +350,7 @@ fn saturation(config: &SaturationConfig, endpoints: &[Endpoint], now: Time) -> f
         }
         Some(_) | None => 1.0,
     };
-    endpoints.iter().map(of).sum::<f64>() / endpoints.len() as f64
+    endpoints.iter().filter(|e| e.is_member()).map(of).sum::<f64>() / members as f64
 }
 
 #[cfg(test)]

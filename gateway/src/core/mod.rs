@@ -3,9 +3,11 @@
 pub mod config;
 mod director;
 pub mod gateway;
+pub mod outlier;
 pub mod pool;
 pub mod prefix_index;
 mod producers;
 pub mod request;
+mod retry_budget;
 mod role;
 pub mod scheduler;

@@ -83,6 +83,7 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
         }),
         detail: tracing.detail,
         engine_steps: tracing.engine_steps,
+        scrapes: tracing.scrapes,
         exporters,
         max_open: tracing.max_open.map(|d| d.0),
         ..Layer::default()

@@ -6,6 +6,7 @@
 pub mod cost;
 mod flight;
 mod loss;
+mod membership;
 mod peers;
 pub mod queue;
 mod scrapes;

@@ -1,4 +1,4 @@
-//! Traces that no request causes: what a component does for many requests at once, an engine's step for example.
+//! Traces that no request causes: what a component does for many requests at once, an engine's step or a scrape for example.
 //!
 //! They are roots with a ratio, ids and counts of their own, so that turning them on changes neither the ids nor the counts of the
 //! traces of requests. Whoever starts one pays a draw and a comparison where it is not kept.
@@ -21,6 +21,8 @@ const LEVEL: u8 = 2;
 pub(super) struct OwnConfig {
     /// Share of engine steps.
     pub(super) engine_steps: Ratio,
+    /// Share of scrapes.
+    pub(super) scrapes: Ratio,
     /// Of a virtual run.
     pub(super) seed: Option<Seed>,
 }
@@ -28,7 +30,7 @@ pub(super) struct OwnConfig {
 impl OwnConfig {
     /// Whether there are any.
     pub(super) fn wanted(&self) -> bool {
-        self.engine_steps.probability() > 0.0
+        self.engine_steps.probability() > 0.0 || self.scrapes.probability() > 0.0
     }
 
     /// Ids of the traces called `name` of one instance: a stream each, so that nobody shifts another's draws.
@@ -46,14 +48,30 @@ pub struct OwnTraces {
     tracer: Tracer,
     sampler: Sampler,
     ids: IdSource,
+    /// Whether they are counted as scrapes too.
+    scrapes: bool,
 }
 
 impl Tracer {
     /// Starts traces of engine steps; `None` where none is ever kept, so that a step costs one branch.
     pub fn engine_steps(&self) -> Option<Arc<OwnTraces>> {
-        let shared = self.shared.as_ref().filter(|s| s.own.wanted() && s.detail >= LEVEL)?;
-        let sampler = Sampler::parent_based_ratio(shared.own.engine_steps.clone());
-        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids("engine-step-ids", self) }))
+        self.own_traces("engine-step-ids", false, |own| &own.engine_steps)
+    }
+
+    /// Starts traces of scrapes; `None` where none is ever kept.
+    pub fn scrapes(&self) -> Option<Arc<OwnTraces>> {
+        self.own_traces("scrape-ids", true, |own| &own.scrapes)
+    }
+
+    fn own_traces(
+        &self,
+        stream: &str,
+        scrapes: bool,
+        share: impl Fn(&OwnConfig) -> &Ratio,
+    ) -> Option<Arc<OwnTraces>> {
+        let shared = self.shared.as_ref().filter(|s| share(&s.own).probability() > 0.0 && s.detail >= LEVEL)?;
+        let sampler = Sampler::parent_based_ratio(share(&shared.own).clone());
+        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids(stream, self), scrapes }))
     }
 }
 
@@ -68,6 +86,7 @@ impl OwnTraces {
             return Trail::off();
         }
         shared.counters.own_sampled.add(1);
+        shared.counters.scrapes_sampled.add(usize::from(self.scrapes));
         let (span_id, detail) = (self.ids.span_id(), shared.detail);
         if let Some(service) = &self.tracer.own {
             let opening = Opening { caller: Default::default(), ids: (trace_id, span_id), now, detail };
