@@ -79,7 +79,8 @@ fn an_engine_cannot_drain_before_it_joins() {
     assert_eq!(ran.code, 2);
     let told = ran.out + &ran.err;
     assert!(told.contains("engines[1].drains_at: found 1s, expected a time after joins_at"), "{told}");
-    place.write("bad.yaml", &format!("{ROLLOUT}mode: virtual\ngateway: {{ discovery: [{{ file: {{ path: x }} }}] }}\n"));
+    place
+        .write("bad.yaml", &format!("{ROLLOUT}mode: virtual\ngateway: {{ discovery: [{{ file: {{ path: x }} }}] }}\n"));
     let ran = place.ran(&["validate", "bad.yaml"]);
     let told = ran.out + &ran.err;
     assert!(told.contains("gateway.discovery") && told.contains("joins_at"), "{told}");
@@ -106,7 +107,11 @@ fn under_everything_at_once_no_request_is_lost() {
         retried += u32::from(attempts.len() > 1);
         assert!(named("gateway.response.process").len() <= 1, "{row:?}: one answer is passed on");
         if row["outcome"] == "disconnected" {
-            assert_eq!(attempts.last().and_then(|s| s.get("error.type")?.as_str()), Some("connection_reset"), "{row:?}");
+            assert_eq!(
+                attempts.last().and_then(|s| s.get("error.type")?.as_str()),
+                Some("connection_reset"),
+                "{row:?}"
+            );
         }
     }
     assert!(retried >= 3, "{retried} requests were asked for elsewhere");

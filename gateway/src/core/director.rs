@@ -167,9 +167,10 @@ impl Director {
         if !self.pool.get_mut(id).outlier.failed(now, &self.outliers) {
             return;
         }
-        let (members, out) = self.pool.members().fold((0, 0), |(members, out), (_, e)| {
-            (members + 1, out + usize::from(e.outlier.is_ejected(now)))
-        });
+        let (members, out) = self
+            .pool
+            .members()
+            .fold((0, 0), |(members, out), (_, e)| (members + 1, out + usize::from(e.outlier.is_ejected(now))));
         if may_eject(out, members, &self.outliers) {
             self.ejections += 1;
             self.pool.get_mut(id).outlier.eject(now, &self.outliers);

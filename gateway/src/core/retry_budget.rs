@@ -50,8 +50,7 @@ impl RetryBudget {
     /// Takes one retry out, if it is there.
     pub(crate) fn withdraw(&mut self, now: Time) -> bool {
         self.second(now);
-        let (deposited, withdrawn) =
-            self.seconds.iter().fold((0, 0), |(d, w), s| (d + s.deposited, w + s.withdrawn));
+        let (deposited, withdrawn) = self.seconds.iter().fold((0, 0), |(d, w), s| (d + s.deposited, w + s.withdrawn));
         let enough = self.reserve + deposited >= withdrawn + RETRY;
         if enough {
             self.second(now).withdrawn += RETRY;

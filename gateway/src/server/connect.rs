@@ -42,9 +42,7 @@ impl Connector {
                 let client = versions.with_root_certificates(roots).with_no_client_auth();
                 HttpsConnectorBuilder::new().with_tls_config(client)
             }
-            None => {
-                HttpsConnectorBuilder::new().with_provider_and_webpki_roots(provider).map_err(|e| e.to_string())?
-            }
+            None => HttpsConnectorBuilder::new().with_provider_and_webpki_roots(provider).map_err(|e| e.to_string())?,
         };
         Ok(Connector { inner: tls.https_or_http().enable_all_versions().wrap_connector(tcp), limit })
     }

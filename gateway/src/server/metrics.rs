@@ -114,7 +114,11 @@ impl Metrics {
             ("gateway_scrapes_total", "Scrapes of endpoints.", &self.scrapes),
             ("gateway_scrapes_failed_total", "Scrapes of endpoints that failed.", &self.scrapes_failed),
             ("gateway_unauthorized_total", "Requests without a valid token.", &self.unauthorized),
-            ("gateway_discovery_failures_total", "Readings of a source of endpoints that failed.", &self.discovery_failed),
+            (
+                "gateway_discovery_failures_total",
+                "Readings of a source of endpoints that failed.",
+                &self.discovery_failed,
+            ),
         ];
         for (name, help, counter) in counters {
             head(&mut out, name, "counter", help);

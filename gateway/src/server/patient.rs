@@ -89,9 +89,8 @@ mod tests {
         let (mut caller, server) = tokio::io::duplex(4);
         let mut server = Patient::new(server, Duration::from_millis(30));
         // More than fits at once, taken by the caller piece by piece.
-        let (written, read) = tokio::join!(server.write_all(&[0; 400]), async {
-            caller.read_exact(&mut [0; 400]).await.map(|_| caller)
-        });
+        let (written, read) =
+            tokio::join!(server.write_all(&[0; 400]), async { caller.read_exact(&mut [0; 400]).await.map(|_| caller) });
         written.unwrap();
         let _caller = read.unwrap();
         let error = server.write_all(&[0; 8]).await.unwrap_err();

@@ -91,9 +91,11 @@ impl Refusal {
             }
             Refusal::NoRoute => ("NotFoundError", "There is nothing at this path.".to_owned(), None),
             Refusal::Unauthorized => ("AuthenticationError", "A valid bearer token is needed.".to_owned(), None),
-            Refusal::HeadersTooLarge => {
-                ("RequestHeaderFieldsTooLargeError", "There are too many headers, or they are too long.".to_owned(), None)
-            }
+            Refusal::HeadersTooLarge => (
+                "RequestHeaderFieldsTooLargeError",
+                "There are too many headers, or they are too long.".to_owned(),
+                None,
+            ),
         }
     }
 

@@ -22,7 +22,12 @@ impl Validate for Scenario {
                 p.add(&found.path, found.found, found.allowed);
             }
             let followed = self.gateway.discovery.is_empty() || self.mode == Mode::Live;
-            p.check(followed, "discovery", "sources of endpoints in virtual mode", "engines with joins_at and drains_at");
+            p.check(
+                followed,
+                "discovery",
+                "sources of endpoints in virtual mode",
+                "engines with joins_at and drains_at",
+            );
         });
         for (i, group) in self.engines.iter().enumerate() {
             problems.at(&format!("engines[{i}]"), |p| self.check_engines(group, p));

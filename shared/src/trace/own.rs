@@ -63,12 +63,7 @@ impl Tracer {
         self.own_traces("scrape-ids", true, |own| &own.scrapes)
     }
 
-    fn own_traces(
-        &self,
-        stream: &str,
-        scrapes: bool,
-        share: impl Fn(&OwnConfig) -> &Ratio,
-    ) -> Option<Arc<OwnTraces>> {
+    fn own_traces(&self, stream: &str, scrapes: bool, share: impl Fn(&OwnConfig) -> &Ratio) -> Option<Arc<OwnTraces>> {
         let shared = self.shared.as_ref().filter(|s| share(&s.own).probability() > 0.0 && s.detail >= LEVEL)?;
         let sampler = Sampler::parent_based_ratio(share(&shared.own).clone());
         Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids(stream, self), scrapes }))

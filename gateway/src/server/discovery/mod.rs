@@ -109,14 +109,17 @@ impl Follower {
             Said::Endpoints(list) => list,
         };
         self.taken.clear();
-        let wanted: BTreeMap<Arc<str>, Backend> =
-            wanted.into_iter().map(|b| (Arc::clone(&b.config.name), b)).collect();
+        let wanted: BTreeMap<Arc<str>, Backend> = wanted.into_iter().map(|b| (Arc::clone(&b.config.name), b)).collect();
         // First those that are new, so that the pool is never emptier than it has to be.
         let is_new = |b: &&Backend| !self.own.contains_key(&b.config.name);
         let new: Vec<Backend> = wanted.values().filter(is_new).cloned().collect();
         new.into_iter().for_each(|b| self.join(b, first));
-        let gone: Vec<Arc<str>> =
-            self.own.iter().filter(|(name, b)| wanted.get(*name) != Some(b)).map(|(name, _)| Arc::clone(name)).collect();
+        let gone: Vec<Arc<str>> = self
+            .own
+            .iter()
+            .filter(|(name, b)| wanted.get(*name) != Some(b))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
         for name in gone {
             self.own.remove(&name);
             self.endpoints.drain(&name);

@@ -72,7 +72,8 @@ async fn answering(begun: &Begun) -> (Engine, Arc<AtomicBool>) {
             let is_dead = Arc::clone(&is_dead);
             tokio::spawn(async move {
                 for _ in 0..4 {
-                    if pieces.send(Bytes::from_static(b"data: {}\n\n")).await.is_err() || is_dead.load(Ordering::SeqCst) {
+                    if pieces.send(Bytes::from_static(b"data: {}\n\n")).await.is_err() || is_dead.load(Ordering::SeqCst)
+                    {
                         break;
                     }
                     tokio::task::yield_now().await;

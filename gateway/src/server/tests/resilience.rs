@@ -44,7 +44,8 @@ async fn a_status_is_asked_for_elsewhere_where_that_is_configured() {
     assert_eq!(events(&spans), ["gateway.retry"]);
     let attempts = named(&spans, "gateway.backend.proxy");
     let status = |s: &Span| s.get("http.response.status_code").and_then(shared::trace::Value::as_int);
-    let mut found: Vec<_> = attempts.iter().map(|s| (status(s), s.get("error.type").and_then(|v| v.as_str()))).collect();
+    let mut found: Vec<_> =
+        attempts.iter().map(|s| (status(s), s.get("error.type").and_then(|v| v.as_str()))).collect();
     found.sort();
     assert_eq!(found, [(Some(200), None), (Some(503), Some("503"))]);
     assert_eq!(named(&spans, "gateway.response.process").len(), 1);

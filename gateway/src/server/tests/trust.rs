@@ -29,9 +29,8 @@ async fn asked(
     request.headers_mut().insert("tracestate", "vendor=1".parse().unwrap());
     let response = gateway.spawn(request);
     let call = engine.call().await;
-    let sent = ["traceparent", "tracestate"].map(|name| {
-        call.head.headers.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
-    });
+    let sent = ["traceparent", "tracestate"]
+        .map(|name| call.head.headers.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default());
     call.reply.send(json(200, "{}")).unwrap();
     response.await.unwrap().into_body().collect().await.unwrap();
     (gateway.stop().done().await.1, sent)
