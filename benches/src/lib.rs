@@ -94,6 +94,7 @@ pub fn request_info(key: u64, prompt: &[TokenId], trail: Trail<GatewayFact>) -> 
         selection: None,
         prompt_tokens_estimate: prompt.len() as u32,
         max_output_tokens: None,
+        deadlines: Default::default(),
         prefix: prefix_hashes_of_tokens("model", None, prompt, 131_072),
         trail,
     })

@@ -10,8 +10,14 @@ use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Va
 
 pub use self::collect::ScrapeFact;
 
+use crate::core::config::{FairnessPolicy, OrderingPolicy};
 use crate::core::request::Rejection;
 use crate::core::scheduler::{Choice, Verdict};
+
+mod flow_control;
+
+use flow_control::Out;
+pub use flow_control::{Dequeued, Hold};
 
 /// Keeps the ids of proxy spans, drawn before anything is sent, apart from those of other inner spans.
 const PROXY_SPAN_BASE: u64 = 1 << 32;
@@ -142,8 +148,42 @@ pub enum GatewayFact {
         /// Its namespace.
         namespace: Arc<str>,
     },
+    /// Driver: how soon the caller wants it.
+    Objectives {
+        /// Time to first token.
+        ttft: Option<Dur>,
+        /// Time per output token after the first.
+        tpot: Option<Dur>,
+    },
     /// Core: the director starts; once more for every retry.
-    Directing,
+    Directing {
+        /// Whether requests may wait in the gateway.
+        flow_control: bool,
+    },
+    /// Core: the request is in the gateway's queue, or found no room there.
+    Enqueued {
+        /// Its flow.
+        flow: Arc<str>,
+        /// Requests of its flow that wait already; `None` if there was no room.
+        position: Option<u32>,
+        /// All requests that wait already.
+        size: u32,
+        /// How long it may wait; `None` is for ever.
+        ttl: Option<Dur>,
+    },
+    /// Core: the request is out of the queue.
+    Dequeued {
+        /// How long it waited.
+        waited: Dur,
+        /// How flows share.
+        fairness: FairnessPolicy,
+        /// The order inside the flow.
+        ordering: OrderingPolicy,
+        /// Why it left.
+        result: Dequeued,
+        /// What held it last, if anything did.
+        hold: Option<Hold>,
+    },
     /// Core: what admission saw.
     Admission {
         /// Saturation of the pool, 1 is full.
@@ -316,6 +356,11 @@ pub struct GatewayFold<D> {
     method: &'static str,
     path: Option<Arc<str>>,
     streaming: bool,
+    /// Priority and size of the request.
+    asked: (i32, u32),
+    flow_control: bool,
+    /// How long it was in the queue.
+    waited: Dur,
 }
 
 impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
@@ -336,6 +381,9 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             method: "POST",
             path: None,
             streaming: false,
+            asked: (0, 0),
+            flow_control: false,
+            waited: Dur::ZERO,
         }
     }
 
@@ -345,6 +393,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;
+                self.asked = (*priority, *size_bytes);
                 self.root.set("gateway.request.id", Val::Text(id.as_str())).set("gateway.target_model", model);
                 self.root.set("gen_ai.request.model", model).set("gateway.request.size_bytes", *size_bytes);
                 self.root.set("gateway.request.priority", *priority).set("gateway.request.streaming", *streaming);
@@ -361,7 +410,12 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             GatewayFact::Pool { name, namespace } => {
                 self.root.set("gateway.pool.name", name).set("gateway.pool.namespace", namespace);
             }
-            GatewayFact::Directing => {
+            GatewayFact::Objectives { ttft, tpot } => {
+                self.root.set_some("gateway.slo.ttft_ms", ttft.map(Dur::as_millis_f64));
+                self.root.set_some("gateway.slo.tpot_ms", tpot.map(Dur::as_millis_f64));
+            }
+            GatewayFact::Directing { flow_control } => {
+                (self.flow_control, self.waited) = (*flow_control, Dur::ZERO);
                 self.director = Some(self.inner(cx, "gateway.director.handle_request", self.root.id(), at));
                 self.stage = at;
             }
@@ -369,6 +423,13 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 if let Some(director) = &mut self.director {
                     director.set("gateway.saturation", *saturation).set("gateway.candidate_endpoints", *candidates);
                 }
+            }
+            GatewayFact::Enqueued { flow, position, size, ttl } => {
+                self.enqueued(cx, at, flow, *position, *size, *ttl);
+            }
+            GatewayFact::Dequeued { waited, fairness, ordering, result, hold } => {
+                let (waited, fairness, ordering, result) = (*waited, *fairness, *ordering, *result);
+                self.dequeued(cx, at, &Out { waited, fairness, ordering, result, hold: hold.as_ref() });
             }
             GatewayFact::Scheduling { profile, candidates } => self.scheduling(cx, at, profile, *candidates),
             GatewayFact::Filtered { plugin, before, after } => self.filtered(cx, at, plugin, *before, *after),
@@ -539,7 +600,8 @@ impl<D: Draft> GatewayFold<D> {
             cx.emit(s);
         }
         if let Some(mut d) = self.director.take() {
-            d.set("gateway.admission.result", "admitted").set("gateway.flow_control.enabled", false);
+            let result = if self.waited > Dur::ZERO { "queued" } else { "admitted" };
+            d.set("gateway.admission.result", result).set("gateway.flow_control.enabled", self.flow_control);
             d.set("gateway.target_endpoint.name", endpoint);
             d.set("gateway.target_endpoint.address", address);
             close(cx, d, at);
@@ -552,8 +614,9 @@ impl<D: Draft> GatewayFold<D> {
         }
         if let Some(mut d) = self.director.take() {
             d.set("gateway.admission.result", "rejected").set("gateway.admission.reason", rejection.reason());
-            d.set("gateway.flow_control.enabled", false);
-            if rejection.status() >= 500 {
+            d.set("gateway.flow_control.enabled", self.flow_control);
+            // It is no error that a caller went away.
+            if rejection.status() >= 500 && rejection != Rejection::Cancelled {
                 d.fail(rejection.reason(), "no endpoint to send the request to");
             }
             close(cx, d, at);

@@ -68,6 +68,8 @@ pub struct Observed {
     pub usage: Option<Usage>,
     /// The endpoint the gateway chose, from its response header.
     pub endpoint: Option<Arc<str>>,
+    /// Why the gateway refused it, from its response header.
+    pub dropped: Option<Arc<str>>,
     /// The trace of the request, from the `traceresponse` header, and whether it was sampled.
     pub trace: Option<(TraceId, bool)>,
     /// Reason given for the end of the answer.
@@ -155,6 +157,7 @@ impl Observed {
     fn read_headers(&mut self, headers: &HeaderMap) {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         self.endpoint = text("x-gateway-destination-endpoint-served").map(Arc::from);
+        self.dropped = text("x-llm-d-request-dropped-reason").map(Arc::from);
         self.trace = text("traceresponse").and_then(parse_traceresponse);
     }
 

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 7] = [
+const FOLDS: [&str; 8] = [
     "gateway/src/spans.rs",
     "gateway/src/spans/collect.rs",
+    "gateway/src/spans/flow_control.rs",
     "engine-sim/src/spans.rs",
     "engine-sim/src/spans/fine.rs",
     "engine-sim/src/spans/pass.rs",

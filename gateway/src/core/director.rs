@@ -15,6 +15,7 @@ use crate::core::pool::{AdapterState, Endpoint, EndpointConfig, EndpointId, Endp
 use crate::core::prefix_index::PrefixIndex;
 use crate::core::producers::{ColdRequests, InFlight, Placed, Sessions};
 use crate::core::request::{Rejection, RequestInfo};
+use crate::core::saturation::{Pressure, pressure};
 use crate::core::scheduler::registry::Reads;
 use crate::core::scheduler::scorers::SessionStrategy;
 use crate::core::scheduler::{Candidate, Decision, Run, Scheduler, View};
@@ -37,6 +38,10 @@ pub(crate) struct Director {
     pub(crate) ejections: u64,
     /// Requests at which an endpoint is left out.
     max_active: u32,
+    /// Whether another endpoint may prefill.
+    staged: bool,
+    /// Whether requests wait before they are directed: then nobody is refused for load here.
+    flow_control: bool,
     objectives: FxHashMap<Arc<str>, i32>,
     matched: Vec<u32>,
 }
@@ -60,6 +65,8 @@ impl Director {
             outliers: config.outlier_ejection.clone(),
             ejections: 0,
             max_active: config.limits.max_active_per_endpoint.unwrap_or(u32::MAX),
+            staged: config.disaggregation.is_some(),
+            flow_control: config.flow_control.as_ref().is_some_and(|f| f.enabled),
             objectives: config.objectives.iter().map(|(k, v)| (k.as_str().into(), *v)).collect(),
             matched: Vec::new(),
         }
@@ -73,8 +80,8 @@ impl Director {
     }
 
     /// Whether some plugin reads what the first chunk of a response changes.
-    pub(crate) const fn reads_first_chunks(&self) -> bool {
-        self.scheduler.reads().contains(Reads::TOKENS)
+    pub(crate) fn reads_first_chunks(&self) -> bool {
+        self.scheduler.reads().contains(Reads::TOKENS) || self.saturation.reads_tokens()
     }
 
     /// Whether some plugin reads LoRA adapters.
@@ -90,9 +97,58 @@ impl Director {
         tried: &[EndpointId],
         watch: &mut dyn Stopwatch,
     ) -> Result<Placed, Rejection> {
-        info.trail.note(now, || GatewayFact::Directing);
+        self.note_directing(now, info);
         let admitted = self.admit(now, info, tried);
         let at = watch.lap(Stage::Admit);
+        self.settle(now, at, admitted, info, watch)
+    }
+
+    /// Begins to direct a request that may have to wait; nobody has to who asks for what no endpoint serves.
+    pub(crate) fn receive(&self, now: Time, info: &RequestInfo) -> Result<(), Rejection> {
+        self.note_directing(now, info);
+        if !self.pool.serves(&info.model) {
+            return Err(Rejection::UnknownModel);
+        }
+        if info.trail.is_recording() {
+            self.note_admission(now, info, self.pressure(now).saturation);
+        }
+        Ok(())
+    }
+
+    /// Chooses an endpoint for a request that has waited.
+    pub(crate) fn dispatch(
+        &mut self,
+        now: Time,
+        info: &RequestInfo,
+        watch: &mut dyn Stopwatch,
+    ) -> Result<Placed, Rejection> {
+        self.gather(now, info, &[]);
+        self.settle(now, now, Ok(()), info, watch)
+    }
+
+    /// How full the pool is.
+    pub(crate) fn pressure(&self, now: Time) -> Pressure {
+        pressure(&self.saturation, self.staged, self.pool.endpoints(), now)
+    }
+
+    fn note_directing(&self, now: Time, info: &RequestInfo) {
+        let flow_control = self.flow_control;
+        info.trail.note(now, || GatewayFact::Directing { flow_control });
+    }
+
+    fn note_admission(&self, now: Time, info: &RequestInfo, saturation: f64) {
+        let candidates = self.pool.members().count() as u32;
+        info.trail.annotate(now, || GatewayFact::Admission { saturation, candidates });
+    }
+
+    fn settle(
+        &mut self,
+        now: Time,
+        at: Time,
+        admitted: Result<(), Rejection>,
+        info: &RequestInfo,
+        watch: &mut dyn Stopwatch,
+    ) -> Result<Placed, Rejection> {
         let chosen = match admitted {
             Ok(()) => self.choose(now, at, info, watch),
             Err(rejection) => Err((rejection, at)),
@@ -124,17 +180,17 @@ impl Director {
     /// The first chunk of a request's response came.
     pub(crate) fn first_chunk(&mut self, placed: &mut Placed) {
         self.in_flight.first_chunk(&mut self.pool, placed);
-        placed.prefill.into_iter().for_each(|id| self.settle(id));
+        placed.prefill.into_iter().for_each(|id| self.left(id));
     }
 
     /// A request left where it was.
     pub(crate) fn leave(&mut self, placed: Placed) {
         InFlight::leave(&mut self.pool, placed);
-        std::iter::once(placed.endpoint).chain(placed.prefill).for_each(|id| self.settle(id));
+        std::iter::once(placed.endpoint).chain(placed.prefill).for_each(|id| self.left(id));
     }
 
     /// A draining endpoint leaves with its last request, and what is remembered of it with it.
-    fn settle(&mut self, id: EndpointId) {
+    fn left(&mut self, id: EndpointId) {
         if self.pool.settle(id) {
             self.forget_endpoint(id);
         }
@@ -221,11 +277,10 @@ impl Director {
         if !self.pool.serves(&info.model) {
             return Err(Rejection::UnknownModel);
         }
-        let sheddable = info.priority < 0;
+        let sheddable = info.priority < 0 && !self.flow_control;
         if sheddable || info.trail.is_recording() {
-            let saturation = saturation(&self.saturation, self.pool.endpoints(), now);
-            let candidates = self.pool.members().count() as u32;
-            info.trail.annotate(now, || GatewayFact::Admission { saturation, candidates });
+            let saturation = self.pressure(now).saturation;
+            self.note_admission(now, info, saturation);
             if sheddable && saturation >= 1.0 {
                 return Err(Rejection::Saturated);
             }
@@ -334,52 +389,5 @@ fn candidate(now: Time, id: EndpointId, endpoint: &Endpoint) -> Candidate {
         adapter: AdapterState::Full,
         available: endpoint.is_available() && !endpoint.outlier.is_ejected(now),
         had_session: false,
-    }
-}
-
-/// llm-d's `utilization-detector`: the mean over the endpoints of max(waiting / threshold, kv usage / threshold). Stale or
-/// missing metrics count 1, no endpoints count 1.
-fn saturation(config: &SaturationConfig, endpoints: &[Endpoint], now: Time) -> f64 {
-    let members = endpoints.iter().filter(|e| e.is_member()).count();
-    if members == 0 {
-        return 1.0;
-    }
-    let of = |e: &Endpoint| match e.metrics {
-        Some(m) if now.since(m.at) <= config.metrics_staleness.get() => {
-            let queue = f64::from(m.waiting) / f64::from(config.queue_depth_threshold);
-            queue.max(m.kv_usage / config.kv_cache_threshold)
-        }
-        Some(_) | None => 1.0,
-    };
-    endpoints.iter().filter(|e| e.is_member()).map(of).sum::<f64>() / members as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::pool::EndpointMetrics;
-
-    #[test]
-    fn saturation_is_the_mean_load_and_fails_closed() {
-        let check = |loads: &[Option<(u32, f64, u64)>], expect: f64| {
-            let mut pool = Pool::new(loads.iter().map(|_| EndpointConfig::new("e", "127.0.0.1", 1)).collect());
-            for (i, load) in loads.iter().enumerate() {
-                if let Some((waiting, kv_usage, ms)) = *load {
-                    let at = Time::ZERO + Dur::from_millis(ms);
-                    let m = EndpointMetrics { waiting, running: 0, kv_usage, block_size: 16, num_gpu_blocks: 1, at };
-                    pool.scraped(EndpointId(i as u32), Ok(m));
-                }
-            }
-            let now = Time::ZERO + Dur::from_millis(1000);
-            let found = saturation(&SaturationConfig::default(), pool.endpoints(), now);
-            assert!((found - expect).abs() < 1e-12, "{loads:?}: {found}");
-        };
-        check(&[], 1.0);
-        check(&[None], 1.0);
-        check(&[Some((0, 0.0, 1000))], 0.0);
-        check(&[Some((5, 0.0, 1000))], 1.0);
-        check(&[Some((1, 0.8, 1000))], 1.0);
-        check(&[Some((0, 0.4, 800)), Some((10, 0.0, 1000))], 1.25);
-        check(&[Some((0, 0.0, 799)), Some((0, 0.0, 1000))], 0.5);
     }
 }

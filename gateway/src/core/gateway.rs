@@ -9,10 +9,11 @@ use shared::rng::Seed;
 use shared::time::{Stopwatch, Time};
 
 pub use crate::core::pool::{Adapters, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, ScrapeError};
-pub use crate::core::request::{Output, Rejection, RequestInfo, RequestKey, SessionKey};
+pub use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey, SessionKey};
 
 use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
+use crate::core::flow_control::FlowControl;
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
 use crate::core::retry_budget::RetryBudget;
@@ -71,6 +72,19 @@ pub enum Input {
         /// What went wrong.
         failure: Failure,
     },
+    /// What the engine says that a dispatched request took. Told only where [`Gateway::reads_usage`] says so.
+    Used {
+        /// The request.
+        key: RequestKey,
+        /// Tokens of its prompt.
+        prompt_tokens: u32,
+        /// Tokens generated.
+        output_tokens: u32,
+    },
+    /// The caller of a request went away, or gave it up, before it was told where the request goes. There is no output.
+    Cancelled(RequestKey),
+    /// The gateway stops: what waits in it is refused, and nothing may wait any more.
+    ShutDown,
     /// The pool changed.
     Endpoint(EndpointChange),
 }
@@ -95,6 +109,8 @@ pub enum EndpointChange {
 pub struct Gateway {
     director: Director,
     open: FxHashMap<RequestKey, Open>,
+    /// Where requests wait, with flow control.
+    flow: Option<Box<FlowControl>>,
     retries: u32,
     budget: RetryBudget,
     pool_name: (Arc<str>, Arc<str>),
@@ -121,17 +137,24 @@ impl Gateway {
         let retries = config.limits.retries;
         let pool_name = (config.pool.name.as_str().into(), config.pool.namespace.as_str().into());
         let budget = RetryBudget::new(config.retry.budget_ratio, config.retry.budget_min_per_second);
+        let flow = config.flow_control.clone().filter(|f| f.enabled).map(|f| Box::new(FlowControl::new(f)));
         let director = Director::new(&config, endpoints, seed);
-        Gateway { director, open: FxHashMap::default(), retries, budget, pool_name }
+        Gateway { director, open: FxHashMap::default(), flow, retries, budget, pool_name }
     }
 
     /// Takes what happened at `now` and appends what is to be done to `out`.
+    ///
+    /// Without flow control a request and a failed attempt are answered at once and nothing else is. With it, a request may be
+    /// answered later, by another call or by [`Gateway::advance`]; the outputs of a call name the requests they are for.
     ///
     /// `watch` times the stages of a decision; for a request that nobody records it should be [`shared::time::Stopped`].
     pub fn handle(&mut self, now: Time, input: Input, watch: &mut dyn Stopwatch, out: &mut Vec<Output>) {
         match input {
             Input::Request(info) => self.request(now, info, watch, out),
-            Input::Metrics { endpoint, metrics } => self.director.scraped(endpoint, metrics),
+            Input::Metrics { endpoint, metrics } => {
+                self.director.scraped(endpoint, metrics);
+                self.stir(now);
+            }
             Input::AttemptFailed { key, endpoint, failure } => {
                 if means_unreachable(failure) {
                     self.director.pool.get_mut(endpoint).health = Health::Ejected;
@@ -143,26 +166,52 @@ impl Gateway {
                 self.response_started(key, endpoint);
                 self.answered(now, endpoint, status);
             }
-            Input::FirstChunk { key, endpoint } => self.first_chunk(key, endpoint),
-            Input::Finished { key, endpoint } => self.finished(key, endpoint),
+            Input::FirstChunk { key, endpoint } => {
+                self.first_chunk(key, endpoint);
+                self.stir(now);
+            }
+            Input::Used { key, prompt_tokens, output_tokens } => self.used(now, key, prompt_tokens, output_tokens),
+            Input::Finished { key, endpoint } => self.finished(now, key, endpoint),
             Input::GivenUp { key, endpoint, failure } => {
                 self.failed(now, endpoint, failure);
-                self.finished(key, endpoint);
+                self.finished(now, key, endpoint);
             }
-            Input::Endpoint(change) => self.director.change(change),
+            Input::Cancelled(key) => self.cancelled(now, key),
+            Input::ShutDown => self.shut_down(now, out),
+            Input::Endpoint(change) => {
+                self.director.change(change);
+                self.stir(now);
+            }
         }
     }
 
-    /// When the core wants to be advanced: never, as no request waits inside it.
+    /// When the core wants to be advanced; never, as long as no request waits inside it.
     pub fn next_wakeup(&self) -> Option<Time> {
-        None
+        self.flow.as_ref()?.next_wakeup()
     }
 
-    /// Does what is due at `now`: nothing, see [`Gateway::next_wakeup`].
-    pub fn advance(&mut self, _now: Time, _out: &mut Vec<Output>) {}
+    /// Does what is due at `now`, see [`Gateway::next_wakeup`], and appends what is to be done to `out`.
+    pub fn advance(&mut self, now: Time, watch: &mut dyn Stopwatch, out: &mut Vec<Output>) {
+        self.waited(now, watch, out);
+    }
+
+    /// Whether requests may wait, so that their outputs may come later.
+    pub const fn has_flow_control(&self) -> bool {
+        self.flow.is_some()
+    }
+
+    /// Requests that wait, and bytes of their bodies.
+    pub fn queued(&self) -> (usize, u64) {
+        self.flow.as_ref().map_or((0, 0), |flow| (flow.len(), flow.bytes()))
+    }
+
+    /// Whether [`Input::Used`] is wanted: flows share by what they were served.
+    pub fn reads_usage(&self) -> bool {
+        self.flow.as_ref().is_some_and(|flow| flow.reads_usage())
+    }
 
     /// Whether [`Input::FirstChunk`] is wanted: some plugin looks at tokens in flight.
-    pub const fn reads_first_chunks(&self) -> bool {
+    pub fn reads_first_chunks(&self) -> bool {
         self.director.reads_first_chunks()
     }
 
@@ -207,6 +256,10 @@ impl Gateway {
         self.budget.request(now);
         self.director.prioritise(&mut info);
         self.describe(now, &info);
+        if let Some(flow) = &self.flow {
+            assert!(!flow.contains(key), "request {key:?} waits already");
+            return self.enter(now, info, watch, out);
+        }
         match self.director.direct(now, &info, &[], watch) {
             Err(rejection) => out.push(Output::Reject { key, rejection }),
             Ok(placed) => {
@@ -246,6 +299,7 @@ impl Gateway {
     ) {
         let Some(mut open) = self.open.remove(&key) else { return };
         self.director.leave(open.placed);
+        self.stir(now);
         open.tried.push(endpoint);
         let next = if open.attempt < self.retries && self.may_retry(now, &open.info) {
             self.director.direct(now, &open.info, &open.tried, watch)
@@ -253,6 +307,7 @@ impl Gateway {
             Err(Rejection::Unreachable)
         };
         let Ok(next) = next else {
+            self.ended(now, &open.info);
             return out.push(Output::Reject { key, rejection: Rejection::Unreachable });
         };
         open.attempt += 1;
@@ -305,10 +360,17 @@ impl Gateway {
         }
     }
 
-    fn finished(&mut self, key: RequestKey, endpoint: EndpointId) {
+    fn used(&mut self, now: Time, key: RequestKey, prompt_tokens: u32, output_tokens: u32) {
+        if let (Some(flow), Some(open)) = (&mut self.flow, self.open.get(&key)) {
+            flow.served(&open.info, now, prompt_tokens, output_tokens);
+        }
+    }
+
+    fn finished(&mut self, now: Time, key: RequestKey, endpoint: EndpointId) {
         if let Some(open) = self.open.remove(&key) {
             assert_eq!(open.placed.endpoint, endpoint, "{key:?} finished where it was not sent");
             self.director.leave(open.placed);
+            self.ended(now, &open.info);
         }
     }
 }
@@ -324,6 +386,8 @@ const fn means_unreachable(failure: Failure) -> bool {
         Failure::Reset | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned => false,
     }
 }
+
+mod waiting;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 pub mod config;
 mod director;
+mod flow_control;
 pub mod gateway;
 pub mod outlier;
 pub mod pool;
@@ -10,4 +11,5 @@ mod producers;
 pub mod request;
 mod retry_budget;
 mod role;
+mod saturation;
 pub mod scheduler;

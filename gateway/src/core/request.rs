@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use shared::ids::RequestId;
+use shared::time::Dur;
 use shared::trace::Trail;
 
 use crate::core::pool::EndpointId;
@@ -45,10 +46,23 @@ pub struct RequestInfo {
     pub prompt_tokens_estimate: u32,
     /// The most tokens the caller wants, if it says so.
     pub max_output_tokens: Option<u32>,
+    /// How soon its caller wants it.
+    pub deadlines: Deadlines,
     /// Hashes of the prompt's blocks (see [`crate::core::prefix_index`]).
     pub prefix: Vec<u64>,
     /// Where its facts are recorded.
     pub trail: Trail<GatewayFact>,
+}
+
+/// How soon a caller wants its request, as far as it says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Objective for the time to first token (`x-llm-d-slo-ttft-ms`).
+    pub ttft: Option<Dur>,
+    /// Objective for the time per output token after the first (`x-llm-d-slo-tpot-ms`).
+    pub tpot: Option<Dur>,
+    /// How long it may wait in the gateway's queue (`x-llm-d-inference-ttl`); never longer than the gateway allows.
+    pub ttl: Option<Dur>,
 }
 
 /// Why a request is not sent to any endpoint.
@@ -56,6 +70,14 @@ pub struct RequestInfo {
 pub enum Rejection {
     /// The pool is saturated and the request is sheddable.
     Saturated,
+    /// The gateway's queue has no room for it.
+    QueueFull,
+    /// It waited as long as it may, and the pool had endpoints.
+    TtlExpired,
+    /// It waited as long as it may for a pool without endpoints.
+    NoEndpointsInTime,
+    /// Its caller went away while it waited.
+    Cancelled,
     /// No endpoint is left after filtering.
     NoEndpoints,
     /// No endpoint serves the model.
@@ -70,18 +92,36 @@ impl Rejection {
     /// The HTTP status of the answer.
     pub const fn status(self) -> u16 {
         match self {
-            Rejection::Saturated => 429,
-            Rejection::NoEndpoints | Rejection::ShuttingDown => 503,
+            Rejection::Saturated | Rejection::QueueFull | Rejection::TtlExpired => 429,
+            Rejection::NoEndpoints | Rejection::NoEndpointsInTime | Rejection::Cancelled | Rejection::ShuttingDown => {
+                503
+            }
             Rejection::UnknownModel => 404,
             Rejection::Unreachable => 502,
         }
     }
 
-    /// The value of `x-llm-d-request-dropped-reason` where llm-d has one, and of `gateway.admission.reason`.
+    /// llm-d's name for it, the value of `x-llm-d-request-dropped-reason`; `None` for what llm-d does not call a drop.
+    pub const fn dropped(self) -> Option<&'static str> {
+        match self {
+            Rejection::Saturated
+            | Rejection::QueueFull
+            | Rejection::TtlExpired
+            | Rejection::Cancelled
+            | Rejection::NoEndpoints
+            | Rejection::NoEndpointsInTime
+            | Rejection::ShuttingDown => Some(self.reason()),
+            Rejection::UnknownModel | Rejection::Unreachable => None,
+        }
+    }
+
+    /// The value of `gateway.admission.reason`.
     pub const fn reason(self) -> &'static str {
         match self {
-            Rejection::Saturated => "rejected-saturated",
-            Rejection::NoEndpoints => "rejected-no-endpoints",
+            Rejection::Saturated | Rejection::QueueFull => "rejected-saturated",
+            Rejection::TtlExpired => "rejected-ttl-expired",
+            Rejection::Cancelled => "rejected-context-cancelled",
+            Rejection::NoEndpoints | Rejection::NoEndpointsInTime => "rejected-no-endpoints",
             Rejection::UnknownModel => "rejected-unknown-model",
             Rejection::Unreachable => "rejected-unreachable",
             Rejection::ShuttingDown => "rejected-shutting-down",
@@ -110,4 +150,13 @@ pub enum Output {
         /// Why.
         rejection: Rejection,
     },
+}
+
+impl Output {
+    /// The request it is about.
+    pub const fn key(&self) -> RequestKey {
+        match self {
+            Output::Dispatch { key, .. } | Output::Reject { key, .. } => *key,
+        }
+    }
 }

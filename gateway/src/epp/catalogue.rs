@@ -20,6 +20,7 @@ pub(super) enum Part {
     InFlightProducer,
     TokenProducer,
     UtilizationDetector,
+    ConcurrencyDetector,
     /// A policy of flow control.
     Policy,
     /// Built into the gateway: there is nothing to configure.
@@ -31,6 +32,7 @@ pub(super) const IN_FLIGHT_PRODUCER: &str = "inflight-load-producer";
 pub(super) const TOKEN_PRODUCER: &str = "token-producer";
 pub(super) const LATENCY_PRODUCER: &str = "predicted-latency-producer";
 pub(super) const UTILIZATION_DETECTOR: &str = "utilization-detector";
+pub(super) const CONCURRENCY_DETECTOR: &str = "concurrency-detector";
 pub(super) const STATIC_USAGE_LIMIT: &str = "static-usage-limit-policy";
 
 /// What is not a filter, scorer, picker or decider.
@@ -42,6 +44,7 @@ const OTHERS: &[(&str, Part)] = &[
     (IN_FLIGHT_PRODUCER, Part::InFlightProducer),
     (TOKEN_PRODUCER, Part::TokenProducer),
     (UTILIZATION_DETECTOR, Part::UtilizationDetector),
+    (CONCURRENCY_DETECTOR, Part::ConcurrencyDetector),
     ("fcfs-ordering-policy", Part::Policy),
     ("edf-ordering-policy", Part::Policy),
     ("slo-deadline-ordering-policy", Part::Policy),
@@ -66,7 +69,8 @@ const CLUSTERS: &str = "there is one cluster";
 const ENCODE: &str = "nothing is encoded by an endpoint of its own";
 const KUBERNETES: &str = "there is no Kubernetes";
 const TOPOLOGY: &str = "endpoints have no topology";
-const FLOW: &str = "flow control is not built";
+const CEILING: &str = "the ceiling is the same for every priority: static-usage-limit-policy is here";
+const EVICTION: &str = "nothing that runs is ended to make room";
 const PARSER: &str = "only OpenAI's requests are understood; others pass through";
 
 /// Types of llm-d that are nothing here, and why.
@@ -92,11 +96,10 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("data-parallel-profile-handler", "ranks of an engine are not endpoints"),
     ("header-profile-handler", "single-profile-handler and disagg-profile-handler are here"),
     ("probabilistic-admitter", "requests of negative priority are refused when the pool is saturated"),
-    ("concurrency-detector", "utilization-detector is here"),
-    ("priority-holdback-policy", FLOW),
-    ("soft-reflective-ceiling-policy", FLOW),
-    ("sheddable-eviction-filter", FLOW),
-    ("priority-then-time-eviction-order-policy", FLOW),
+    ("priority-holdback-policy", CEILING),
+    ("soft-reflective-ceiling-policy", CEILING),
+    ("sheddable-eviction-filter", EVICTION),
+    ("priority-then-time-eviction-order-policy", EVICTION),
     ("multicluster-session-affinity-filter", CLUSTERS),
     ("multicluster-queue-scorer", CLUSTERS),
     ("multicluster-kv-cache-utilization-scorer", CLUSTERS),

@@ -89,7 +89,7 @@ pub(super) struct RequestHandler {
     pub(super) parsers: Option<Vec<Ref>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FlowControl {
     pub(super) max_bytes: Option<Value>,

@@ -1,4 +1,4 @@
-//! The section `flowControl` of a file. It is read and checked whether the gate is on or not; nothing waits in the gateway yet.
+//! The section `flowControl` of a file. It is read and checked whether the gate is on or not.
 
 use serde_json::Value;
 use shared::units::HumanDur;
@@ -14,7 +14,9 @@ const PATH: &str = "flowControl";
 
 /// The section, if there is one that says more than which detector is used.
 pub(super) fn flow_control(m: &mut Mapper<'_>, file: &File, gate: bool) -> Option<FlowControlConfig> {
-    let section = file.flow_control.as_ref().filter(|f| says_something(f))?;
+    let none = FlowControl::default();
+    let section = file.flow_control.as_ref().filter(|f| says_something(f));
+    let section = section.or(gate.then_some(&none))?;
     if !gate {
         m.warn(PATH, "it has no effect: the gate flowControl is off");
     }
@@ -23,8 +25,7 @@ pub(super) fn flow_control(m: &mut Mapper<'_>, file: &File, gate: bool) -> Optio
     let no_endpoint_request_ttl = ttl(m, "noEndpointRequestTTL", section.no_endpoint_request_ttl.as_deref());
     let bands = section.priority_bands.iter().flatten().enumerate();
     let config = FlowControlConfig {
-        // Nothing is built that could be enabled.
-        enabled: false,
+        enabled: gate,
         max_bytes: limit(m, &format!("{PATH}.maxBytes"), section.max_bytes.as_ref()),
         max_requests: limit(m, &format!("{PATH}.maxRequests"), section.max_requests.as_ref()),
         default_request_ttl: default_request_ttl.unwrap_or(default.default_request_ttl),
@@ -43,8 +44,11 @@ pub(super) fn flow_control(m: &mut Mapper<'_>, file: &File, gate: bool) -> Optio
             .as_ref()
             .map(|b| band(m, &format!("{PATH}.defaultNegativePriorityBand"), b)),
         usage_limit: usage_limit(m, section.usage_limit_policy_plugin_ref.as_deref()),
-        enable_eviction: section.enable_eviction.unwrap_or(false),
+        enable_eviction: section.enable_eviction.unwrap_or(false) && !gate,
     };
+    if gate && section.enable_eviction == Some(true) {
+        m.unsupported(&format!("{PATH}.enableEviction"), "eviction", "false: nothing that runs is ended to make room");
+    }
     for (i, b) in config.priority_bands.iter().enumerate() {
         let twice = config.priority_bands[..i].iter().any(|other| other.priority == b.priority);
         let path = format!("{PATH}.priorityBands[{i}].priority");

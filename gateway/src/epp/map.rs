@@ -112,9 +112,6 @@ impl Mapper<'_> {
                     "flowControl or haPopulateNonLeaderDatastore",
                 ),
             }
-            if name == "flowControl" && on {
-                self.unsupported(&path, "the gate flowControl", "no queue in the gateway: flow control is not built");
-            }
         }
         flow_control
     }

@@ -22,6 +22,7 @@ use crate::core::config::{
     SaturationConfig,
 };
 use file::File;
+pub(crate) use scalars::duration;
 
 /// What an EndpointPickerConfig says.
 #[derive(Clone, Debug, PartialEq, Default)]

@@ -6,7 +6,9 @@ use super::catalogue::{Part, UTILIZATION_DETECTOR};
 use super::file::File;
 use super::map::Mapper;
 use super::scalars::{DURATION, duration};
-use crate::core::config::{InFlightConfig, Parameters, PrefixConfig, SaturationConfig};
+use crate::core::config::{
+    ConcurrencyConfig, ConcurrencyMode, Detector, InFlightConfig, Parameters, PrefixConfig, SaturationConfig,
+};
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
 use crate::core::scheduler::parameters::{PluginError, Reader};
 
@@ -40,11 +42,17 @@ pub(super) fn saturation(m: &mut Mapper<'_>, file: &File) -> SaturationConfig {
         return SaturationConfig::default();
     }
     let Some(i) = m.find(path, named) else { return SaturationConfig::default() };
-    if m.declared[i].part != Some(Part::UtilizationDetector) {
-        m.problems.add(path, format!("{named:?}"), "the name of a utilization-detector");
-        return SaturationConfig::default();
-    }
-    read(m, i, utilization).unwrap_or_default()
+    let of: fn(&mut Reader<'_>) -> Result<SaturationConfig, PluginError> =
+        if m.declared[i].part == Some(Part::UtilizationDetector) {
+            utilization
+        } else if m.declared[i].part == Some(Part::ConcurrencyDetector) {
+            concurrency
+        } else {
+            let expected = "the name of a utilization-detector or a concurrency-detector";
+            m.problems.add(path, format!("{named:?}"), expected);
+            return SaturationConfig::default();
+        };
+    read(m, i, of).unwrap_or_default()
 }
 
 /// Prompts are measured in bytes; a tokenizer elsewhere is not asked.
@@ -134,5 +142,24 @@ fn utilization(p: &mut Reader<'_>) -> Result<SaturationConfig, PluginError> {
         queue_depth_threshold: p.count_from("queueDepthThreshold", default.queue_depth_threshold, 1)?,
         kv_cache_threshold,
         metrics_staleness: metrics_staleness.ok_or_else(|| p.refuse("metricsStalenessThreshold", DURATION))?,
+        ..default
     })
+}
+
+fn concurrency(p: &mut Reader<'_>) -> Result<SaturationConfig, PluginError> {
+    let default = ConcurrencyConfig::default();
+    // Used by the detector as a filter only.
+    p.number("headroom", 0.0, 0.0, f64::MAX)?;
+    p.text_or("inFlightLoadProducerName", "")?;
+    let mode = p.text_or("concurrencyMode", "requests")?;
+    let mode = match mode.as_str() {
+        "requests" => ConcurrencyMode::Requests,
+        "tokens" => ConcurrencyMode::Tokens,
+        "hybrid" => ConcurrencyMode::Hybrid,
+        _ => return Err(p.refuse("concurrencyMode", "requests, tokens or hybrid")),
+    };
+    let max_requests = p.count_from("maxConcurrency", default.max_requests, 1)?;
+    let max_tokens = p.count_from("maxTokenConcurrency", default.max_tokens as u32, 1)?;
+    let concurrency = ConcurrencyConfig { mode, max_requests, max_tokens: u64::from(max_tokens) };
+    Ok(SaturationConfig { detector: Detector::ConcurrencyDetector, concurrency, ..SaturationConfig::default() })
 }

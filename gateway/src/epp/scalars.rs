@@ -41,7 +41,7 @@ pub(super) fn quantity(value: &Value) -> Option<u64> {
 }
 
 /// A Go duration: one or more numbers with units, the largest first or not.
-pub(super) fn duration(text: &str) -> Option<HumanDur> {
+pub(crate) fn duration(text: &str) -> Option<HumanDur> {
     if text == "0" {
         return Some(HumanDur::default());
     }

@@ -4,7 +4,9 @@ use insta::assert_snapshot;
 use serde_json::json;
 
 use super::*;
-use crate::core::config::{BandConfig, FairnessPolicy, OrderingPolicy, StageOrder};
+use crate::core::config::{
+    BandConfig, ConcurrencyConfig, ConcurrencyMode, Detector, FairnessPolicy, OrderingPolicy, StageOrder,
+};
 use shared::units::HumanDur;
 
 const HEAD: &str = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n";
@@ -160,19 +162,19 @@ fn a_problem_names_file_path_found_and_allowed() {
 #[test]
 fn what_is_not_supported_lists_what_is() {
     assert_snapshot!(wrong("plugins: [{type: precise-prefix-cache-scorer}]"), @r#"
-    error: epp.yaml: plugins[0].type: found "precise-prefix-cache-scorer" (it needs the index of KV-cache events, which is not built), expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
+    error: epp.yaml: plugins[0].type: found "precise-prefix-cache-scorer" (it needs the index of KV-cache events, which is not built), expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, concurrency-detector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
        3 | plugins: [{type: precise-prefix-cache-scorer}]
          |                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^
     "#);
     assert_snapshot!(wrong("plugins: [{type: quue-scorer}]"), @r#"
-    error: epp.yaml: plugins[0].type: found "quue-scorer", expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
+    error: epp.yaml: plugins[0].type: found "quue-scorer", expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, concurrency-detector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
        3 | plugins: [{type: quue-scorer}]
          |                  ^^^^^^^^^^^
     "#);
-    assert_snapshot!(wrong("featureGates: [flowControl]"), @"
-    error: epp.yaml: featureGates[0]: found the gate flowControl, expected no queue in the gateway: flow control is not built; --allow-unsupported (gateway.allow_unsupported) leaves it out
-       3 | featureGates: [flowControl]
-         |                ^^^^^^^^^^^
+    assert_snapshot!(wrong("featureGates: [flowControl]\nflowControl: {enableEviction: true}"), @"
+    error: epp.yaml: flowControl.enableEviction: found eviction, expected false: nothing that runs is ended to make room; --allow-unsupported (gateway.allow_unsupported) leaves it out
+       4 | flowControl: {enableEviction: true}
+         |                               ^^^^
     ");
     assert_snapshot!(wrong("featureGates: [fast, 'flowControl=maybe']"), @r#"
     error: epp.yaml: featureGates[0]: found the gate "fast", expected flowControl or haPopulateNonLeaderDatastore; --allow-unsupported (gateway.allow_unsupported) leaves it out
@@ -215,7 +217,6 @@ schedulingProfiles:
     );
     assert_snapshot!(gist(&epp.profile), @"default: healthy-filter > prefix-cache-scorer * 2, kv-cache-utilization-scorer * 1 > max-score-picker");
     assert_snapshot!(epp.warnings.join("\n"), @r#"
-    featureGates[0]: the gate flowControl is left out: not supported
     plugins[4].type: "precise-prefix-cache-producer" (it needs the index of KV-cache events, which is not built) is left out: not supported
     plugins[7].type: "topology-affinity-scorer" (endpoints have no topology) is left out: not supported
     plugins[5].parameters.prefixMatchInfoProducerName: approx-prefix-cache-producer takes the place of "precise-prefix-cache-producer"
@@ -330,6 +331,44 @@ flowControl:
     let mut config = GatewayConfig::default();
     epp.apply(&mut config);
     assert_eq!(config.validate(), []);
+}
+
+#[test]
+fn the_gate_turns_flow_control_on() {
+    let epp = good("featureGates: [flowControl]");
+    assert_eq!(epp.flow_control, Some(FlowControlConfig { enabled: true, ..FlowControlConfig::default() }));
+    let epp = good("featureGates: ['flowControl=true']\nflowControl: {maxRequests: 9}");
+    assert_eq!(epp.flow_control.map(|f| (f.enabled, f.max_requests)), Some((true, Some(9))));
+    assert!(epp.warnings.is_empty(), "{:?}", epp.warnings);
+}
+
+#[test]
+fn either_detector_is_read() {
+    let file = |parameters: &str| {
+        format!(
+            "plugins: [{{type: concurrency-detector, parameters: {parameters}}}]
+flowControl: {{saturationDetector: {{pluginRef: concurrency-detector}}}}"
+        )
+    };
+    let of = |parameters: &str| {
+        let saturation = good(&file(parameters)).saturation;
+        assert_eq!(saturation.detector, Detector::ConcurrencyDetector);
+        saturation.concurrency
+    };
+    assert_eq!(of("{}"), ConcurrencyConfig::default());
+    let given = "{concurrencyMode: hybrid, maxConcurrency: 64, maxTokenConcurrency: 80000, headroom: 0.1}";
+    let expect = ConcurrencyConfig { mode: ConcurrencyMode::Hybrid, max_requests: 64, max_tokens: 80_000 };
+    assert_eq!(of(given), expect);
+    assert_snapshot!(wrong(&file("{concurrencyMode: bytes}")), @r#"
+    error: epp.yaml: plugins[0].parameters.concurrencyMode: found "bytes", expected requests, tokens or hybrid
+       3 | plugins: [{type: concurrency-detector, parameters: {concurrencyMode: bytes}}]
+         |                                                                      ^^^^^
+    "#);
+    assert_snapshot!(wrong("plugins: [{type: max-score-picker}]\nsaturationDetector: {pluginRef: max-score-picker}"), @r#"
+    error: epp.yaml: saturationDetector.pluginRef: found "max-score-picker", expected the name of a utilization-detector or a concurrency-detector
+       4 | saturationDetector: {pluginRef: max-score-picker}
+         |                                 ^^^^^^^^^^^^^^^^
+    "#);
 }
 
 #[test]

@@ -56,7 +56,8 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let mut response = Response::new(Body::from(shared.metrics.text() + &membership::metrics(&shared)));
+    let queued = shared.queue.is_some().then(|| shared.core().queued());
+    let mut response = Response::new(Body::from(shared.metrics.text(queued) + &membership::metrics(&shared)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use shared::time::Dur;
 
+use crate::core::request::Rejection;
 use crate::server::request::Route;
 use crate::server::runtime::Stats;
 
@@ -18,6 +19,15 @@ const ROUTES: [Route; 3] = [Route::Chat, Route::Completions, Route::Other];
 /// Status classes; `none` is a caller that went away before a status.
 const CLASSES: [&str; 5] = ["2xx", "4xx", "5xx", "other", "none"];
 
+/// llm-d's reasons for dropping a request.
+const REASONS: [&str; 5] = [
+    "rejected-saturated",
+    "rejected-no-endpoints",
+    "rejected-ttl-expired",
+    "rejected-context-cancelled",
+    "rejected-shutting-down",
+];
+
 /// Counts since the start.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -25,7 +35,9 @@ pub(crate) struct Metrics {
     active: AtomicI64,
     duration: Histogram<14>,
     first_token: Histogram<16>,
-    pub(crate) rejected: AtomicU64,
+    queue_duration: Histogram<14>,
+    rejected: AtomicU64,
+    dropped: [AtomicU64; REASONS.len()],
     pub(crate) retries: AtomicU64,
     pub(crate) disconnected: AtomicU64,
     pub(crate) broken: AtomicU64,
@@ -42,6 +54,8 @@ impl Metrics {
             active: AtomicI64::new(0),
             duration: Histogram::new(DURATION),
             first_token: Histogram::new(FIRST_TOKEN),
+            queue_duration: Histogram::new(DURATION),
+            dropped: Default::default(),
             rejected: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             disconnected: AtomicU64::new(0),
@@ -55,6 +69,21 @@ impl Metrics {
 
     pub(crate) fn begun(&self) {
         self.active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn rejected(&self, rejection: Rejection) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
+        self.dropped(rejection);
+    }
+
+    pub(crate) fn dropped(&self, rejection: Rejection) {
+        if let Some(i) = REASONS.iter().position(|r| Some(*r) == rejection.dropped()) {
+            self.dropped[i].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn queue_duration(&self, time: Dur) {
+        self.queue_duration.record(time);
     }
 
     pub(crate) fn first_token(&self, after: Dur) {
@@ -94,8 +123,8 @@ impl Metrics {
         }
     }
 
-    /// All metrics as text.
-    pub(crate) fn text(&self) -> String {
+    /// All metrics as text; `queued` are requests and bytes in the gateway's queue, where there is one.
+    pub(crate) fn text(&self, queued: Option<(usize, u64)>) -> String {
         let mut out = String::with_capacity(4096);
         head(&mut out, "gateway_requests_total", "counter", "Finished requests by route and status class.");
         for (route, classes) in ROUTES.iter().zip(&self.requests) {
@@ -123,6 +152,20 @@ impl Metrics {
         for (name, help, counter) in counters {
             head(&mut out, name, "counter", help);
             line(&mut out, name, "", counter.load(Ordering::Relaxed));
+        }
+        head(&mut out, "gateway_dropped_total", "counter", "Requests refused, by llm-d's reason.");
+        for (reason, count) in REASONS.iter().zip(&self.dropped) {
+            let labels = format!("{{reason=\"{reason}\"}}");
+            line(&mut out, "gateway_dropped_total", &labels, count.load(Ordering::Relaxed));
+        }
+        if let Some((requests, bytes)) = queued {
+            let (size, total) = ("gateway_flow_control_queue_size", "gateway_flow_control_queue_bytes");
+            head(&mut out, size, "gauge", "Requests that wait in the gateway.");
+            line(&mut out, size, "", requests);
+            head(&mut out, total, "gauge", "Bytes of the bodies of requests that wait in the gateway.");
+            line(&mut out, total, "", bytes);
+            let name = "gateway_flow_control_request_queue_duration_seconds";
+            self.queue_duration.text(&mut out, name, "Time in the gateway's queue, however it ended.");
         }
         self.duration.text(
             &mut out,
@@ -196,7 +239,10 @@ mod tests {
         metrics.ended(Route::Chat, Some(200), Dur::from_millis(15));
         metrics.ended(Route::Other, Some(503), Dur::from_secs(100));
         metrics.first_token(Dur::from_millis(4));
-        let text = metrics.text();
+        metrics.rejected(Rejection::TtlExpired);
+        metrics.rejected(Rejection::UnknownModel);
+        metrics.queue_duration(Dur::from_millis(30));
+        let text = metrics.text(Some((2, 300)));
         for expect in [
             "gateway_requests_total{route=\"/v1/chat/completions\",status=\"2xx\"} 1",
             "gateway_requests_total{route=\"/v1/{*path}\",status=\"5xx\"} 1",
@@ -207,6 +253,11 @@ mod tests {
             "gen_ai_server_request_duration_seconds_bucket{le=\"+Inf\"} 2",
             "gen_ai_server_request_duration_seconds_sum 100.015",
             "gen_ai_server_time_to_first_token_seconds_bucket{le=\"0.005\"} 1",
+            "gateway_rejected_total 2",
+            "gateway_dropped_total{reason=\"rejected-ttl-expired\"} 1",
+            "gateway_flow_control_queue_size 2",
+            "gateway_flow_control_queue_bytes 300",
+            "gateway_flow_control_request_queue_duration_seconds_bucket{le=\"0.04\"} 1",
         ] {
             assert!(text.lines().any(|l| l == expect), "{expect} is not in\n{text}");
         }

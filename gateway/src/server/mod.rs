@@ -11,6 +11,7 @@ mod observe;
 mod opening;
 mod patient;
 mod proxy;
+mod queue;
 mod reply;
 mod request;
 mod routing;

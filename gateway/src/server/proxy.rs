@@ -16,18 +16,20 @@ use http::uri::PathAndQuery;
 use http_body_util::Full;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use shared::ids::RequestId;
-use shared::time::Time;
+use shared::time::{Dur, Time};
 use shared::trace::{Started, Tracer, Trail};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::core::gateway::Input;
 use crate::core::pool::EndpointId;
-use crate::core::request::{Output, Rejection, RequestInfo, RequestKey};
+use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey};
 use crate::server::api::method_name;
 use crate::server::membership::Target;
 use crate::server::observe::{Learnt, Observer};
-use crate::server::reply::{REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
+use crate::server::queue::Answer;
+use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
 use crate::server::request::{self, Caller, Parsed, Route};
 use crate::server::routing::Routing;
 use crate::server::runtime::Shared;
@@ -67,6 +69,10 @@ struct Exchange {
     at: Option<EndpointId>,
     /// The endpoint that got the request last.
     target: Option<Arc<Target>>,
+    /// Whether it waits in the core.
+    waits: bool,
+    /// How long it waited there, where requests may wait.
+    queued: Option<Dur>,
     /// The attempt that is under way.
     attempt: Option<u32>,
     /// The status sent to the caller.
@@ -108,6 +114,8 @@ impl Exchange {
             trail,
             at: None,
             target: None,
+            waits: false,
+            queued: None,
             attempt: None,
             status: None,
             learnt: Learnt::default(),
@@ -147,6 +155,10 @@ impl Exchange {
     }
 
     fn info(&self, parsed: Parsed, caller: Caller, model: &Arc<str>, size: usize) -> Box<RequestInfo> {
+        let Deadlines { ttft, tpot, .. } = caller.deadlines;
+        if ttft.is_some() || tpot.is_some() {
+            self.trail.annotate(self.received, || GatewayFact::Objectives { ttft, tpot });
+        }
         if self.shared.config.identity_in_spans && caller.session_id.is_some() {
             let session = caller.session_id.clone();
             self.trail.annotate(self.received, || GatewayFact::Identity { user: None, session });
@@ -165,6 +177,7 @@ impl Exchange {
             fairness_id: caller.fairness_id,
             prompt_tokens_estimate: parsed.prompt_tokens,
             max_output_tokens: parsed.max_tokens,
+            deadlines: caller.deadlines,
             prefix: parsed.prefix,
             trail: self.trail.clone(),
         })
@@ -182,7 +195,7 @@ impl Exchange {
         let mut input = Input::Request(info);
         let (mut last, mut held) = (None, None);
         loop {
-            let (endpoint, prefill, attempt) = match (self.ask(input, last), held.take()) {
+            let (endpoint, prefill, attempt) = match (self.ask(input, last).await, held.take()) {
                 (Ok(next), _) => next,
                 // Nobody else can be asked: the engine's own answer is better than none.
                 (Err(_), Some(response)) => return Ok(response),
@@ -217,8 +230,19 @@ impl Exchange {
     }
 
     /// Where the request goes next, who prefills, and the attempt; `last` is what went wrong before.
-    fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
-        let output = self.shared.ask(self.shared.clock.now(), input, self.trail.is_recording());
+    async fn ask(
+        &mut self,
+        input: Input,
+        last: Option<Failure>,
+    ) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
+        let now = self.shared.clock.now();
+        let output = match self.shared.ask(now, self.key, input, self.trail.is_recording()) {
+            Answer::Now(output) => output,
+            Answer::Later(answer) => self.wait(answer).await?,
+        };
+        if self.shared.queue.is_some() && last.is_none() {
+            self.waited(self.shared.clock.now().since(now));
+        }
         match output {
             Output::Dispatch { endpoint, prefill, attempt, .. } => {
                 self.at = Some(endpoint);
@@ -231,11 +255,25 @@ impl Exchange {
             Output::Reject { rejection, .. } => {
                 self.at = None;
                 if last.is_none() {
-                    self.shared.metrics.rejected.fetch_add(1, Ordering::Relaxed);
+                    self.shared.metrics.rejected(rejection);
                 }
                 Err(last.map_or(Refusal::Rejected(rejection), Refusal::Failed))
             }
         }
+    }
+
+    /// Waits for its turn, at most as long as the whole request may take.
+    async fn wait(&mut self, answer: oneshot::Receiver<Output>) -> Result<Output, Refusal> {
+        self.waits = true;
+        let answer = tokio::time::timeout_at(self.deadline(), answer).await;
+        let output = answer.map_err(|_| Refusal::Failed(Failure::Timeout))?;
+        self.waits = false;
+        output.map_err(|_| Refusal::Rejected(Rejection::Cancelled))
+    }
+
+    fn waited(&mut self, time: Dur) {
+        self.queued = Some(time);
+        self.shared.metrics.queue_duration(time);
     }
 
     /// Sends an attempt and waits for the head of its response.
@@ -314,7 +352,7 @@ impl Exchange {
         }
         let mut headers = end_to_end(&parts.headers);
         self.decorate(&mut headers);
-        let observer = Observer::of(&headers, self.trail.is_recording());
+        let observer = Observer::of(&headers, self.trail.is_recording() || self.shared.reads_usage);
         let deadline = self.deadline();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = parts.status;
@@ -349,6 +387,9 @@ impl Exchange {
         {
             headers.insert(TRACERESPONSE, started.context.traceparent());
         }
+        if let Some(queued) = self.queued {
+            headers.insert(QUEUE_DURATION, HeaderValue::from(queued.as_nanos() / 1_000_000));
+        }
         // A request that no endpoint has was not answered by one.
         let Some(target) = self.target.as_ref().filter(|_| self.at.is_some() || self.status.is_some()) else { return };
         self.shared.routing.set_session_token(headers, &target.labels);
@@ -364,6 +405,11 @@ impl Exchange {
         }
         self.attempt_ended(failure);
         let now = self.shared.clock.now();
+        if std::mem::take(&mut self.waits) {
+            self.shared.cancel(now, self.key);
+            self.shared.metrics.dropped(Rejection::Cancelled);
+        }
+        self.tell_usage(now);
         if let Some(endpoint) = self.at.take() {
             self.shared.tell(now, self.ending(endpoint, failure));
         }
@@ -382,6 +428,15 @@ impl Exchange {
                 Failure::Timeout | Failure::Connect | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned,
             )
             | None => Input::Finished { key, endpoint },
+        }
+    }
+
+    fn tell_usage(&self, now: Time) {
+        if self.shared.reads_usage
+            && let Some(usage) = &self.learnt.usage
+        {
+            let (prompt_tokens, output_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+            self.shared.tell(now, Input::Used { key: self.key, prompt_tokens, output_tokens });
         }
     }
 

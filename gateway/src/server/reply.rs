@@ -11,6 +11,8 @@ use crate::spans::Failure;
 
 /// Names the endpoint that answered.
 pub(crate) const SERVED_BY: HeaderName = HeaderName::from_static("x-gateway-destination-endpoint-served");
+/// How long the request waited in the gateway, in whole milliseconds, where requests may wait.
+pub(crate) const QUEUE_DURATION: HeaderName = HeaderName::from_static("x-llm-d-flow-queue-duration-ms");
 /// Why no endpoint got the request.
 const DROPPED_REASON: HeaderName = HeaderName::from_static("x-llm-d-request-dropped-reason");
 /// Names the request.
@@ -61,7 +63,14 @@ impl Refusal {
             Refusal::Failed(failure) => Some(failure),
             Refusal::Rejected(Rejection::Unreachable) => Some(Failure::Connect),
             Refusal::Rejected(
-                Rejection::Saturated | Rejection::NoEndpoints | Rejection::UnknownModel | Rejection::ShuttingDown,
+                Rejection::Saturated
+                | Rejection::QueueFull
+                | Rejection::TtlExpired
+                | Rejection::NoEndpointsInTime
+                | Rejection::Cancelled
+                | Rejection::NoEndpoints
+                | Rejection::UnknownModel
+                | Rejection::ShuttingDown,
             )
             | Refusal::BadJson { .. }
             | Refusal::BrokenBody
@@ -111,7 +120,7 @@ impl Refusal {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Refusal::Rejected(rejection) = self
-            && let Some(reason) = dropped_reason(rejection)
+            && let Some(reason) = rejection.dropped()
         {
             headers.insert(DROPPED_REASON, HeaderValue::from_static(reason));
         }
@@ -135,18 +144,19 @@ fn rejected(rejection: Rejection, model: &str) -> (&'static str, String, Option<
         Rejection::Saturated => {
             ("TooManyRequestsError", "The pool is saturated and the request may be shed.".to_owned(), None)
         }
+        Rejection::QueueFull => ("TooManyRequestsError", "The gateway's queue is full.".to_owned(), None),
+        Rejection::TtlExpired => {
+            ("TooManyRequestsError", "The request waited for a saturated pool as long as it may.".to_owned(), None)
+        }
+        Rejection::NoEndpointsInTime => {
+            let message = "The request waited as long as it may, and no endpoint is available.".to_owned();
+            ("ServiceUnavailableError", message, None)
+        }
+        Rejection::Cancelled => ("ServiceUnavailableError", "The caller gave the request up.".to_owned(), None),
         Rejection::NoEndpoints => ("ServiceUnavailableError", "No endpoint is available.".to_owned(), None),
         Rejection::UnknownModel => ("NotFoundError", format!("The model `{model}` does not exist."), Some("model")),
         Rejection::Unreachable => ("BadGatewayError", "The engine could not be reached.".to_owned(), None),
         Rejection::ShuttingDown => ("ServiceUnavailableError", "The gateway is shutting down.".to_owned(), None),
-    }
-}
-
-/// llm-d's reasons; the other refusals are no drops of its.
-const fn dropped_reason(rejection: Rejection) -> Option<&'static str> {
-    match rejection {
-        Rejection::Saturated | Rejection::NoEndpoints | Rejection::ShuttingDown => Some(rejection.reason()),
-        Rejection::UnknownModel | Rejection::Unreachable => None,
     }
 }
 

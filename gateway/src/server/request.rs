@@ -10,12 +10,15 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use shared::ids::RequestId;
 use shared::openai::{Content, Prompt};
+use shared::time::Dur;
 use shared::tokens::TokenId;
+use shared::units::HumanDur;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::core::config::{LimitConfig, PrefixConfig};
 use crate::core::prefix_index::PrefixHasher;
-use crate::core::request::SessionKey;
+use crate::core::request::{Deadlines, SessionKey};
+use crate::epp::duration;
 use crate::server::reply::Refusal;
 use crate::server::routing::Routing;
 
@@ -59,6 +62,7 @@ pub(crate) struct Caller {
     pub(crate) session_id: Option<Arc<str>>,
     pub(crate) session_endpoint: Option<Arc<str>>,
     pub(crate) selection: Option<Arc<str>>,
+    pub(crate) deadlines: Deadlines,
 }
 
 impl Caller {
@@ -70,11 +74,23 @@ impl Caller {
             session_id: routing.session_id(headers).map(clean),
             session_endpoint: routing.session_endpoint(headers).map(Arc::from),
             selection: routing.selection(headers).map(Arc::from),
+            deadlines: deadlines(headers),
         }
     }
 
     pub(crate) fn session(&self) -> Option<SessionKey> {
         self.session_id.as_ref().map(|id| SessionKey(xxh3_64(id.as_bytes())))
+    }
+}
+
+/// What the caller says of its deadlines. The newer name of a header wins; what is no number counts as absent, as in llm-d.
+fn deadlines(headers: &HeaderMap) -> Deadlines {
+    let text = |names: &[&str]| names.iter().find_map(|n| headers.get(*n)?.to_str().ok());
+    let millis = |names: &[&str]| text(names)?.trim().parse::<u32>().ok().map(|ms| Dur::from_millis(u64::from(ms)));
+    Deadlines {
+        ttft: millis(&["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"]),
+        tpot: millis(&["x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"]),
+        ttl: text(&["x-llm-d-inference-ttl"]).and_then(|t| duration(t.trim())).map(HumanDur::get),
     }
 }
 

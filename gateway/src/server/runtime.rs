@@ -24,8 +24,9 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::core::config::{ConfigProblem, GatewayConfig, TrustInbound, UpstreamHttp};
-use crate::core::gateway::{Gateway, Input, Output};
+use crate::core::gateway::{Gateway, Input};
 use crate::core::pool::{Adapters, EndpointId};
+use crate::core::request::RequestKey;
 use crate::server::auth::Tokens;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
@@ -34,6 +35,7 @@ use crate::server::membership::{Endpoints, Membership, Target};
 use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
 use crate::server::patient::Patient;
+use crate::server::queue::{self, Answer, Queue};
 use crate::server::routing::Routing;
 use crate::server::{api, tls};
 
@@ -117,6 +119,8 @@ pub struct Server {
 /// What all connections share.
 pub(crate) struct Shared {
     core: Mutex<Gateway>,
+    /// Those who wait for the core, with flow control.
+    pub(crate) queue: Option<Queue>,
     pub(crate) config: GatewayConfig,
     pub(crate) membership: Membership,
     pub(crate) routing: Routing,
@@ -128,6 +132,8 @@ pub(crate) struct Shared {
     pub(crate) scrape_traces: Option<Arc<OwnTraces>>,
     /// Whether the core wants to know of first chunks.
     pub(crate) reads_first_chunks: bool,
+    /// Whether it wants to know what requests were served.
+    pub(crate) reads_usage: bool,
     /// Whether it wants to know of LoRA adapters.
     pub(crate) reads_adapters: bool,
     pub(crate) client: Upstream,
@@ -181,7 +187,9 @@ impl Server {
             tokens,
             scrape_traces: tracer.scrapes(),
             reads_first_chunks: core.reads_first_chunks(),
+            reads_usage: core.reads_usage(),
             reads_adapters: core.reads_adapters(),
+            queue: core.has_flow_control().then(Queue::new),
             core: Mutex::new(core),
             config,
             client,
@@ -237,6 +245,7 @@ impl Server {
             followers.spawn(discovery::follow(Arc::clone(&shared), source, every.to_std(), first.clone()));
         }
         drop(first);
+        followers.spawn(queue::drive(Arc::clone(&shared)));
         let stopped = tokio::select! {
             _ = scraped.recv() => false,
             () = &mut shutdown => true,
@@ -302,6 +311,7 @@ async fn serve(
     // From here on the operating system refuses connections, so that callers turn elsewhere at once.
     drop(listener);
     shared.draining.store(true, Ordering::Relaxed);
+    shared.tell(shared.clock.now(), Input::ShutDown);
     let bound = shared.config.timeouts.drain.get().to_std();
     if tokio::time::timeout(bound, graceful.shutdown()).await.is_err() {
         tracing::warn!(connections = connections.len(), "the drain timeout is over: open requests are cut off");
@@ -343,18 +353,29 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the core what happened where nothing is to be done about it.
+    /// Tells the core what happened where nothing is to be done about it for the one who tells.
     pub(crate) fn tell(&self, now: Time, input: Input) {
-        let mut out = Vec::new();
-        self.core().handle(now, input, &mut Stopped(now), &mut out);
-        debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}");
+        self.tell_locked(self.core(), now, input);
     }
 
     /// Tells the core what became known of an endpoint, unless its id has another owner by now.
     pub(crate) fn tell_of(&self, id: EndpointId, target: &Arc<Target>, now: Time, input: Input) {
-        let mut core = self.core();
+        let core = self.core();
         if self.membership.is(id, target) {
-            core.handle(now, input, &mut Stopped(now), &mut Vec::new());
+            self.tell_locked(core, now, input);
+        }
+    }
+
+    fn tell_locked(&self, mut core: MutexGuard<'_, Gateway>, now: Time, input: Input) {
+        let mut out = Vec::new();
+        core.handle(now, input, &mut Stopped(now), &mut out);
+        if let Some(queue) = &self.queue {
+            queue.plan(&core);
+        }
+        drop(core);
+        match &self.queue {
+            Some(queue) => _ = queue.deliver(out, None),
+            None => debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}"),
         }
     }
 
@@ -368,12 +389,39 @@ impl Shared {
     }
 
     /// Asks the core what to do with a request; `timed` says whether the stages of its decision are recorded.
-    pub(crate) fn ask(&self, now: Time, input: Input, timed: bool) -> Output {
+    pub(crate) fn ask(&self, now: Time, key: RequestKey, input: Input, timed: bool) -> Answer {
         let mut out = Vec::with_capacity(1);
         let (mut live, mut stopped) = (self.clock.stopwatch(), Stopped(now));
-        let watch: &mut dyn Stopwatch = if timed { &mut live } else { &mut stopped };
-        self.core().handle(now, input, watch, &mut out);
-        out.pop().expect("the core answers a request")
+        let Some(queue) = &self.queue else {
+            let watch: &mut dyn Stopwatch = if timed { &mut live } else { &mut stopped };
+            self.core().handle(now, input, watch, &mut out);
+            return Answer::Now(out.pop().expect("the core answers a request"));
+        };
+        let later = queue.enter(key);
+        {
+            let mut core = self.core();
+            // It may be another request that goes, and that one may be recorded.
+            core.handle(now, input, &mut live, &mut out);
+            queue.plan(&core);
+        }
+        queue.deliver(out, Some(key)).map_or(Answer::Later(later), Answer::Now)
+    }
+
+    /// Tells the core that a caller waits no more.
+    pub(crate) fn cancel(&self, now: Time, key: RequestKey) {
+        if let Some(queue) = &self.queue {
+            queue.leave(key);
+        }
+        self.tell(now, Input::Cancelled(key));
+    }
+
+    /// Lets the core do what is due.
+    pub(crate) fn advance(&self) {
+        let Some(queue) = &self.queue else { return };
+        let mut out = Vec::new();
+        let now = self.clock.now();
+        self.core().advance(now, &mut self.clock.stopwatch(), &mut out);
+        queue.deliver(out, None);
     }
 
     /// Whether any endpoint may get requests.

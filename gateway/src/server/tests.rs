@@ -10,3 +10,4 @@ mod passing;
 mod resilience;
 mod tracing;
 mod trust;
+mod waiting;

@@ -16,6 +16,8 @@ use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, Pro
 use crate::core::gateway::{EndpointConfig, EndpointId, EndpointMetrics, Gateway, Input, Output};
 use crate::core::gateway::{RequestInfo, RequestKey};
 
+mod flow_control;
+
 /// One request, its gateway and its clock.
 struct Run {
     gateway: Gateway,
@@ -89,6 +91,7 @@ impl Run {
             selection: None,
             prompt_tokens_estimate: 64,
             max_output_tokens: None,
+            deadlines: Default::default(),
             prefix: vec![1],
             trail: self.trail.clone(),
         })))
@@ -277,7 +280,7 @@ fn no_endpoint_is_an_error() {
     run.request(0);
     insta::assert_snapshot!(outline(&run.end(Some(503), None)), @"
     gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat gateway.request.id=req-1 gateway.target_model=m gen_ai.request.model=m gateway.request.size_bytes=300 gateway.request.priority=0 gateway.request.streaming=true langfuse.observation.type=span gateway.fairness_id=team-a gateway.pool.name=default-pool gateway.pool.namespace=default http.response.status_code=503 error.type=503 !error: the response has an error status
-      gateway.director.handle_request (internal) gateway.saturation=0.3125 gateway.candidate_endpoints=2 gateway.admission.result=rejected gateway.admission.reason=rejected-no-endpoints gateway.flow_control.enabled=false error.type=rejected-no-endpoints !error: no endpoint to send the request to
+      gateway.director.handle_request (internal) gateway.saturation=1 gateway.candidate_endpoints=2 gateway.admission.result=rejected gateway.admission.reason=rejected-no-endpoints gateway.flow_control.enabled=false error.type=rejected-no-endpoints !error: no endpoint to send the request to
         gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=0
           gateway.scheduler.filter (internal) gateway.scheduler.filter.name=healthy-filter gateway.scheduler.filter.type=healthy-filter gateway.scheduler.filter.candidates_in=2 gateway.scheduler.filter.candidates_out=0 gateway.scheduler.filter.rejected_count=2
     ");
@@ -304,7 +307,7 @@ fn a_retry_is_directed_to_another_endpoint() {
       gateway.director.handle_request (internal) gateway.saturation=0.45625 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=b gateway.target_endpoint.address=10.0.0.1
         gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=2 gateway.scheduler.candidates.after_filter=2 gateway.scheduler.metrics_age_ms=30.1 gateway.scheduler.selected.score=4.5 gateway.scheduler.runner_up.score=2.5 gateway.scheduler.margin=2 gateway.scheduler.selected.endpoint=b
       gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=b error.type=connection_failed !error: the engine could not be reached
-      gateway.director.handle_request (internal) gateway.saturation=0.45625 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=a gateway.target_endpoint.address=10.0.0.1
+      gateway.director.handle_request (internal) gateway.saturation=0.6 gateway.candidate_endpoints=2 gateway.admission.result=admitted gateway.flow_control.enabled=false gateway.target_endpoint.name=a gateway.target_endpoint.address=10.0.0.1
         gateway.scheduler.schedule (internal) gateway.scheduler.profile=default gateway.scheduler.policy=filter-score-pick gateway.scheduler.candidates.initial=1 gateway.scheduler.candidates.after_filter=1 gateway.scheduler.metrics_age_ms=31.3 gateway.scheduler.selected.score=4.5 gateway.scheduler.selected.endpoint=a
       gateway.backend.proxy (client) http.request.method=POST url.path=/v1/chat/completions server.address=10.0.0.1 server.port=8000 gateway.backend.endpoint.name=a http.request.resend_count=1 http.response.status_code=200
       gateway.response.process (internal) gateway.response.status_code=200 gateway.response.streaming=true gateway.response.chunks=1 gateway.response.total_bytes=10 gateway.response.complete=true

@@ -217,6 +217,7 @@ fn finish(
         mode: if scenario.mode == Mode::Live { "live" } else { "virtual" }.to_owned(),
         seed: scenario.seed,
         interrupted: driven.interrupted,
+        tenants: scenario.tenants(),
         endpoints: (0..scenario.engine_count()).map(|i| format!("engine-{i}")).collect(),
         paced: scenario.mode == Mode::Live,
         engines: driven.engines,

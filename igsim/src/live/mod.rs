@@ -140,6 +140,7 @@ fn row(end: &Finished, own: Option<Dur>) -> RequestRow {
         endpoint: seen.endpoint.clone(),
         attempts: 1,
         outcome: seen.failure.map_or(Outcome::Ok, Outcome::Failed),
+        dropped: seen.dropped.clone(),
         trace_id: seen.trace.map(|(id, _)| id),
         sampled: seen.trace.is_some_and(|(_, sampled)| sampled),
         added: first_byte.zip(own).map(|(client, engine)| client - engine),

@@ -9,7 +9,7 @@ use shared::ids::RequestId;
 use shared::tokens::{self, TokenId};
 
 use crate::client::Outgoing;
-use crate::scenario::{Api, Scenario};
+use crate::scenario::{Api, Scenario, Tenant};
 use crate::workload::{Answer, PlannedRequest};
 
 /// What bodies and headers need of the scenario.
@@ -17,7 +17,7 @@ use crate::workload::{Answer, PlannedRequest};
 pub(super) struct Writer {
     api: Api,
     model: String,
-    tenants: Vec<String>,
+    tenants: Vec<Tenant>,
     uri: Uri,
     tokens: Vec<TokenId>,
 }
@@ -30,7 +30,7 @@ pub(super) fn request_id(plan: &PlannedRequest) -> String {
 impl Writer {
     pub(super) fn new(scenario: &Scenario, uri: Uri) -> Writer {
         let model = serde_json::to_string(&scenario.model()).expect("text serialises");
-        let tenants = scenario.workload.tenants.iter().map(|t| t.name.clone()).collect();
+        let tenants = scenario.workload.tenants.clone();
         Writer { api: scenario.workload.api, model, tenants, uri, tokens: Vec::new() }
     }
 
@@ -109,7 +109,13 @@ impl Writer {
             set("x-llm-d-inference-objective", objective);
         }
         if let Some(tenant) = self.tenants.get(usize::from(plan.tenant)) {
-            set("x-llm-d-inference-fairness-id", tenant);
+            set("x-llm-d-inference-fairness-id", &tenant.name);
+            if let Some(slo) = tenant.slo_ttft {
+                set("x-llm-d-slo-ttft-ms", &(slo.get().as_nanos() / 1_000_000).to_string());
+            }
+            if let Some(ttl) = tenant.queue_ttl {
+                set("x-llm-d-inference-ttl", &ttl.to_string());
+            }
         }
         if let Some((session, _)) = plan.session {
             set("x-session-id", &format!("session-{}", session.0));

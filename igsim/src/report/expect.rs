@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::figures::Report;
+use super::tenants::TenantFigures;
 
 /// What a figure must keep to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,13 +45,18 @@ pub fn evaluate<'a>(report: &Report, bounds: impl IntoIterator<Item = (&'a str, 
     bounds.into_iter().map(judge).collect()
 }
 
-/// Whether a report has a figure at `path`; `errors_by_kind` has one for every kind.
+/// Whether a report has a figure at `path`; `errors_by_kind` has one for every kind, `dropped_by_reason` for every reason, `tenants` for
+/// every tenant.
 pub fn figure_exists(path: &str) -> bool {
+    if let Some((_, of_tenant)) = path.strip_prefix("tenants.").and_then(|rest| rest.split_once('.')) {
+        let json = serde_json::to_value(TenantFigures::default()).unwrap_or(Value::Null);
+        return figure(&json, of_tenant).is_some();
+    }
     let json = serde_json::to_value(Report::default()).unwrap_or(Value::Null);
     figure(&json, path).is_some()
 }
 
-const ERRORS_BY_KIND: &str = "errors_by_kind.";
+const COUNTED: [&str; 2] = ["errors_by_kind.", "dropped_by_reason."];
 
 fn figure(report: &Value, path: &str) -> Option<f64> {
     let value = path.split('.').try_fold(report, |here, key| here.get(key));
@@ -61,7 +67,7 @@ fn figure(report: &Value, path: &str) -> Option<f64> {
         Some(Value::Array(items)) => Some(items.len() as f64),
         Some(Value::Null | Value::String(_) | Value::Object(_)) => None,
         // An error that did not happen happened zero times.
-        None => path.strip_prefix(ERRORS_BY_KIND).filter(|kind| !kind.is_empty()).map(|_| 0.0),
+        None => COUNTED.iter().any(|map| path.strip_prefix(map).is_some_and(|kind| !kind.is_empty())).then_some(0.0),
     }
 }
 
@@ -102,10 +108,20 @@ mod tests {
 
     #[test]
     fn paths_are_known_before_the_run() {
-        for path in ["errors", "ttft_ms.p99", "traces.incomplete", "errors_by_kind.http_503", "invalid"] {
+        for path in [
+            "errors",
+            "ttft_ms.p99",
+            "traces.incomplete",
+            "errors_by_kind.http_503",
+            "dropped_by_reason.rejected-saturated",
+            "tenants.chat.ttft_ms.p99",
+            "invalid",
+        ] {
             assert!(figure_exists(path), "{path}");
         }
-        for path in ["error", "ttft_ms.p98", "ttft_ms", "scenario", "errors_by_kind.", ""] {
+        for path in
+            ["error", "ttft_ms.p98", "ttft_ms", "scenario", "errors_by_kind.", "tenants.chat", "tenants.chat.name", ""]
+        {
             assert!(!figure_exists(path), "{path}");
         }
     }

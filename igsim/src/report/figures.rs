@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expect::Verdict;
+use super::tenants::TenantFigures;
 use crate::stats::Quantiles;
 
 /// The report of one run.
@@ -34,6 +35,13 @@ pub struct Report {
     pub errors: u64,
     /// Errors by kind: `http_429`, `connect`, `timeout`, `disconnected`, `protocol`, `cancelled`, `unfinished`.
     pub errors_by_kind: BTreeMap<String, u64>,
+    /// Of these errors, requests that the gateway refused, by llm-d's reason: `rejected-saturated` (shed, or no room in the queue),
+    /// `rejected-ttl-expired`, `rejected-no-endpoints`, `rejected-shutting-down`.
+    #[serde(default)]
+    pub dropped_by_reason: BTreeMap<String, u64>,
+    /// Each of the scenario's tenants, by name.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, TenantFigures>,
     /// Throughput.
     pub throughput: Throughput,
     /// Tokens.

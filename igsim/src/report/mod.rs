@@ -8,6 +8,7 @@ mod figures;
 mod rows;
 mod summary;
 mod table;
+mod tenants;
 
 pub use expect::{Bound, Verdict, evaluate, figure_exists};
 pub use figures::{
@@ -17,3 +18,4 @@ pub use figures::{
 pub use rows::{Failure, Outcome, RequestRow, RowWriter};
 pub use summary::{RunFacts, Summary};
 pub(crate) use table::{digits, thousands};
+pub use tenants::TenantFigures;

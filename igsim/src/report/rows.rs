@@ -38,6 +38,8 @@ pub struct RequestRow {
     pub attempts: u32,
     /// How it ended.
     pub outcome: Outcome,
+    /// Why the gateway refused it, by llm-d's names (`x-llm-d-request-dropped-reason`).
+    pub dropped: Option<Arc<str>>,
     /// Its trace.
     pub trace_id: Option<TraceId>,
     /// Whether the trace was sampled.
@@ -122,7 +124,7 @@ impl RequestRow {
 pub struct RowWriter<W: Write>(csv::Writer<W>);
 
 /// The columns of `requests.csv`.
-const COLUMNS: [&str; 19] = [
+const COLUMNS: [&str; 20] = [
     "index",
     "tenant",
     "session",
@@ -137,6 +139,7 @@ const COLUMNS: [&str; 19] = [
     "endpoint",
     "attempts",
     "outcome",
+    "dropped",
     "trace_id",
     "sampled",
     "ttft_ms",
@@ -176,6 +179,7 @@ impl<W: Write> RowWriter<W> {
             row.endpoint.as_deref().unwrap_or_default().to_owned(),
             row.attempts.to_string(),
             row.outcome.to_string(),
+            row.dropped.as_deref().unwrap_or_default().to_owned(),
             row.trace_id.map(|t| t.to_string()).unwrap_or_default(),
             row.sampled.to_string(),
             row.ttft().map(|d| fixed(d, 6)).unwrap_or_default(),
@@ -223,6 +227,7 @@ pub(super) mod tests {
             endpoint: Some(format!("engine-{}", index % 4).into()),
             attempts: 1,
             outcome: Outcome::Ok,
+            dropped: None,
             trace_id: TraceId::new(u128::from(index) + 1),
             sampled: index.is_multiple_of(10),
             added: Some(Dur::from_micros(120)),
@@ -235,13 +240,15 @@ pub(super) mod tests {
         let mut writer = RowWriter::new(&mut out).unwrap();
         writer.write(&row(0)).unwrap();
         let outcome = Outcome::Failed(Failure::Status(429));
-        let refused = RequestRow { first_token: None, endpoint: None, outcome, session: Some((7, 2)), ..row(1) };
+        let dropped = Some("rejected-saturated".into());
+        let refused =
+            RequestRow { first_token: None, endpoint: None, outcome, dropped, session: Some((7, 2)), ..row(1) };
         writer.write(&refused).unwrap();
         writer.finish().unwrap();
         insta::assert_snapshot!(String::from_utf8(out).unwrap(), @r"
-        index,tenant,session,turn,intended_s,sent_s,first_token_s,done_s,prompt_tokens,output_tokens,cached_tokens,endpoint,attempts,outcome,trace_id,sampled,ttft_ms,e2e_ms,gateway_added_us
-        0,0,,,0.999950000,1.000000000,1.040000000,1.288000000,500,32,208,engine-0,1,ok,00000000000000000000000000000001,true,40.000000,288.000000,120.000
-        1,0,7,2,1.009950000,1.010000000,,1.298000000,500,32,208,,1,http_429,00000000000000000000000000000002,false,,,120.000
+        index,tenant,session,turn,intended_s,sent_s,first_token_s,done_s,prompt_tokens,output_tokens,cached_tokens,endpoint,attempts,outcome,dropped,trace_id,sampled,ttft_ms,e2e_ms,gateway_added_us
+        0,0,,,0.999950000,1.000000000,1.040000000,1.288000000,500,32,208,engine-0,1,ok,,00000000000000000000000000000001,true,40.000000,288.000000,120.000
+        1,0,7,2,1.009950000,1.010000000,,1.298000000,500,32,208,,1,http_429,rejected-saturated,00000000000000000000000000000002,false,,,120.000
         ");
     }
 }

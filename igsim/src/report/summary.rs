@@ -8,6 +8,7 @@ use shared::time::{Dur, Time};
 use super::expect::{Bound, evaluate};
 use super::figures::{EndpointFigures, EngineFigures, Pacing, Report, Routing, Throughput, Tokens, TraceFigures};
 use super::rows::{Failure, Outcome, RequestRow};
+use super::tenants::Tallies;
 use crate::stats::{Distribution, Unit, binomial_99, rounded};
 
 /// The figures of a run while it goes on: bounded memory, however many requests.
@@ -16,6 +17,8 @@ pub struct Summary {
     sent: u64,
     ok: u64,
     errors: BTreeMap<Failure, u64>,
+    dropped: BTreeMap<Arc<str>, u64>,
+    tenants: Tallies,
     endpoints: BTreeMap<Arc<str>, u64>,
     retries: u64,
     tokens: Tokens,
@@ -44,6 +47,8 @@ pub struct RunFacts {
     pub seed: u64,
     /// Whether the run was stopped before its plan was done.
     pub interrupted: bool,
+    /// Every tenant's name and priority, in order.
+    pub tenants: Vec<(String, i32)>,
     /// Every engine's name, in order: one that got nothing is shown as such.
     pub endpoints: Vec<String>,
     /// Whether lateness says something about this machine: live runs only.
@@ -76,6 +81,10 @@ impl Summary {
         if let Some(endpoint) = &row.endpoint {
             *self.endpoints.entry(endpoint.clone()).or_default() += 1;
         }
+        if let Some(reason) = &row.dropped {
+            *self.dropped.entry(Arc::clone(reason)).or_default() += 1;
+        }
+        self.tenants.add(row);
         if let Some(added) = row.added {
             self.added.record(added);
         }
@@ -125,6 +134,8 @@ impl Summary {
             ok: self.ok,
             errors: self.sent - self.ok,
             errors_by_kind: self.errors.iter().map(|(kind, &n)| (kind.to_string(), n)).collect(),
+            dropped_by_reason: self.dropped.iter().map(|(reason, &n)| (reason.to_string(), n)).collect(),
+            tenants: self.tenants.figures(&facts.tenants),
             throughput: Throughput {
                 requests_per_s: rate(self.ok),
                 prompt_tokens_per_s: rate(self.answered_prompt),

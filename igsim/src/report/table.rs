@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::figures::{Report, Routing, TraceFigures};
+use super::tenants;
 use crate::stats::Quantiles;
 
 impl Report {
@@ -23,6 +24,7 @@ impl Report {
         }
         self.requests(out)?;
         self.latency(out)?;
+        tenants::lines(out, &self.tenants)?;
         routing(out, &self.routing, self.engines.preemptions)?;
         self.faults(out)?;
         self.pacing(out)?;
@@ -71,7 +73,13 @@ impl Report {
         }
         let kinds: Vec<String> =
             self.errors_by_kind.iter().map(|(kind, n)| format!("{kind} {}", thousands(*n))).collect();
-        writeln!(out, "Errors     {}", kinds.join("  "))
+        writeln!(out, "Errors     {}", kinds.join("  "))?;
+        if self.dropped_by_reason.is_empty() {
+            return Ok(());
+        }
+        let reasons: Vec<String> =
+            self.dropped_by_reason.iter().map(|(reason, n)| format!("{reason} {}", thousands(*n))).collect();
+        writeln!(out, "Dropped    {}", reasons.join("  "))
     }
 
     fn latency(&self, out: &mut String) -> fmt::Result {

@@ -245,6 +245,15 @@ impl Scenario {
                 "a number of at least 0",
             );
             let known = &self.gateway.objectives;
+            let of_objective = tenant.objective.as_ref().and_then(|o| known.get(o)).copied().unwrap_or(tenant.priority);
+            p.check(
+                tenant.priority == 0 || tenant.priority == of_objective,
+                &path("priority"),
+                tenant.priority,
+                &format!("{of_objective}, the priority of its objective, or none"),
+            );
+            let whole = tenant.slo_ttft.is_none_or(|d| d.get().as_nanos().is_multiple_of(1_000_000));
+            p.check(whole, &path("slo_ttft"), format!("{:?}", tenant.slo_ttft), "whole milliseconds");
             if let Some(objective) = tenant.objective.as_ref().filter(|o| !known.contains_key(*o)) {
                 let names = || known.keys().map(String::as_str);
                 let expected = format!("{} (gateway.objectives)", one_of(names()));
@@ -273,7 +282,9 @@ impl Scenario {
 
     fn check_expectations(&self, p: &mut Problems) {
         for (path, bound) in &self.expectations {
-            if !figure_exists(path) {
+            let tenant = path.strip_prefix("tenants.").and_then(|rest| rest.split('.').next());
+            let unknown = tenant.is_some_and(|name| !self.workload.tenants.iter().any(|t| t.name == name));
+            if unknown || !figure_exists(path) {
                 p.add(path, "no such figure of the report", "a path such as errors, ttft_ms.p99 or traces.incomplete");
             }
             let given: Vec<f64> = [bound.min, bound.max].into_iter().flatten().collect();

@@ -154,12 +154,18 @@ pub struct Tenant {
     #[schemars(range(min = 0))]
     pub weight: f64,
     /// Priority of its requests in llm-d's sense: higher is more important, negative ones are shed. The gateway learns it through
-    /// the objective; engines get its negative, as vLLM runs the lowest first.
+    /// the objective; engines get its negative, as vLLM runs the lowest first. That of its objective when 0.
     #[serde(default)]
     pub priority: i32,
     /// The objective its requests name; must be one of `gateway.objectives`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<String>,
+    /// Objective for the time to first token that its requests name (`x-llm-d-slo-ttft-ms`, whole milliseconds).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo_ttft: Option<HumanDur>,
+    /// How long its requests may wait in the gateway's queue, as they say (`x-llm-d-inference-ttl`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_ttl: Option<HumanDur>,
 }
 
 /// The endpoint that is called.
@@ -225,6 +231,12 @@ impl Tenant {
     /// objectives only.
     pub fn objective_name(&self) -> Option<&str> {
         self.objective.as_deref().or((self.priority != 0).then_some(self.name.as_str()))
+    }
+
+    /// The priority of its requests: its own, else that of its objective.
+    pub fn priority_by(&self, objectives: &std::collections::BTreeMap<String, i32>) -> i32 {
+        let of_objective = || self.objective.as_ref().and_then(|o| objectives.get(o)).copied().unwrap_or(0);
+        if self.priority == 0 { of_objective() } else { self.priority }
     }
 }
 

@@ -247,6 +247,12 @@ impl Scenario {
         config
     }
 
+    /// Every tenant's name and priority.
+    pub fn tenants(&self) -> Vec<(String, i32)> {
+        let objectives = &self.gateway.objectives;
+        self.workload.tenants.iter().map(|t| (t.name.clone(), t.priority_by(objectives))).collect()
+    }
+
     /// The first port of each group of simulated engines, by the group's index: its own, else the one after the previous group's
     /// last. 0 is any free port. Not bounded to 16 bits; validation sees to that.
     pub fn first_ports(&self) -> Vec<(usize, u32)> {

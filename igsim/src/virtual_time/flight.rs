@@ -42,6 +42,10 @@ impl Leg {
 /// A request between its sending and its end.
 pub(super) struct Flight {
     pub(super) leg: Leg,
+    /// Whether it waits in the gateway.
+    pub(super) waits: bool,
+    /// llm-d's name for the reason why the gateway refused it.
+    pub(super) dropped: Option<&'static str>,
     /// When the engine of this attempt took it in.
     pub(super) taken: Option<Time>,
     pub(super) plan: PlannedRequest,
@@ -76,6 +80,8 @@ impl Flight {
     pub(super) fn new(plan: PlannedRequest, sent: Time) -> Flight {
         Flight {
             leg: Leg::default(),
+            waits: false,
+            dropped: None,
             taken: None,
             id: RequestId::sanitise(&format!("req-{}", plan.index)),
             plan,
@@ -244,6 +250,7 @@ impl Flight {
             endpoint: self.endpoint.as_ref().map(|(_, name)| Arc::clone(name)),
             attempts: self.attempts,
             outcome,
+            dropped: self.dropped.map(Arc::from),
             trace_id: trace.map(|c| c.trace_id),
             sampled: trace.is_some_and(|c| c.sampled),
             added: self.added,

@@ -8,7 +8,7 @@ use engine_sim::core::facts::EngineFact;
 use engine_sim::core::faults::{Down, Lost, RequestFault, http_error_type};
 use gateway::core::gateway::{Input as GatewayInput, Output as GatewayOutput, RequestKey as GatewayKey};
 use gateway::spans::Failure as Broke;
-use shared::time::{Dur, Stopped, Time};
+use shared::time::{Dur, Time};
 use shared::trace::Trail;
 
 use super::cost::CostWatch;
@@ -39,7 +39,7 @@ pub(super) enum Limit {
 
 /// What has to be remembered where attempts can be lost.
 pub(super) struct Losses {
-    /// Time limits are only looked at where something can go wrong: they cost an event each.
+    /// Time limits are only looked at where something can go wrong or wait: they cost an event each.
     limits: Option<(Dur, Dur)>,
     legs: u64,
     /// Records of attempts that the gateway gave up and the engine has not let go of yet.
@@ -50,7 +50,8 @@ impl Losses {
     pub(super) fn of(scenario: &Scenario) -> Losses {
         let timeouts = &scenario.gateway.timeouts;
         let faulty = scenario.engines.iter().any(|group| !group.faults.is_empty());
-        let limits = faulty.then(|| (timeouts.response_head.get(), timeouts.total.get()));
+        let waits = scenario.gateway.flow_control.as_ref().is_some_and(|f| f.enabled);
+        let limits = (faulty || waits).then(|| (timeouts.response_head.get(), timeouts.total.get()));
         Losses { limits, legs: 0, left: BTreeMap::new() }
     }
 
@@ -150,19 +151,13 @@ impl World<'_> {
         flight.start_over();
         flight.attempt_failed(now, failure);
         let mut watch = CostWatch(now);
-        let input = GatewayInput::AttemptFailed { key: GatewayKey(slot as u64), endpoint, failure };
-        self.gateway.handle(now, input, &mut watch, &mut self.decisions);
+        self.ask(now, GatewayInput::AttemptFailed { key: GatewayKey(slot as u64), endpoint, failure }, &mut watch);
         if matches!(self.decisions.last(), Some(GatewayOutput::Reject { .. })) {
             self.decisions.clear();
             self.flight(slot).endpoint = None;
             return self.fail(slot, failure);
         }
-        let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.clear();
-        self.flight(slot).plan.tokens(&mut tokens);
-        self.tokens = tokens;
-        self.decide(slot, watch.0);
-        self.name_blocks(slot);
+        self.decide_all(watch.0, None);
     }
 
     /// Ends a request that its engine has or may have.
@@ -172,8 +167,7 @@ impl World<'_> {
         let flight = self.flight(slot);
         flight.attempt_failed(now, failure);
         let (endpoint, _) = flight.endpoint.clone().expect("the request was dispatched");
-        let input = GatewayInput::GivenUp { key: GatewayKey(slot as u64), endpoint, failure };
-        self.gateway.handle(now, input, &mut Stopped(now), &mut self.decisions);
+        self.tell(GatewayInput::GivenUp { key: GatewayKey(slot as u64), endpoint, failure });
         self.fail(slot, failure);
     }
 
@@ -215,6 +209,15 @@ impl World<'_> {
     /// A time limit is reached, perhaps long after the request it was for ended.
     pub(super) fn overdue(&mut self, slot: usize, limit: Limit) {
         let Some(flight) = self.flights.get(slot).and_then(Option::as_ref) else { return };
+        if flight.waits {
+            let concerned = matches!(limit, Limit::Total(index) if flight.plan.index == index);
+            if concerned {
+                self.flight(slot).waits = false;
+                self.tell(GatewayInput::Cancelled(GatewayKey(slot as u64)));
+                self.fail(slot, Broke::Timeout);
+            }
+            return;
+        }
         // The connection breaks with the answer: what the engine still does is for nobody.
         match limit {
             Limit::Head(leg) if flight.leg == leg && !flight.began(self.now) => self.late(slot),

@@ -5,7 +5,7 @@
 
 use gateway::core::gateway::{EndpointChange, Input};
 use gateway::core::pool::EndpointId;
-use shared::time::{Stopped, Time};
+use shared::time::Time;
 
 use super::world::{Event, World};
 
@@ -54,7 +54,7 @@ impl World<'_> {
     }
 
     fn tell_change(&mut self, change: EndpointChange) {
-        self.gateway.handle(self.now, Input::Endpoint(change), &mut Stopped(self.now), &mut self.decisions);
+        self.tell(Input::Endpoint(change));
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod cost;
 mod flight;
+mod gate;
 mod loss;
 mod membership;
 mod peers;

@@ -6,7 +6,7 @@ use engine_sim::core::faults::PageFault;
 use gateway::core::gateway::Input;
 use gateway::core::pool::{EndpointId, EndpointMetrics, ScrapeError};
 use gateway::spans::ScrapeFact;
-use shared::time::{Dur, Stopped, Time};
+use shared::time::{Dur, Time};
 
 use super::world::{Event, World};
 
@@ -81,7 +81,6 @@ impl World<'_> {
 
     pub(super) fn scraped(&mut self, engine: usize, metrics: Result<EndpointMetrics, ScrapeError>) {
         let endpoint = EndpointId(engine as u32);
-        let input = Input::Metrics { endpoint, metrics };
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        self.tell(Input::Metrics { endpoint, metrics });
     }
 }

@@ -12,14 +12,15 @@ use engine_sim::core::hasher::prepare_prompt;
 use engine_sim::core::kv_transfer::KvInput;
 use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::gateway::{
-    Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey, SessionKey,
+    Deadlines, Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey,
+    SessionKey,
 };
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
 use gateway::core::prefix_index::PrefixHasher;
 use gateway::spans::{GatewayFact, proxy_span_id};
 use shared::block_hash::ExtraKeys;
 use shared::rng::Seed;
-use shared::time::{Dur, Stage, Stopped, Stopwatch, Time};
+use shared::time::{Dur, Stage, Stopwatch, Time};
 use shared::tokens::TokenId;
 use shared::trace::context::TraceContext;
 use shared::trace::{OwnTraces, Resource, Telemetry, Tracer};
@@ -33,7 +34,7 @@ use super::queue::Queue;
 use super::{Ended, Observer};
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, Failure, FaultFigures, Outcome};
-use crate::scenario::{Api, Scenario};
+use crate::scenario::{Api, Scenario, Tenant};
 use crate::workload::{Answer, Plan, PlannedRequest};
 
 /// What happens. Slots name requests in flight, legs their attempts, numbers name engines.
@@ -70,6 +71,8 @@ pub(super) enum Event {
         leg: Leg,
         loss: Loss,
     },
+    /// The gateway's core wants to be looked at.
+    GatewayDue,
     /// A time limit of the gateway is reached.
     Overdue {
         slot: usize,
@@ -95,8 +98,9 @@ impl Event {
             Event::Scraped(..) => 6,
             Event::FirstChunk(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
-            Event::Overdue { .. } => 9,
-            Event::Done { .. } => 10,
+            Event::GatewayDue => 9,
+            Event::Overdue { .. } => 10,
+            Event::Done { .. } => 11,
         }
     }
 }
@@ -118,6 +122,8 @@ pub(super) struct World<'a> {
     plan: Plan,
     queue: Queue<Event>,
     pub(super) gateway: Gateway,
+    /// When the gateway's core is looked at next.
+    pub(super) gateway_due: Option<Time>,
     tracer: Tracer,
     pub(super) scrape_traces: Option<Arc<OwnTraces>>,
     pub(super) machines: Vec<Machine>,
@@ -126,8 +132,8 @@ pub(super) struct World<'a> {
     open: usize,
     model: Arc<str>,
     api: &'static str,
-    /// Names of the tenants.
-    tenants: Vec<Arc<str>>,
+    /// Names of the tenants, and how soon they want their requests.
+    tenants: Vec<(Arc<str>, Deadlines)>,
     pub(super) client_delay: Dur,
     pub(super) engine_delay: Dur,
     pub(super) scrape_every: Dur,
@@ -174,6 +180,7 @@ impl<'a> World<'a> {
         let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
         World {
             gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
+            gateway_due: None,
             tracer,
             scrape_traces,
             machines,
@@ -184,7 +191,7 @@ impl<'a> World<'a> {
             open: 0,
             model: scenario.model().into(),
             api: path_of(scenario.workload.api),
-            tenants: scenario.workload.tenants.iter().map(|t| t.name.as_str().into()).collect(),
+            tenants: scenario.workload.tenants.iter().map(|t| (t.name.as_str().into(), deadlines(t))).collect(),
             client_delay: scenario.network.client_gateway.get(),
             engine_delay: scenario.network.gateway_engine.get(),
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
@@ -248,6 +255,7 @@ impl<'a> World<'a> {
             | Event::Answered { .. }
             | Event::Refused { .. }
             | Event::Lost { .. } => {}
+            Event::GatewayDue => self.gateway_due(),
             Event::Overdue { slot, limit } => self.overdue(slot, limit),
             Event::Done { slot, outcome } => self.done(slot, outcome, observer),
         }
@@ -300,6 +308,12 @@ impl<'a> World<'a> {
         let trail = self.tracer.open::<GatewayFact>(&started, now);
         let api = self.api;
         trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
+        let tenant = self.flights[slot].as_ref().map(|f| usize::from(f.plan.tenant));
+        let tenant = tenant.and_then(|t| self.tenants.get(t)).cloned();
+        let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d)| (Some(name), d));
+        if deadlines.ttft.is_some() {
+            trail.note(now, || GatewayFact::Objectives { ttft: deadlines.ttft, tpot: None });
+        }
         self.tokens.clear();
         let mut tokens = std::mem::take(&mut self.tokens);
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
@@ -317,12 +331,13 @@ impl<'a> World<'a> {
             size_bytes: flight.body_bytes,
             priority: 0,
             objective: flight.plan.objective.clone(),
-            fairness_id: self.tenants.get(usize::from(flight.plan.tenant)).cloned(),
+            fairness_id,
             session: flight.plan.session.map(|(s, _)| SessionKey(s.0)),
             session_endpoint: None,
             selection: None,
             prompt_tokens_estimate: flight.plan.prompt_tokens,
             max_output_tokens: Some(flight.plan.output_tokens),
+            deadlines,
             prefix: hasher.finish(),
             trail: trail.clone(),
         };
@@ -332,10 +347,10 @@ impl<'a> World<'a> {
         let mut watch = CostWatch(now);
         watch.lap(Stage::Parse { bytes: flight.body_bytes });
         let parsed = watch.0;
-        self.gateway.handle(parsed, GatewayInput::Request(Box::new(info)), &mut watch, &mut self.decisions);
+        self.flight(slot).waits = true;
+        self.ask(parsed, GatewayInput::Request(Box::new(info)), &mut watch);
         self.limit_total(slot);
-        self.decide(slot, watch.0);
-        self.name_blocks(slot);
+        self.decide_all(watch.0, Some(slot));
     }
 
     /// Names the prompt's blocks as the chosen engine does, while its tokens are at hand.
@@ -349,8 +364,8 @@ impl<'a> World<'a> {
     }
 
     /// Does what the gateway decided about the request in `slot` at `at`.
-    pub(super) fn decide(&mut self, slot: usize, at: Time) {
-        let decision = self.decisions.pop().expect("the gateway answers every request at once");
+    pub(super) fn decide(&mut self, slot: usize, at: Time, decision: GatewayOutput) {
+        self.flight(slot).waits = false;
         match decision {
             GatewayOutput::Dispatch { endpoint, attempt, .. } => {
                 let config = &self.gateway.endpoints()[endpoint.index()].config;
@@ -367,6 +382,7 @@ impl<'a> World<'a> {
             GatewayOutput::Reject { rejection, .. } => {
                 let status = rejection.status();
                 let flight = self.flight(slot);
+                flight.dropped = rejection.dropped();
                 flight.trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
                 std::mem::take(&mut flight.trail).finish(at);
                 self.push(
@@ -548,8 +564,7 @@ impl<'a> World<'a> {
     /// The first chunk of an answer is at the gateway.
     fn first_chunk(&mut self, slot: usize) {
         let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
-        let input = GatewayInput::FirstChunk { key: GatewayKey(slot as u64), endpoint };
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        self.tell(GatewayInput::FirstChunk { key: GatewayKey(slot as u64), endpoint });
     }
 
     /// The end of the answer is at the gateway.
@@ -558,6 +573,10 @@ impl<'a> World<'a> {
         let model = Arc::clone(&self.model);
         let flight = self.flight(slot);
         flight.gateway_end(now, reason, model);
+        let (prompt_tokens, output_tokens) = (flight.plan.prompt_tokens, flight.output_tokens);
+        if self.gateway.reads_usage() {
+            self.tell(GatewayInput::Used { key: GatewayKey(slot as u64), prompt_tokens, output_tokens });
+        }
         self.tell_status(slot, 200);
         self.leave(slot);
         self.push(now + self.client_delay, Event::Done { slot, outcome: Outcome::Ok });
@@ -578,15 +597,13 @@ impl<'a> World<'a> {
     /// The gateway's core learns how an engine answered.
     fn tell_status(&mut self, slot: usize, status: u16) {
         let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
-        let input = GatewayInput::ResponseStarted { key: GatewayKey(slot as u64), endpoint, status };
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        self.tell(GatewayInput::ResponseStarted { key: GatewayKey(slot as u64), endpoint, status });
     }
 
     /// The gateway's core forgets the request.
     pub(super) fn leave(&mut self, slot: usize) {
         let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
-        let input = GatewayInput::Finished { key: GatewayKey(slot as u64), endpoint };
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        self.tell(GatewayInput::Finished { key: GatewayKey(slot as u64), endpoint });
         self.flight(slot).leg = Leg::default();
     }
 
@@ -616,6 +633,10 @@ impl<'a> World<'a> {
     pub(super) fn flight(&mut self, slot: usize) -> &mut Flight {
         self.flights[slot].as_mut().expect("an event names an open request")
     }
+}
+
+fn deadlines(tenant: &Tenant) -> Deadlines {
+    Deadlines { ttft: tenant.slo_ttft.map(|d| d.get()), tpot: None, ttl: tenant.queue_ttl.map(|d| d.get()) }
 }
 
 /// The route a request goes to.

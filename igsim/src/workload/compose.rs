@@ -16,6 +16,7 @@ use crate::scenario::{Arrivals, Builtin, Scenario, ThinkTime, Workload};
 pub(super) struct Composer {
     workload: Workload,
     objectives: Vec<Option<Arc<str>>>,
+    priorities: Vec<i32>,
     client_think: ThinkTime,
     tenant_weights: Weighted,
     groups: Option<Weighted>,
@@ -64,6 +65,7 @@ impl Composer {
         };
         let zipf = |groups: u32, skew: f64| Weighted::new((1..=groups).map(move |k| f64::from(k).powf(-skew)));
         Composer {
+            priorities: scenario.tenants().into_iter().map(|(_, priority)| priority).collect(),
             objectives: workload.tenants.iter().map(|t| t.objective_name().map(Arc::from)).collect(),
             tenant_weights: Weighted::new(workload.tenants.iter().map(|t| t.weight)),
             groups: workload.prefixes.as_ref().map(|p| zipf(p.groups, p.skew)),
@@ -184,7 +186,7 @@ impl Composer {
             output_tokens,
             output: ContentId(self.dice.text_answer.bits(key, turn.into())),
             streaming: self.dice.streaming.unit(key, turn.into()) < self.workload.streaming,
-            priority: self.workload.tenants.get(usize::from(tenant)).map_or(0, |t| t.priority),
+            priority: self.priorities.get(usize::from(tenant)).copied().unwrap_or(0),
             objective: self.objectives.get(usize::from(tenant)).cloned().flatten(),
             key,
             turn,

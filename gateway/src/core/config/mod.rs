@@ -8,6 +8,7 @@ mod edge;
 mod flow_control;
 mod profile;
 mod resilience;
+mod saturation;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use flow_control::{BandConfig, FairnessPolicy, FlowControlConfig, OrderingPo
 pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 pub(crate) use profile::{WEIGHT, is_weight};
 pub use resilience::{OutlierConfig, RetryConfig};
+pub use saturation::{ConcurrencyConfig, ConcurrencyMode, Detector, SaturationConfig};
 
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
 use crate::core::scheduler::parameters::Reader;
@@ -46,9 +48,9 @@ pub struct GatewayConfig {
     /// Prefill by an endpoint of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disaggregation: Option<DisaggregationConfig>,
-    /// When sheddable requests are refused.
+    /// When the pool is full: sheddable requests are refused, or with flow control all requests wait.
     pub saturation: SaturationConfig,
-    /// Queues in the gateway: read and checked, and not built yet.
+    /// Queues in the gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow_control: Option<FlowControlConfig>,
     /// The approximate index of prompt prefixes.
@@ -96,19 +98,6 @@ pub struct PoolConfig {
     pub name: String,
     /// Namespace of the pool.
     pub namespace: String,
-}
-
-/// The utilization detector: the pool is saturated when the mean over its endpoints of
-/// max(waiting / queue_depth_threshold, kv_usage / kv_cache_threshold) reaches 1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SaturationConfig {
-    /// Waiting requests at which one endpoint counts as full.
-    pub queue_depth_threshold: u32,
-    /// KV-cache usage (0 to 1) at which one endpoint counts as full.
-    pub kv_cache_threshold: f64,
-    /// An endpoint whose metrics are older than this counts as full: the detector fails closed.
-    pub metrics_staleness: HumanDur,
 }
 
 /// The approximate prefix index: which endpoint was sent which prompt prefix (llm-d's `approx-prefix-cache-producer`).
@@ -190,13 +179,6 @@ pub struct LimitConfig {
 impl Default for PoolConfig {
     fn default() -> PoolConfig {
         PoolConfig { name: "default-pool".to_owned(), namespace: "default".to_owned() }
-    }
-}
-
-impl Default for SaturationConfig {
-    /// llm-d's `utilization-detector`.
-    fn default() -> SaturationConfig {
-        SaturationConfig { queue_depth_threshold: 5, kv_cache_threshold: 0.8, metrics_staleness: HumanDur::millis(200) }
     }
 }
 
@@ -366,16 +348,6 @@ impl shared::config::Validate for GatewayConfig {
 
 /// More attempts than this turn an outage into a storm.
 const MAX_RETRIES: u32 = 8;
-
-impl SaturationConfig {
-    fn validate(&self, out: &mut Vec<ConfigProblem>) {
-        at_least("saturation.queue_depth_threshold", self.queue_depth_threshold, 1, out);
-        let kv = self.kv_cache_threshold;
-        if !(kv > 0.0 && kv <= 1.0) {
-            problem("saturation.kv_cache_threshold", kv, "a number above 0 and at most 1".to_owned(), out);
-        }
-    }
-}
 
 impl InFlightConfig {
     fn validate(&self, out: &mut Vec<ConfigProblem>) {

@@ -49,6 +49,7 @@ fn request(key: u64) -> Box<RequestInfo> {
         selection: None,
         prompt_tokens_estimate: 4,
         max_output_tokens: None,
+        deadlines: Default::default(),
         prefix: Vec::new(),
         trail: Trail::off(),
     })
@@ -401,3 +402,5 @@ proptest! {
         prop_assert_eq!(run(), run());
     }
 }
+
+mod waiting;
