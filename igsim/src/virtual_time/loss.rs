@@ -197,7 +197,13 @@ impl World<'_> {
         let status = match (flight.began(now), failure) {
             (true, _) => 200,
             (false, Broke::Timeout) => 504,
-            (false, Broke::Status(status)) => status,
+            (false, Broke::Status(status)) => {
+                // The engine's own answer is passed on.
+                flight.gateway_refusal(now, status);
+                flight.leg = Leg::default();
+                let outcome = Outcome::Failed(Failure::Status(status));
+                return self.push(now + self.client_delay, Event::Done { slot, outcome });
+            }
             (false, Broke::Connect | Broke::Reset | Broke::Cancelled | Broke::Abandoned) => 502,
         };
         flight.gateway_failure(now, status, failure);
