@@ -301,15 +301,16 @@ impl Director {
         let max_active = self.max_active;
         let candidates = &mut self.scheduler.room.candidates;
         candidates.clear();
-        let endpoints = self.pool.members().filter(|(_, e)| e.serves(&info.model) && e.in_flight < max_active);
-        candidates.extend(endpoints.filter_map(|(id, e)| {
-            (!tried.contains(&id)).then(|| Candidate {
-                matched_blocks: if prefix { self.matched[id.index()] } else { 0 },
-                had_session: bound == Some(id),
-                cold_position: if cold { self.cold.position(id) } else { None },
-                adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
-                ..candidate(now, id, e)
-            })
+        let endpoints = self
+            .pool
+            .members()
+            .filter(|(id, e)| e.serves(&info.model) && e.in_flight < max_active && !tried.contains(id));
+        candidates.extend(endpoints.map(|(id, e)| Candidate {
+            matched_blocks: if prefix { self.matched[id.index()] } else { 0 },
+            had_session: bound == Some(id),
+            cold_position: if cold { self.cold.position(id) } else { None },
+            adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
+            ..candidate(now, id, e)
         }));
     }
 

@@ -26,7 +26,7 @@ const MAX_ENDPOINTS: usize = 10_000;
 #[derive(Debug)]
 pub(crate) enum Source {
     File(FileSource),
-    Dns(DnsSource),
+    Dns(Box<DnsSource>),
 }
 
 /// What a source said.
@@ -46,7 +46,7 @@ impl Source {
     pub(crate) fn new(config: &DiscoveryConfig) -> Result<Source, String> {
         match config {
             DiscoveryConfig::File(file) => FileSource::new(file).map(Source::File),
-            DiscoveryConfig::Dns(dns) => DnsSource::new(dns).map(Source::Dns),
+            DiscoveryConfig::Dns(dns) => DnsSource::new(dns).map(|source| Source::Dns(Box::new(source))),
         }
     }
 
