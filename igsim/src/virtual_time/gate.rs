@@ -50,6 +50,7 @@ impl World<'_> {
                     self.fetch_tokens(slot);
                     at_hand = Some(slot);
                 }
+                self.look_back(slot, at);
                 self.name_blocks(slot);
             }
         }

@@ -6,6 +6,7 @@
 pub mod cost;
 mod flight;
 mod gate;
+mod hindsight;
 mod loss;
 mod membership;
 mod peers;
