@@ -25,8 +25,8 @@ fn kept(text: &str) -> tempfile::NamedTempFile {
 async fn whoever_has_no_token_is_refused_and_the_token_goes_nowhere() {
     let mut engine = Engine::start(0).await;
     let tokens = kept("# operators\nsesame-1\nsesame-2\n");
-    let mut config = GatewayConfig::default();
-    config.auth = Some(AuthConfig { bearer_tokens_file: Some(tokens.path().into()), bearer_tokens_env: None });
+    let auth = AuthConfig { bearer_tokens_file: Some(tokens.path().into()), bearer_tokens_env: None };
+    let config = GatewayConfig { auth: Some(auth), ..GatewayConfig::default() };
     let gateway = Running::start(config, vec![engine.backend("a")]).await;
     for wrong in [None, Some("Bearer sesame"), Some("Basic sesame-1")] {
         for mut request in [gateway.chat(), gateway.post("/v1/embeddings", "{}"), models(&gateway)] {
