@@ -107,7 +107,7 @@ impl Stack {
         let (stop, phase) = watch::channel(Phase::Serving);
         let mut stack = Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
         let (mut backends, mut engines, mut engine_tasks) = (Vec::new(), Vec::new(), Vec::new());
-        let mut changes = Vec::new();
+        let (mut changes, mut joins) = (Vec::new(), Vec::new());
         let ports_of: std::collections::BTreeMap<usize, u32> = scenario.first_ports().into_iter().collect();
         for (g, group) in scenario.engines.iter().enumerate() {
             for i in 0..group.count {
@@ -126,10 +126,8 @@ impl Stack {
                 if let Some(at) = group.drains_at {
                     changes.push(Change::Drains(at.get(), name.clone()));
                 }
-                match group.joins_at {
-                    Some(at) => changes.push(Change::Joins(at.get(), backend)),
-                    None => backends.push(backend),
-                }
+                backends.push(backend);
+                joins.push(group.joins_at);
                 engines.push((name, url));
             }
         }
@@ -141,6 +139,10 @@ impl Stack {
             config.precise_prefix.manager = Some(format!("http://{manager}"));
             engine_tasks.push(task);
         }
+        // Sidecars and the index stand beside every engine; the gateway knows some of them later.
+        let (later, backends): (Vec<_>, Vec<_>) = backends.into_iter().zip(joins).partition(|(_, at)| at.is_some());
+        changes.extend(later.into_iter().filter_map(|(backend, at)| Some(Change::Joins(at?.get(), backend))));
+        let backends: Vec<_> = backends.into_iter().map(|(backend, _)| backend).collect();
         let known = backends.len() as u64;
         let server = gateway(scenario, config, telemetry, clock, ports, backends).await?;
         membership::plan(changes, &server.endpoints(), clock);
