@@ -92,6 +92,7 @@ fn each_file_defines_its_own_attributes() {
             let owner = match key.split('.').next().unwrap_or_default() {
                 "gateway" => "registry/gateway.yaml",
                 "vllm" => "registry/vllm.yaml",
+                _ if key.starts_with("llm_d.kv_cache.") => "registry/kv-cache-manager.yaml",
                 _ if key.starts_with("gen_ai.latency.") || VLLMS_OWN.contains(&key) => "registry/vllm.yaml",
                 _ => "registry/upstream.yaml",
             };
