@@ -14,6 +14,7 @@ use gateway::core::kv_index::events::{Batch, CacheEvent, EngineHash, Stored, Tie
 use gateway::core::pool::EndpointId;
 use gateway::core::prefix_index::prefix_hashes;
 use gateway::core::request::{Output, RequestInfo};
+use gateway::pd_proxy::core::Object;
 use gateway::spans::GatewayFact;
 use shared::openai::Request;
 use shared::time::{Dur, Stopped, Ticking, Time};
@@ -58,6 +59,21 @@ fn decisions(c: &mut Criterion, name: &str, gateway: impl Fn(u32) -> Gateway, tr
                 |info| decide(&mut gateway, info, &mut out),
                 BatchSize::SmallInput,
             );
+        });
+    }
+    group.finish();
+}
+
+/// What a sidecar does to a body: reads its members and writes it for the engine that prefills.
+fn edit(c: &mut Criterion) {
+    let mut group = c.benchmark_group("pd_proxy_edit");
+    for bytes in [256usize, 4096, 65_536] {
+        let prompt = "word ".repeat((bytes - 100) / 5);
+        let body = format!(r#"{{"model":"m","prompt":"{prompt}","max_tokens":64,"ignore_eos":true,"stream":true}}"#);
+        let body = bytes::Bytes::from(body);
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
+            b.iter(|| Object::read(body.clone()).expect("an object").for_prefill());
         });
     }
     group.finish();
@@ -148,5 +164,5 @@ fn kv_index(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, schedule, schedule_recorded, schedule_epp, parse, kv_index);
+criterion_group!(benches, schedule, schedule_recorded, schedule_epp, parse, edit, kv_index);
 criterion_main!(benches);

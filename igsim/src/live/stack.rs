@@ -17,8 +17,9 @@ use shared::trace::{Resource, Telemetry, TelemetryError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::proxies::Proxies;
 use crate::replay::ReplayError;
-use crate::report::{EngineFigures, FaultFigures};
+use crate::report::{EngineFigures, FaultFigures, PdFigures};
 use crate::scenario::{Api, EngineGroup, Listen, Scenario};
 use crate::virtual_time::world::path_of;
 
@@ -31,6 +32,12 @@ pub enum StackError {
     /// The gateway cannot start.
     #[error(transparent)]
     Gateway(#[from] ServeError),
+    /// A sidecar cannot start.
+    #[error(transparent)]
+    Sidecar(#[from] gateway::pd_proxy::server::BindError),
+    /// An engine that prefills has an address that no sidecar can be told.
+    #[error("the address of an engine that prefills: {0}")]
+    Target(gateway::pd_proxy::core::BadTarget),
     /// An engine's URL is none.
     #[error(transparent)]
     Backend(#[from] BadBackend),
@@ -67,16 +74,18 @@ pub struct Stack {
     stop: watch::Sender<Phase>,
     gateway_task: JoinHandle<GatewayStats>,
     engine_tasks: Vec<JoinHandle<std::io::Result<()>>>,
+    proxies: Proxies,
     pacer: Pacer,
     own_engines: usize,
     control: Option<SocketAddr>,
 }
 
-/// The gateway stops before the engines it is draining into.
+/// Whoever drains stops before what it is draining into.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(super) enum Phase {
     Serving,
     StopGateway,
+    StopProxies,
     StopEngines,
 }
 
@@ -118,6 +127,7 @@ impl Stack {
         }
         let own_engines = stack.own;
         let control = control(scenario, &pacer, clock, phase.clone()).await?;
+        let proxies = Proxies::start(scenario, telemetry, clock, &phase, &mut backends).await?;
         let mut config = scenario.gateway_config();
         if let Some((manager, task)) = kv_manager(scenario, telemetry, clock, &backends, phase.clone()).await? {
             config.precise_prefix.manager = Some(format!("http://{manager}"));
@@ -131,7 +141,7 @@ impl Stack {
         while stats().scrapes < engines.len() as u64 && !gateway_task.is_finished() {
             tokio::time::sleep(LOOK_AGAIN.to_std()).await;
         }
-        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, pacer, own_engines, control })
+        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, proxies, pacer, own_engines, control })
     }
 
     /// The gateway's URL of an endpoint.
@@ -153,7 +163,11 @@ impl Stack {
             [] => String::new(),
         };
         let control = self.control.map_or_else(String::new, |at| format!("  faults http://{at}/faults"));
-        format!("gateway {}  engines {shown}{control}", self.gateway_url())
+        let sidecars = match self.proxies.len() {
+            0 => String::new(),
+            n => format!("  {n} pd-proxies"),
+        };
+        format!("gateway {}  engines {shown}{sidecars}{control}", self.gateway_url())
     }
 
     /// Every engine, by name and URL.
@@ -168,6 +182,8 @@ impl Stack {
             tracing::error!(%error, "the gateway ended badly");
             GatewayStats::default()
         });
+        self.stop.send_replace(Phase::StopProxies);
+        let pd = self.proxies.stopped().await;
         self.stop.send_replace(Phase::StopEngines);
         for task in self.engine_tasks {
             match task.await {
@@ -176,7 +192,7 @@ impl Stack {
                 Err(error) => tracing::error!(%error, "an engine's server ended badly"),
             }
         }
-        (figures(&self.pacer, self.own_engines), gateway)
+        (figures(&self.pacer, self.own_engines, pd), gateway)
     }
 }
 
@@ -323,11 +339,11 @@ async fn gateway(
 }
 
 /// Completes once the phase is reached, or nobody is left to say so.
-async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+pub(super) async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|now| *now >= wanted).await;
 }
 
-fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
+fn figures(pacer: &Pacer, own: usize, pd: PdFigures) -> EngineFigures {
     let Lateness { p50, p99, behind_share, events, .. } = pacer.lateness();
     let count = |pick: &dyn Fn(&Engine) -> u64| (0..own).map(|i| pacer.engine(i).inspect(|e| pick(e))).sum();
     EngineFigures {
@@ -339,5 +355,6 @@ fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
         late_step_share: behind_share,
         fell_behind: pacer.lateness().fell_behind(),
         planned_moments: events,
+        pd,
     }
 }

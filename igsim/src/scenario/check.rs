@@ -77,6 +77,7 @@ impl Scenario {
     fn check_engines(&self, group: &EngineGroup, p: &mut Problems) {
         let twice = group.role.is_some() && group.labels.contains_key(ROLE_LABEL);
         p.check(!twice, "role", format!("a role beside the label {ROLE_LABEL}"), "one of the two");
+        self.check_pd_proxy(group, p);
         if let Some(url) = &group.url {
             let ok = ["http://", "https://"].iter().any(|s| url.strip_prefix(s).is_some_and(|host| !host.is_empty()));
             p.check(ok, "url", format!("{url:?}"), "an address such as http://10.0.0.5:8000");

@@ -7,6 +7,7 @@ mod check;
 mod fleet;
 mod length;
 mod load;
+mod pd;
 
 use std::collections::BTreeMap;
 use std::path::Path;

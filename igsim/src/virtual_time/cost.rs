@@ -23,6 +23,10 @@ const KV_APPLY_PS_PER_BLOCK: u64 = 150_000;
 /// Naming the blocks of a prompt in the engine: a fixed part and picoseconds per token (bench `prepare_prompt`).
 const INPUTS_NS: u64 = 20;
 const INPUTS_PS_PER_TOKEN: u64 = 865;
+/// Reading the members of a body and writing it with others: a fixed part (bench `pd_proxy_edit/256`).
+const EDIT_NS: u64 = 325;
+/// The same in picoseconds per byte (bench `pd_proxy_edit/65536`).
+const EDIT_PS_PER_BYTE: u64 = 150;
 
 /// What one stage of the gateway costs.
 pub fn stage(stage: Stage) -> Dur {
@@ -44,6 +48,11 @@ pub fn stage(stage: Stage) -> Dur {
 /// What processing a prompt costs the engine's front end.
 pub fn process_inputs(prompt_tokens: u32) -> Dur {
     Dur::from_nanos(INPUTS_NS + u64::from(prompt_tokens) * INPUTS_PS_PER_TOKEN / 1000)
+}
+
+/// What reading a body's members and writing it anew costs a sidecar.
+pub fn edit_body(bytes: u32) -> Dur {
+    Dur::from_nanos(EDIT_NS + u64::from(bytes) * EDIT_PS_PER_BYTE / 1000)
 }
 
 /// Bytes of a request's body around its prompt: the JSON that the load client writes.

@@ -10,8 +10,10 @@ mod hindsight;
 mod kv_events;
 mod loss;
 mod peers;
+mod prefill;
 pub mod queue;
 mod scrapes;
+mod sidecar;
 pub(crate) mod world;
 
 use shared::rng::Seed;
