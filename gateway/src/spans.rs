@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Val};
+
+pub use self::collect::ScrapeFact;
 
 use crate::core::config::{FairnessPolicy, OrderingPolicy};
 use crate::core::request::Rejection;
@@ -81,6 +83,8 @@ pub enum Failure {
     Timeout,
     /// The engine broke off.
     Reset,
+    /// The engine answered with a status that is asked for elsewhere.
+    Status(u16),
     /// The caller went away: no error.
     Cancelled,
     /// The gateway stopped before the response was complete.
@@ -94,8 +98,19 @@ impl Failure {
             Failure::Connect => Some(("connection_failed", "the engine could not be reached")),
             Failure::Timeout => Some(("timeout", "the engine took too long")),
             Failure::Reset => Some(("connection_reset", "the engine broke off")),
-            Failure::Cancelled => None,
+            // The status says it.
+            Failure::Cancelled | Failure::Status(_) => None,
             Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
+        }
+    }
+}
+
+impl Failure {
+    /// The status of an engine whose answer is not passed on.
+    const fn status(self) -> Option<u16> {
+        match self {
+            Failure::Status(status) => Some(status),
+            Failure::Connect | Failure::Timeout | Failure::Reset | Failure::Cancelled | Failure::Abandoned => None,
         }
     }
 }
@@ -313,6 +328,10 @@ pub enum GatewayFact {
         /// The endpoint that failed.
         failed: Arc<str>,
     },
+    /// Core: no other endpoint is tried because the retry budget is spent.
+    RetryRefused,
+    /// Driver: the trace begins here; the caller's own is another one. Boxed, as it is rare and large.
+    LinkedFrom(Box<LinkTo>),
     /// Driver: before connecting to an endpoint.
     AttemptStarted {
         /// The attempt, from 0.
@@ -529,6 +548,12 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             GatewayFact::Retry { attempt, failed } => {
                 let endpoint = ("gateway.backend.endpoint.name", failed.into());
                 self.root.event("gateway.retry", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
+            }
+            GatewayFact::RetryRefused => {
+                self.root.event("gateway.retry_refused", at, &[]);
+            }
+            GatewayFact::LinkedFrom(caller) => {
+                self.root.link(caller, &[]);
             }
             GatewayFact::AttemptStarted { attempt, endpoint, address, port } => {
                 self.attempt(cx, at, *attempt, endpoint, address, *port);
@@ -758,7 +783,9 @@ impl<D: Draft> GatewayFold<D> {
     ) {
         let id = proxy_span_id(self.root.id(), attempt);
         if let Some(mut proxy) = self.proxy.take_if(|p| p.id() == id) {
-            mark(&mut proxy, failure.and_then(Failure::error), None);
+            let status = failure.and_then(Failure::status);
+            proxy.set_some("http.response.status_code", status);
+            mark(&mut proxy, failure.and_then(Failure::error), status);
             close(cx, proxy, at);
         }
     }
@@ -863,6 +890,8 @@ fn operation(route: &'static str) -> Option<&'static str> {
         _ => None,
     }
 }
+
+mod collect;
 
 #[cfg(test)]
 mod tests;

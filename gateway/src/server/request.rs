@@ -15,7 +15,7 @@ use shared::tokens::TokenId;
 use shared::units::HumanDur;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::config::{PreciseConfig, PrefixConfig};
+use crate::core::config::{LimitConfig, PreciseConfig, PrefixConfig};
 use crate::core::prefix_index::PrefixHasher;
 use crate::core::request::{Deadlines, SessionKey};
 use crate::epp::duration;
@@ -99,6 +99,12 @@ fn deadlines(headers: &HeaderMap) -> Deadlines {
 /// A header's text as it may appear in a span: bounded and of plain characters.
 fn clean(raw: &str) -> Arc<str> {
     RequestId::sanitise(raw).as_str().into()
+}
+
+/// Whether the headers are within their limits.
+pub(crate) fn headers_fit(headers: &HeaderMap, limits: &LimitConfig) -> bool {
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    headers.len() <= limits.max_headers as usize && bytes <= limits.max_header_bytes as usize
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -354,7 +360,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-llm-d-inference-objective", "chat".parse().unwrap());
         headers.insert("x-gateway-inference-fairness-id", "tell me a secret".parse().unwrap());
-        let caller = Caller::of(&headers, &Routing::new(&GatewayConfig::default(), &[]));
+        let caller = Caller::of(&headers, &Routing::new(&GatewayConfig::default()));
         assert_eq!(caller.objective.as_deref(), Some("chat"));
         assert!(caller.fairness_id.unwrap().starts_with("h-"));
         assert_eq!(caller.session_id, None);

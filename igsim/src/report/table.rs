@@ -192,6 +192,9 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
     if t.engine_steps > 0 {
         writeln!(out, "  steps    {} engine steps traced on their own", thousands(t.engine_steps))?;
     }
+    if t.scrapes > 0 {
+        writeln!(out, "  scrapes  {} scrapes of engines traced on their own", thousands(t.scrapes))?;
+    }
     if t.records_dropped + t.records_abandoned > 0 {
         let (dropped, abandoned) = (thousands(t.records_dropped), thousands(t.records_abandoned));
         writeln!(out, "  records  {dropped} dropped  {abandoned} abandoned")?;
