@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 8] = [
+const FOLDS: [&str; 9] = [
     "gateway/src/spans.rs",
     "gateway/src/pd_proxy/spans.rs",
     "gateway/src/spans/flow_control.rs",
+    "gateway/src/spans/kv_cache.rs",
     "engine-sim/src/spans.rs",
     "engine-sim/src/spans/fine.rs",
     "engine-sim/src/spans/pass.rs",

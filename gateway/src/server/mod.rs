@@ -3,6 +3,8 @@
 pub(crate) mod api;
 mod backend;
 pub(crate) mod connect;
+mod kv_events;
+mod kv_manager;
 mod metrics;
 mod observe;
 pub(crate) mod opening;
@@ -18,4 +20,5 @@ mod scrape;
 pub(crate) mod tests;
 
 pub use backend::{Backend, BadBackend};
+pub use kv_manager::KvManager;
 pub use runtime::{ServeError, Server, Stats};

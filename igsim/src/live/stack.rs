@@ -7,7 +7,8 @@ use engine_sim::core::engine::Engine;
 use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{Lateness, Pacer};
 use engine_sim::server::{self as engine_server, Frontend, ServedHook, ServerConfig, VLLM_VERSION};
-use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, Stats as GatewayStats};
+use gateway::core::config::GatewayConfig;
+use gateway::server::{Backend, BadBackend, KvManager, ServeError, Server as GatewayServer, Stats as GatewayStats};
 use http::Uri;
 use shared::clock::RunClock;
 use shared::rng::Seed;
@@ -127,7 +128,12 @@ impl Stack {
         let own_engines = stack.own;
         let control = control(scenario, &pacer, clock, phase.clone()).await?;
         let proxies = Proxies::start(scenario, telemetry, clock, &phase, &mut backends).await?;
-        let server = gateway(scenario, telemetry, clock, ports, backends).await?;
+        let mut config = scenario.gateway_config();
+        if let Some((manager, task)) = kv_manager(scenario, telemetry, clock, &backends, phase.clone()).await? {
+            config.precise_prefix.manager = Some(format!("http://{manager}"));
+            engine_tasks.push(task);
+        }
+        let server = gateway(scenario, config, telemetry, clock, ports, backends).await?;
         let gateway = server.local_addr();
         let stats = server.stats();
         let gateway_task = tokio::spawn(server.run(reached(phase, Phase::StopGateway)));
@@ -293,8 +299,24 @@ impl Starting<'_> {
     }
 }
 
+/// Serves the kv-cache-manager, if the scenario has one.
+async fn kv_manager(
+    scenario: &Scenario,
+    telemetry: &Telemetry,
+    clock: RunClock,
+    backends: &[Backend],
+    phase: watch::Receiver<Phase>,
+) -> Result<Option<(SocketAddr, JoinHandle<std::io::Result<()>>)>, StackError> {
+    let Some(address) = scenario.listen.kv_cache_manager else { return Ok(None) };
+    let tracer = telemetry.tracer(Resource::new("kv-cache-manager", "kv-cache-manager-0").here());
+    let config = scenario.gateway_config().precise_prefix;
+    let manager = KvManager::bind(address, config, backends.to_vec(), tracer, clock).await?;
+    Ok(Some((manager.local_addr(), tokio::spawn(manager.run(reached(phase, Phase::StopEngines))))))
+}
+
 async fn gateway(
     scenario: &Scenario,
+    config: GatewayConfig,
     telemetry: &Telemetry,
     clock: RunClock,
     ports: Ports,
@@ -306,7 +328,7 @@ async fn gateway(
         address.set_port(port);
     }
     let seed = Seed(scenario.seed);
-    let bind = |at| GatewayServer::bind(at, scenario.gateway_config(), backends.clone(), tracer.clone(), clock, seed);
+    let bind = |at| GatewayServer::bind(at, config.clone(), backends.clone(), tracer.clone(), clock, seed);
     let fallback = ports.gateway.is_none() && address == Listen::default().gateway;
     match bind(address).await {
         Err(ServeError::Bind { source, .. }) if fallback && source.kind() == std::io::ErrorKind::AddrInUse => {

@@ -120,6 +120,11 @@ pub struct Listen {
     /// The first engine's address; the others take the ports after it. Port 0 takes any free ones.
     #[schemars(with = "String", extend("x-expected" = "an address such as 127.0.0.1:8100"))]
     pub engines: SocketAddr,
+    /// The kv-cache-manager's address: then the index of KV events is a service of its own, and the gateway asks it. In the gateway
+    /// when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("x-expected" = "an address such as 127.0.0.1:8200"))]
+    pub kv_cache_manager: Option<SocketAddr>,
     /// A loopback address at which faults of the engines can be asked for while they run; nowhere when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("x-expected" = "a loopback address such as 127.0.0.1:8099"))]
@@ -144,7 +149,7 @@ pub struct Network {
 impl Default for Listen {
     fn default() -> Listen {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Listen { gateway: local(8080), engines: local(8100), control: None }
+        Listen { gateway: local(8080), engines: local(8100), kv_cache_manager: None, control: None }
     }
 }
 

@@ -14,6 +14,12 @@ const ADMIT_NS: u64 = 100;
 /// One of seven plugins: a fixed part and picoseconds per endpoint (bench `schedule/5` to `schedule/100`).
 const PLUGIN_NS: u64 = 37;
 const PLUGIN_PS_PER_ENDPOINT: u64 = 1_600;
+/// Finding who holds a block of a prompt, in picoseconds (bench `kv_index/walk`).
+const KV_WALK_PS_PER_BLOCK: u64 = 60_000;
+/// Rating the endpoints by one block, in picoseconds per block and endpoint (bench `kv_index/score`).
+const KV_SCORE_PS: u64 = 2_000;
+/// Taking a block of a KV event into the index, in picoseconds (bench `kv_index/apply`).
+const KV_APPLY_PS_PER_BLOCK: u64 = 150_000;
 /// Naming the blocks of a prompt in the engine: a fixed part and picoseconds per token (bench `prepare_prompt`).
 const INPUTS_NS: u64 = 20;
 const INPUTS_PS_PER_TOKEN: u64 = 865;
@@ -28,6 +34,11 @@ pub fn stage(stage: Stage) -> Dur {
     Dur::from_nanos(match stage {
         Stage::Parse { bytes } => PARSE_NS + u64::from(bytes) * PARSE_PS_PER_BYTE / 1000,
         Stage::Admit => ADMIT_NS,
+        Stage::KvLookup { blocks } => PLUGIN_NS + KV_WALK_PS_PER_BLOCK * u64::from(blocks) / 1000,
+        Stage::KvScore { blocks, endpoints } => {
+            PLUGIN_NS + KV_SCORE_PS * u64::from(blocks) * u64::from(endpoints) / 1000
+        }
+        Stage::KvEvents { blocks } => PLUGIN_NS + KV_APPLY_PS_PER_BLOCK * u64::from(blocks) / 1000,
         // A decider looks at one endpoint.
         Stage::Decide => plugin(1),
         Stage::Filter { endpoints } | Stage::Score { endpoints } | Stage::Pick { endpoints } => plugin(endpoints),

@@ -7,6 +7,7 @@ pub mod cost;
 mod flight;
 mod gate;
 mod hindsight;
+mod kv_events;
 mod loss;
 mod peers;
 mod prefill;

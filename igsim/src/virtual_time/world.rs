@@ -15,6 +15,7 @@ use gateway::core::gateway::{
     Deadlines, Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey,
     SessionKey,
 };
+use gateway::core::kv_index::events::Batch;
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
 use gateway::core::prefix_index::PrefixHasher;
 use gateway::pd_proxy::core::Leg as Side;
@@ -28,6 +29,7 @@ use shared::trace::{Resource, Telemetry, Tracer, Trail};
 
 use super::cost::{self, CostWatch};
 use super::flight::{Flight, Leg};
+use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::peers::PeerNetwork;
 use super::prefill::PrefillEvent;
@@ -63,6 +65,8 @@ pub(super) enum Event {
     },
     Scrape(usize),
     Scraped(usize, Result<EndpointMetrics, ScrapeError>),
+    /// A batch of KV events is at the gateway.
+    KvEvents(usize, Box<Batch>),
     FirstChunk(Leg),
     Answered {
         leg: Leg,
@@ -105,7 +109,7 @@ impl Event {
             | Event::Heard { .. } => 3,
             Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
-            Event::Scraped(..) => 6,
+            Event::Scraped(..) | Event::KvEvents(..) => 6,
             Event::FirstChunk(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
             Event::GatewayDue => 9,
@@ -156,6 +160,7 @@ pub(super) struct World<'a> {
     pub(super) tokens: Vec<TokenId>,
     outputs: Vec<EngineOutput>,
     pub(super) peers: PeerNetwork,
+    pub(super) events: Events,
     pub(super) losses: Losses,
     pub(super) decisions: Vec<GatewayOutput>,
     pub(super) now: Time,
@@ -195,10 +200,15 @@ impl<'a> World<'a> {
             }
         }
         let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
+        let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+        let events = Events::new(&tracer);
+        let mut config = scenario.gateway_config();
+        // There is nothing to ask over a network that is not there.
+        config.precise_prefix.manager = None;
         World {
-            gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
+            gateway: Gateway::new(config, endpoints, seed),
             gateway_due: None,
-            tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
+            tracer,
             machines,
             plan,
             queue: Queue::default(),
@@ -215,6 +225,7 @@ impl<'a> World<'a> {
             tokens: Vec::new(),
             outputs: Vec::new(),
             peers,
+            events,
             losses: Losses::of(scenario),
             decisions: Vec::new(),
             now: Time::ZERO,
@@ -260,6 +271,7 @@ impl<'a> World<'a> {
             Event::Step { engine, generation } => self.step(engine, generation),
             Event::Scrape(engine) => self.scrape(engine),
             Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
+            Event::KvEvents(engine, batch) => self.kv_events(engine, &batch),
             Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
             Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
@@ -358,6 +370,7 @@ impl<'a> World<'a> {
             max_output_tokens: Some(flight.plan.output_tokens),
             deadlines,
             prefix: hasher.finish(),
+            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &self.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
@@ -378,7 +391,11 @@ impl<'a> World<'a> {
         if let Some((endpoint, _)) = &flight.endpoint {
             let config = self.machines[endpoint.index()].engine.config();
             let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
-            flight.prompt = Some(prepare_prompt(&config.cache, &self.tokens, &extra));
+            let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
+            if self.gateway.reads_kv_events() {
+                self.events.keep(&mut prompt, config, &self.tokens, &extra);
+            }
+            flight.prompt = Some(prompt);
         }
     }
 
@@ -566,6 +583,7 @@ impl<'a> World<'a> {
         }
         self.outputs = outputs;
         self.tell_peers(engine);
+        self.tell_gateway(engine);
         self.wake(engine);
     }
 
