@@ -16,6 +16,7 @@ use crate::core::director::Director;
 use crate::core::flow_control::FlowControl;
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
+use crate::core::rewrite::Rewrites;
 use crate::spans::{Failure, GatewayFact, bounded_name};
 
 /// What happened.
@@ -101,6 +102,7 @@ pub struct Gateway {
     flow: Option<Box<FlowControl>>,
     retries: u32,
     pool_name: (Arc<str>, Arc<str>),
+    rewrites: Arc<Rewrites>,
 }
 
 /// A dispatched request.
@@ -125,7 +127,8 @@ impl Gateway {
         let pool_name = (config.pool.name.as_str().into(), config.pool.namespace.as_str().into());
         let flow = config.flow_control.clone().filter(|f| f.enabled).map(|f| Box::new(FlowControl::new(f)));
         let director = Director::new(&config, endpoints, seed);
-        Gateway { director, open: FxHashMap::default(), flow, retries, pool_name }
+        let rewrites = Arc::new(Rewrites::new(&config.model_rewrites, seed));
+        Gateway { director, open: FxHashMap::default(), flow, retries, pool_name, rewrites }
     }
 
     /// Takes what happened at `now` and appends what is to be done to `out`.
@@ -201,6 +204,11 @@ impl Gateway {
     /// Forgets the prefixes and sessions of earlier requests; what is known of endpoints and open requests stays.
     pub fn forget(&mut self) {
         self.director.forget();
+    }
+
+    /// Which models requests are sent to. The driver applies it before it tells of a request, as the body has to say so too.
+    pub fn rewrites(&self) -> Arc<Rewrites> {
+        Arc::clone(&self.rewrites)
     }
 
     /// All endpoints, by id.

@@ -8,6 +8,7 @@ pub mod pool;
 pub mod prefix_index;
 mod producers;
 pub mod request;
+pub mod rewrite;
 mod role;
 mod saturation;
 pub mod scheduler;

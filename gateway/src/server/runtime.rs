@@ -25,6 +25,7 @@ use crate::core::config::{ConfigProblem, GatewayConfig};
 use crate::core::gateway::{Gateway, Input};
 use crate::core::pool::{Adapters, EndpointId};
 use crate::core::request::RequestKey;
+use crate::core::rewrite::Rewrites;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
 use crate::server::metrics::Metrics;
@@ -108,6 +109,8 @@ pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
     pub(crate) backends: Vec<Backend>,
     pub(crate) routing: Routing,
+    /// Which models requests are sent to.
+    pub(crate) rewrites: Arc<Rewrites>,
     /// Whether the core wants to know of first chunks.
     pub(crate) reads_first_chunks: bool,
     /// Whether it wants to know what requests were served.
@@ -158,6 +161,7 @@ impl Server {
         let shared = Arc::new(Shared {
             routing: Routing::new(&config, &endpoints),
             reads_first_chunks: core.reads_first_chunks(),
+            rewrites: core.rewrites(),
             reads_usage: core.reads_usage(),
             reads_adapters: core.reads_adapters(),
             queue: core.has_flow_control().then(Queue::new),

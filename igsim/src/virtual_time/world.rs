@@ -271,7 +271,7 @@ impl<'a> World<'a> {
     fn send(&mut self, request: PlannedRequest) -> Result<(), ReplayError> {
         self.planned -= 1;
         let first_of_its_own = request.client.is_none() && request.is_first_turn();
-        let flight = Some(Flight::new(request, self.now));
+        let flight = Some(Flight::new(request, Arc::clone(&self.model), self.now));
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -305,15 +305,19 @@ impl<'a> World<'a> {
         let mut tokens = std::mem::take(&mut self.tokens);
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         flight.plan.tokens(&mut tokens);
+        if let Some(target) = self.gateway.rewrites().target(&self.model, None, &flight.id) {
+            trail.note(now, || GatewayFact::Rewritten { asked: Arc::clone(&flight.model) });
+            flight.model = target;
+        }
         flight.body_bytes = cost::body_bytes(tokens.len());
         flight.content = output_content(&tokens, None);
         let prefix = &self.scenario.gateway.prefix;
-        let mut hasher = PrefixHasher::with_blocks(&self.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
+        let mut hasher = PrefixHasher::with_blocks(&flight.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
         hasher.tokens(tokens.iter().copied());
         let info = RequestInfo {
             key: GatewayKey(slot as u64),
             id: flight.id.clone(),
-            model: Arc::clone(&self.model),
+            model: Arc::clone(&flight.model),
             streaming: flight.plan.streaming,
             size_bytes: flight.body_bytes,
             priority: 0,
@@ -345,7 +349,7 @@ impl<'a> World<'a> {
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         if let Some((endpoint, _)) = &flight.endpoint {
             let config = self.machines[endpoint.index()].engine.config();
-            let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+            let extra = config.adapter(&flight.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
             flight.prompt = Some(prepare_prompt(&config.cache, &self.tokens, &extra));
         }
     }
@@ -387,7 +391,7 @@ impl<'a> World<'a> {
             return;
         }
         let now = self.now;
-        let model = Arc::clone(&self.model);
+        let model = Arc::clone(&self.flight(slot).model);
         let chat = self.scenario.workload.api == Api::Chat;
         let asked = Arc::clone(&model);
         let (engine, context) = self.route(slot);
@@ -441,7 +445,8 @@ impl<'a> World<'a> {
         let flight = self.flight(slot);
         let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
         let engine = endpoint.index();
-        let lora = self.machines[engine].engine.config().adapter(&self.model).map(|(number, _)| number);
+        let model = Arc::clone(&flight.model);
+        let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
         let flight = self.flight(slot);
         let request = NewRequest {
             key: leg.key(),
@@ -557,8 +562,8 @@ impl<'a> World<'a> {
     /// The end of the answer is at the gateway.
     fn answered(&mut self, slot: usize, reason: FinishReason) {
         let now = self.now;
-        let model = Arc::clone(&self.model);
         let flight = self.flight(slot);
+        let model = Arc::clone(&flight.model);
         flight.gateway_end(now, reason, model);
         let (prompt_tokens, output_tokens) = (flight.plan.prompt_tokens, flight.output_tokens);
         if self.gateway.reads_usage() {
