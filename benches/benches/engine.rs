@@ -1,5 +1,5 @@
-//! The engine's hot paths: one `schedule()` with its `complete()`, `schedule()` alone, the preparation of a prompt, a metrics page, and a
-//! batch of KV events.
+//! The engine's hot paths: one `schedule()` with its `complete()`, `schedule()` alone, the preparation of a prompt, a metrics page, a batch
+//! of KV events, and the tokens of a text.
 //!
 //! vLLM's own `schedule()` takes about 2 to 2.5 us a running request on a server (`cargo bench -p benches --bench engine`).
 
@@ -11,6 +11,7 @@ use engine_sim::core::kv_events::{BlockName, CacheEvent, StoredContent};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::core::scheduler::{Scheduler, SchedulerParams};
 use engine_sim::core::sequence::{NewSequence, Remote, SamplingParams};
+use engine_sim::core::tokenizer::Tokenizer;
 use engine_sim::server::kv_events::wire::{Form, payload};
 use engine_sim::server::metrics;
 use shared::block_hash::{BlockKey, ExtraKeys};
@@ -180,5 +181,25 @@ fn kv_events(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, schedule, schedule_only, prompt, metrics_page, kv_events);
+/// A megabyte of the texts that are hardest to tokenize: one letter, and spaces only.
+fn tokenize(c: &mut Criterion) {
+    const BYTES: usize = 1 << 20;
+    Tokenizer::Bpe.load();
+    let mut group = c.benchmark_group("tokenize_bpe");
+    group.sample_size(10).throughput(Throughput::Bytes(BYTES as u64));
+    for (name, letter) in [("letter", "a"), ("spaces", " ")] {
+        let text = letter.repeat(BYTES);
+        let mut tokens = Vec::new();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                tokens.clear();
+                Tokenizer::Bpe.encode(&text, &mut tokens);
+                tokens.len()
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, schedule, schedule_only, prompt, metrics_page, kv_events, tokenize);
 criterion_main!(benches);

@@ -10,6 +10,7 @@ use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 
 use crate::core::config::{FairnessPolicy, OrderingPolicy};
 use crate::core::request::Rejection;
+use crate::core::scheduler::explain::{Given, Known};
 use crate::core::scheduler::{Choice, Verdict};
 
 mod flow_control;
@@ -84,6 +85,26 @@ impl Failure {
             Failure::Cancelled => None,
             Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
         }
+    }
+}
+
+/// What would have become of a request on one endpoint, found by running a copy of that engine on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hindsight {
+    /// The endpoint.
+    pub endpoint: Arc<str>,
+    /// From the client's sending to its first token; `None` if the endpoint would have refused the request.
+    pub ttft: Option<Dur>,
+    /// Whether the request was sent there.
+    pub chosen: bool,
+}
+
+impl Hindsight {
+    /// The time to first token on the endpoint that was chosen less the shortest on any; `None` if the chosen one has none.
+    pub fn regret(all: &[Hindsight]) -> Option<Dur> {
+        let chosen = all.iter().find(|h| h.chosen)?.ttft?;
+        let least = all.iter().filter_map(|h| h.ttft).min()?;
+        Some(chosen - least)
     }
 }
 
@@ -188,6 +209,14 @@ pub enum GatewayFact {
         /// Candidates before filtering.
         candidates: u32,
     },
+    /// Core, finest detail: what is known of the candidates of the profile that starts.
+    Known(Box<[Known]>),
+    /// Core, finest detail: which endpoints the filter took out that is done next.
+    Removed(Box<[Arc<str>]>),
+    /// Core, finest detail: what the scorer that is done next gave every candidate.
+    Given(Box<[Given]>),
+    /// Driver, virtual time and finest detail: what the time to first token would have been on each endpoint.
+    Hindsight(Box<[Hindsight]>),
     /// Core: a filter is done.
     Filtered {
         /// The filter.
@@ -336,6 +365,9 @@ pub struct GatewayFold<D> {
     latest: Time,
     top_names: Vec<Arc<str>>,
     top_scores: Vec<f64>,
+    /// What the filter took out, or the scorer gave, whose span comes next.
+    removed: Box<[Arc<str>]>,
+    given: Box<[Given]>,
     /// What the picker chose, until the schedule ends.
     selected: Option<Arc<str>>,
     drawn: usize,
@@ -364,6 +396,8 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             latest: cx.head.opened,
             top_names: Vec::new(),
             top_scores: Vec::new(),
+            removed: Box::default(),
+            given: Box::default(),
             selected: None,
             drawn: 0,
             method: "POST",
@@ -425,9 +459,19 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 self.dequeued(cx, at, &Out { waited, fairness, ordering, result, hold: hold.as_ref() });
             }
             GatewayFact::Scheduling { profile, candidates } => self.scheduling(cx, at, profile, *candidates),
+            GatewayFact::Known(known) => {
+                if let Some(schedule) = &mut self.schedule {
+                    known.iter().for_each(|k| candidate(schedule, at, k));
+                }
+            }
+            GatewayFact::Removed(names) => self.removed.clone_from(names),
+            GatewayFact::Given(given) => self.given.clone_from(given),
+            GatewayFact::Hindsight(all) => self.hindsight(at, all),
             GatewayFact::Filtered { plugin, before, after } => self.filtered(cx, at, plugin, *before, *after),
             GatewayFact::Scored { plugin, weight, min, max, avg } => {
+                let given = std::mem::take(&mut self.given);
                 self.staged(cx, "gateway.scheduler.score", at, |s| {
+                    given.iter().for_each(|g| endpoint_score(s, at, g));
                     s.set("gateway.scheduler.scorer.name", &plugin.name);
                     s.set("gateway.scheduler.scorer.type", plugin.kind).set("gateway.scheduler.scorer.weight", *weight);
                     s.set("gateway.scheduler.score.min", *min).set("gateway.scheduler.score.max", *max);
@@ -538,7 +582,11 @@ impl<D: Draft> GatewayFold<D> {
         before: u32,
         after: u32,
     ) {
+        let removed = std::mem::take(&mut self.removed);
         self.staged(cx, "gateway.scheduler.filter", at, |s| {
+            for endpoint in &removed {
+                s.event("gateway.scheduler.rejected", at, &[(ENDPOINT, endpoint.into())]);
+            }
             s.set("gateway.scheduler.filter.name", &plugin.name).set("gateway.scheduler.filter.type", plugin.kind);
             s.set("gateway.scheduler.filter.candidates_in", before);
             s.set("gateway.scheduler.filter.candidates_out", after);
@@ -554,6 +602,15 @@ impl<D: Draft> GatewayFold<D> {
             s.set("gateway.scheduler.picker.top_endpoints", Val::Names(&names));
             s.set("gateway.scheduler.picker.top_scores", Val::F64s(&scores));
         });
+    }
+
+    fn hindsight(&mut self, at: Time, all: &[Hindsight]) {
+        for Hindsight { endpoint, ttft, chosen } in all {
+            let mut attrs = vec![(ENDPOINT, endpoint.into()), ("gateway.hindsight.chosen", (*chosen).into())];
+            attrs.extend(ttft.map(|t| ("gateway.hindsight.time_to_first_token_ms", t.as_millis_f64().into())));
+            self.root.event("gateway.hindsight", at, &attrs);
+        }
+        self.root.set_some("gateway.hindsight.regret_ms", Hindsight::regret(all).map(Dur::as_millis_f64));
     }
 
     /// The span of a decision: it is known later which endpoint prefills.
@@ -697,6 +754,31 @@ impl<D: Draft> GatewayFold<D> {
         fill(&mut span);
         cx.emit(span);
     }
+}
+
+/// The endpoint that an event is about.
+const ENDPOINT: &str = "gateway.backend.endpoint.name";
+
+fn candidate<D: Draft>(schedule: &mut D, at: Time, known: &Known) {
+    let mut attrs = vec![
+        (ENDPOINT, (&known.endpoint).into()),
+        ("gateway.scheduler.candidate.waiting", known.waiting.into()),
+        ("gateway.scheduler.candidate.running", known.running.into()),
+        ("gateway.scheduler.candidate.kv_usage", known.kv_usage.into()),
+        ("gateway.scheduler.candidate.matched_blocks", known.matched_blocks.into()),
+        ("gateway.scheduler.candidate.in_flight", known.in_flight.into()),
+    ];
+    let age = known.metrics_age.map(Dur::as_millis_f64);
+    attrs.extend(age.map(|age| ("gateway.scheduler.candidate.metrics_age_ms", age.into())));
+    schedule.event("gateway.scheduler.candidate", at, &attrs);
+}
+
+fn endpoint_score<D: Draft>(score: &mut D, at: Time, given: &Given) {
+    let endpoint = (ENDPOINT, (&given.endpoint).into());
+    let (raw, weighted) = (given.raw.into(), given.weighted.into());
+    let attrs =
+        [endpoint, ("gateway.scheduler.endpoint.score", raw), ("gateway.scheduler.endpoint.weighted", weighted)];
+    score.event("gateway.scheduler.endpoint_score", at, &attrs);
 }
 
 fn close<S: Form>(cx: &mut Cx<'_, S>, mut span: S::Draft, at: Time) {

@@ -18,7 +18,7 @@ pub type BlockIx = u32;
 const NULL: BlockIx = 0;
 
 /// All blocks of an engine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BlockPool {
     /// Blocks that were handed out at least once, and the null block.
     blocks: Vec<Block>,

@@ -47,7 +47,7 @@ pub(crate) struct Demand {
 }
 
 /// The KV cache of one engine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct KvCache {
     pool: BlockPool,
     block_size: u32,

@@ -129,7 +129,7 @@ pub struct KvBatch {
 }
 
 /// Collects events into batches for whoever publishes them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EventLog {
     block_size: u32,
     next_seq: u64,

@@ -17,7 +17,7 @@ use crate::core::metrics::{Histogram, RESIDENCY, times};
 const USES: usize = 4;
 
 /// Blocks that are followed, and what was learnt from those that were evicted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Residency {
     sample: f64,
     drawn: u64,
@@ -28,7 +28,7 @@ pub struct Residency {
     reuse_gap: Histogram,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Followed {
     born: Time,
     last_use: Time,

@@ -139,7 +139,7 @@ impl FinishReason {
 }
 
 /// A request in the slab. Counters are in tokens.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) new: NewSequence,
     /// Whether tokens from before the last preemption are discarded.
@@ -222,7 +222,7 @@ impl Sequence {
 }
 
 /// Requests by slot.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Slab {
     slots: Vec<Sequence>,
     vacant: Vec<SeqIx>,

@@ -33,11 +33,8 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
 /// The traces whose trees are wanted; none for the overview.
 fn select(args: &InspectArgs, traces: &Traces<'_>) -> Result<Vec<Overview>, Failure> {
     if let Some(prefix) = &args.trace {
-        return match traces.starting_with(prefix).as_slice() {
-            [id] => Ok(vec![traces.overview(*id)]),
-            [] => Err(Failure::input(format!("--trace {prefix}: no trace of {} has this id", args.path.display()))),
-            many => Err(Failure::input(format!("--trace {prefix}: {} traces start so, give more digits", many.len()))),
-        };
+        let id = traces.named(prefix, &args.path).map_err(Failure::input)?;
+        return Ok(vec![traces.overview(id)]);
     }
     let slowest = traces.slowest();
     Ok(match (args.errors, args.slowest) {

@@ -3,6 +3,7 @@
 //! Standard output carries results; progress, warnings and errors go to standard error. With `--format json` standard output is
 //! one JSON document and nothing else.
 
+mod explain;
 mod inspect;
 mod overhead;
 mod run;
@@ -58,6 +59,11 @@ enum Command {
     /// Print traces of a run as trees
     #[command(after_help = "Example: igsim inspect runs/quickstart-20261120-1842 --slowest 3")]
     Inspect(InspectArgs),
+    /// Say why requests went where they went: filters, scores, margins, and what another choice would have meant
+    #[command(
+        after_help = "Examples:\n  igsim run scenarios/quickstart.yaml --mode virtual --sampling 1 --detail 3 --out runs/why\n  igsim explain runs/why\n  igsim explain runs/why --trace 3b1f"
+    )]
+    Explain(explain::ExplainArgs),
     /// Send the traces of a finished run to an OTLP endpoint
     #[command(after_help = "Example: igsim send runs/quickstart-20261120-1842 --otlp http://127.0.0.1:4318 --end-now")]
     Send(SendArgs),
@@ -280,6 +286,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Validate { scenarios, overrides } => validate(&scenarios, &overrides),
         Command::Up(args) => up::up(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Explain(args) => explain::explain(&args),
         Command::Send(args) => send::send(&args),
         Command::Overhead(args) => overhead::overhead(args),
         Command::OverheadNode(args) => overhead::node(&args),

@@ -1,5 +1,6 @@
 //! Reading traces back: which there are, how long they took, what is wrong with them, and their trees.
 
+pub mod explain;
 mod gist;
 mod links;
 pub mod render;
@@ -88,6 +89,18 @@ impl<'a> Traces<'a> {
     pub fn starting_with(&self, prefix: &str) -> Vec<TraceId> {
         let prefix = prefix.to_ascii_lowercase();
         self.by_id.keys().copied().filter(|id| id.to_string().starts_with(&prefix)).collect()
+    }
+
+    /// The one trace whose id starts with `prefix`, of the file or folder `path`.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn named(&self, prefix: &str, path: &Path) -> Result<TraceId, String> {
+        match self.starting_with(prefix).as_slice() {
+            [id] => Ok(*id),
+            [] => Err(format!("--trace {prefix}: no trace of {} has this id", path.display())),
+            many => Err(format!("--trace {prefix}: {} traces start so, give more digits", many.len())),
+        }
     }
 
     /// One trace at a glance.

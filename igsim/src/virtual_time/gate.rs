@@ -51,6 +51,7 @@ impl World<'_> {
                     self.fetch_tokens(slot);
                     at_hand = Some(slot);
                 }
+                self.look_back(slot, at);
                 self.name_blocks(slot);
             }
         }

@@ -6,6 +6,7 @@
 pub mod cost;
 mod flight;
 mod gate;
+mod hindsight;
 mod loss;
 mod peers;
 pub mod queue;

@@ -124,7 +124,7 @@ pub(super) struct World<'a> {
     pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     open: usize,
-    model: Arc<str>,
+    pub(super) model: Arc<str>,
     api: &'static str,
     /// Names of the tenants, and how soon they want their requests.
     tenants: Vec<(Arc<str>, Deadlines)>,

@@ -16,7 +16,8 @@ use crate::trace::span::Span;
 
 /// The most facts a record holds; further ones are counted on the root span.
 pub const MAX_FACTS: usize = 256;
-/// The most bytes of facts a record holds. Facts own no heap data but shared names, so this bounds their size.
+/// The most bytes of facts a record holds. Facts own no heap data but shared names, so this bounds their size; at the finest detail some own
+/// a list with a bound of its own.
 pub const MAX_BYTES: usize = 16 * 1024;
 
 /// Room kept for facts that say how a request ended.

@@ -16,7 +16,7 @@ use crate::core::sequence::{FinishReason, SamplingParams};
 pub struct RequestKey(pub u64);
 
 /// A request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct NewRequest {
     /// Its name.
     pub key: RequestKey,
@@ -39,7 +39,7 @@ pub struct NewRequest {
 }
 
 /// Something that arrives at an engine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Input {
     /// A request.
     Add(Box<NewRequest>),

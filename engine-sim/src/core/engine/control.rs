@@ -76,7 +76,7 @@ impl Asleep {
 }
 
 /// Orders under way and their effects.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Controlled {
     pub(super) refuse_new: bool,
     asleep: Asleep,

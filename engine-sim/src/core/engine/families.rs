@@ -6,10 +6,10 @@ use crate::core::metrics::EngineMetrics;
 use crate::core::sequence::Parallel;
 
 /// Prompts with open choices, by name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Families(FxHashMap<u64, Family>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Family {
     ended: u32,
     longest: u32,

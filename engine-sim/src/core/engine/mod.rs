@@ -11,6 +11,7 @@ mod api;
 mod control;
 mod families;
 mod faults;
+mod fork;
 mod notes;
 #[cfg(test)]
 mod properties;
@@ -119,7 +120,7 @@ struct Run {
 }
 
 /// What the engine remembers of a request besides the scheduler's state.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Open {
     key: RequestKey,
     content: ContentId,

@@ -19,7 +19,7 @@ use crate::core::scheduler::{LoadStart, PinId, PrefixStats};
 use crate::core::sequence::{FinishReason, Remote, SeqIx};
 
 /// What an open request has to do with other engines.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum OpenKv {
     #[default]
     Nothing,
@@ -32,7 +32,7 @@ pub(super) enum OpenKv {
 }
 
 /// A load that ended and that no completed step has seen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Received {
     at: Time,
     load: LoadId,
@@ -40,7 +40,7 @@ pub(super) struct Received {
 }
 
 /// A request that ended and whose blocks are kept.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pinned {
     pin: PinId,
     name: Arc<str>,

@@ -14,7 +14,7 @@ use crate::core::scheduler::{Batch, Entry};
 use crate::core::step_facts::{BatchFact, BatchOutputs, BatchRun, MAX_LINKS, PassBlocks, PassFact};
 
 /// Records of steps in flight.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Steps {
     pub(super) traces: Option<Arc<OwnTraces>>,
     /// By number; at most as many as there may be batches in flight.

@@ -220,6 +220,21 @@ impl Condition {
 }
 
 impl Faults {
+    /// What goes wrong now and goes on for its time, without anything that would begin later.
+    pub(crate) fn under_way(&self) -> Faults {
+        Faults {
+            seed: self.seed,
+            engine: self.engine.clone(),
+            added: self.added,
+            conditions: Vec::new(),
+            strikes: Vec::new(),
+            active: self.active.clone(),
+            cuts: self.cuts.clone(),
+            by_header: self.by_header,
+            counts: self.counts,
+        }
+    }
+
     /// The faults of the engine called `engine`: `rules`, whose times count from the start of the run. Rules are valid
     /// ([`FaultRule::validate`]).
     pub fn new(seed: Seed, engine: &str, rules: &[FaultRule]) -> Faults {

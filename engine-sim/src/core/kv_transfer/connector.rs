@@ -32,7 +32,7 @@ pub(crate) struct Request {
 }
 
 /// A load under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Load {
     remote: Arc<RemoteBlocks>,
     ix: SeqIx,
@@ -41,7 +41,7 @@ struct Load {
 }
 
 /// A send under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sending {
     request: Arc<str>,
     transfer: Transfer,
@@ -50,7 +50,7 @@ struct Sending {
     trail: Trail<SendFact>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Connector {
     config: KvTransferConfig,
     profile: Arc<LatencyProfile>,

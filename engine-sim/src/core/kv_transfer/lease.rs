@@ -9,7 +9,7 @@ use std::sync::Arc;
 use shared::time::Time;
 
 /// Leases by the name that their blocks are kept under.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Leases<T> {
     kept: BTreeMap<Arc<str>, (Time, T)>,
     /// The same, by expiry.

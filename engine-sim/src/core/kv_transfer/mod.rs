@@ -83,7 +83,7 @@ pub struct LoadId(pub u64);
 pub struct PullKey(pub u64);
 
 /// Something that one engine hears from another, or about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum KvInput {
     /// At P: another engine reads blocks.
     Pull(Pull),
@@ -105,7 +105,7 @@ pub enum KvInput {
 }
 
 /// A read of blocks as it arrives at P.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pull {
     /// Its name.
     pub key: PullKey,

@@ -10,7 +10,7 @@ use shared::time::{Dur, Time};
 
 use super::{Peer, RemoteBlocks};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
     by_peer: BTreeMap<Arc<Peer>, BTreeSet<Arc<str>>>,
     interval: Dur,

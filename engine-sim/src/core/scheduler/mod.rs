@@ -140,7 +140,7 @@ pub struct Entry {
 }
 
 /// What one call of `schedule` decided.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Number of the call, from 1.
     pub step: u64,
@@ -230,7 +230,7 @@ pub struct PrefixStats {
 }
 
 /// The scheduler and the KV cache it manages.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scheduler {
     params: SchedulerParams,
     slab: Slab,

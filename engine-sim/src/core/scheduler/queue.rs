@@ -6,7 +6,7 @@ use crate::core::config::Policy;
 use crate::core::sequence::{SeqIx, Slab};
 
 /// Requests that wait, in the order in which they are looked at.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Queue {
     Fcfs(VecDeque<SeqIx>),
     Priority(BTreeSet<((i32, u64, u64), SeqIx)>),

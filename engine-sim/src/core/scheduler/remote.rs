@@ -29,7 +29,7 @@ pub struct LoadStart {
 }
 
 /// Where a load leads.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Destination {
     Request(SeqIx),
     /// The request was aborted: its blocks stay until nobody writes into them any more.
@@ -37,7 +37,7 @@ pub(super) enum Destination {
 }
 
 /// Blocks kept at the end of a request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pinned {
     blocks: Vec<BlockIx>,
     tokens: u32,

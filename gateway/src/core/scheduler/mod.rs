@@ -4,6 +4,7 @@
 //! neither sockets nor other requests. What outlives a request is kept by the producers beside the director.
 
 pub mod deciders;
+pub mod explain;
 pub mod filters;
 mod handlers;
 pub mod parameters;

@@ -7,6 +7,7 @@ use shared::time::{Dur, Stage, Stopwatch, Time};
 use shared::trace::Trail;
 
 use crate::core::config::ProfileConfig;
+use crate::core::scheduler::explain;
 use crate::core::scheduler::registry::{self, Reads};
 use crate::core::scheduler::{Candidate, Filter, MAX_TOP, Picked, Picker, Scorer, View};
 use crate::spans::{GatewayFact, PluginName};
@@ -94,12 +95,16 @@ impl Profile {
     pub(crate) fn run(&self, at: Time, room: &mut Room, run: &mut Run<'_>) -> (Option<Chosen>, Time) {
         let initial = room.candidates.len() as u32;
         run.trail.note(at, || GatewayFact::Scheduling { profile: Arc::clone(&self.name), candidates: initial });
-        let filtered = self.filter(at, room, run);
+        let explained = explain::wanted(run.trail);
+        if explained {
+            explain::candidates(at, &room.candidates, run);
+        }
+        let filtered = self.filter(at, room, run, explained);
         if room.candidates.is_empty() {
             run.trail.note(filtered, || GatewayFact::Scheduled { choice: None, metrics_age: None, candidates: 0 });
             return (None, filtered);
         }
-        self.score(room, run);
+        self.score(room, run, explained);
         let (picked, at) = self.pick(room, run);
         let chosen = self.chosen(room, picked);
         run.trail.note(at, || GatewayFact::Scheduled {
@@ -110,12 +115,16 @@ impl Profile {
         (Some(chosen), at)
     }
 
-    fn filter(&self, mut at: Time, room: &mut Room, run: &mut Run<'_>) -> Time {
+    fn filter(&self, mut at: Time, room: &mut Room, run: &mut Run<'_>, explained: bool) -> Time {
         for (name, plugin) in &self.filters {
             let before = room.candidates.len() as u32;
+            let all = explained.then(|| explain::before(&room.candidates));
             plugin.filter(&run.view, &mut room.candidates, &mut room.random);
             at = run.watch.lap(Stage::Filter { endpoints: before });
             let after = room.candidates.len() as u32;
+            if let Some(all) = all {
+                explain::removed(at, &all, &room.candidates, run);
+            }
             run.trail.note(at, || GatewayFact::Filtered { plugin: Arc::clone(name), before, after });
             if after == 0 {
                 break;
@@ -124,7 +133,7 @@ impl Profile {
         at
     }
 
-    fn score(&self, room: &mut Room, run: &mut Run<'_>) {
+    fn score(&self, room: &mut Room, run: &mut Run<'_>, explained: bool) {
         let n = room.candidates.len();
         room.totals.clear();
         room.totals.resize(n, 0.0);
@@ -138,6 +147,9 @@ impl Profile {
                 *total += *score * weight;
             }
             let at = run.watch.lap(Stage::Score { endpoints: n as u32 });
+            if explained {
+                explain::scores(at, &room.candidates, &room.scores, *weight, run);
+            }
             run.trail.note(at, || {
                 let recording = run.trail.is_recording();
                 let (min, max, avg) = if recording { spread(&room.scores) } else { Default::default() };
