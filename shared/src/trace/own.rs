@@ -8,7 +8,7 @@ use crate::time::Time;
 use crate::trace::eager::{self, Opening};
 use crate::trace::id_source::IdSource;
 use crate::trace::pipeline::Tracer;
-use crate::trace::record::{Fact, Head, Open, Trail};
+use crate::trace::record::{Fact, Head, Trail};
 use crate::trace::sampler::{Ratio, Sampler};
 
 use std::sync::Arc;
@@ -72,8 +72,7 @@ impl OwnTraces {
         if let Some(service) = &self.tracer.own {
             let opening = Opening { caller: Default::default(), ids: (trace_id, span_id), now, detail };
             let (_, slot) = eager::open::<F>(service, opening);
-            let open: Arc<dyn Open> = slot.clone();
-            shared.sink.opened(Arc::downgrade(&open));
+            slot.register(&shared.sink);
             return Trail::eager(slot);
         }
         let (tracestate, instance) = (decision.tracestate, self.tracer.instance);

@@ -22,7 +22,7 @@ use crate::trace::eager::{self, Eager, Opening, Service};
 use crate::trace::exporter;
 use crate::trace::id_source::IdSource;
 use crate::trace::own::OwnConfig;
-use crate::trace::record::{Fact, Head, Open, Sink, Trail};
+use crate::trace::record::{Fact, Head, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
 use crate::trace::sinks::{self, InlineSink, LiveSink, LiveThread, Order, Orders, Pause};
@@ -423,8 +423,7 @@ impl Shared {
         }
         // Nothing is lost with a request that is not recorded.
         if started.context.sampled {
-            let open: Arc<dyn Open> = slot.clone();
-            self.sink.opened(Arc::downgrade(&open));
+            slot.register(&self.sink);
         }
         (started, Trail::eager(slot))
     }

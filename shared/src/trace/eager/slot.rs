@@ -1,6 +1,6 @@
 //! A request as the eager recorder sees it: its fold under way, with the facts that may still be amended.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt as _;
@@ -11,7 +11,7 @@ use crate::time::Time;
 use crate::trace::context::TraceContext;
 use crate::trace::fold::{Cx, Fold};
 use crate::trace::pipeline::Started;
-use crate::trace::record::{Closed, Ending, Fact, Head, Open};
+use crate::trace::record::{Closed, Ending, Fact, Head, Open, Sink, Ticket};
 
 /// What a request begins with.
 pub(crate) struct Opening {
@@ -51,7 +51,17 @@ pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Starte
     let started = Started { context, parent: head.parent };
     let state = State { head, form, fold, held: Vec::new(), last: now, taken: 0, cut: 0 };
     let ids = (state.head.trace_id, state.head.span_id);
-    (started, Arc::new(EagerSlot { state: Mutex::new(Some(state)), recording, detail, ids, opened: now }))
+    (
+        started,
+        Arc::new(EagerSlot {
+            state: Mutex::new(Some(state)),
+            recording,
+            detail,
+            ids,
+            opened: now,
+            place: OnceLock::new(),
+        }),
+    )
 }
 
 /// A request's fold, shared by all who note its facts.
@@ -62,6 +72,8 @@ pub(crate) struct EagerSlot<F: Fact> {
     detail: u8,
     ids: (TraceId, SpanId),
     opened: Time,
+    /// Its place among the open records, to be given back.
+    place: OnceLock<(Arc<dyn Sink>, Ticket)>,
 }
 
 struct State<F: Fact> {
@@ -101,6 +113,13 @@ impl<F: Fact> State<F> {
 }
 
 impl<F: Fact> EagerSlot<F> {
+    /// Puts it among the open records of `sink`, where an abandoned one is found, for as long as anybody holds it.
+    pub(crate) fn register(self: &Arc<Self>, sink: &Arc<dyn Sink>) {
+        let open: Arc<dyn Open> = self.clone();
+        let ticket = sink.opened(Arc::downgrade(&open));
+        self.place.get_or_init(|| (Arc::clone(sink), ticket));
+    }
+
     /// Whether its spans are recorded.
     pub(crate) fn is_recording(&self) -> bool {
         self.recording
@@ -169,6 +188,89 @@ impl<F: Fact> Drop for EagerSlot<F> {
         let last = self.lock().as_ref().map(|state| state.last);
         if let Some(at) = last {
             self.close(at, true);
+        }
+        if let Some((sink, ticket)) = self.place.get() {
+            sink.closed(*ticket);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::Any;
+    use std::sync::Weak;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use crate::ids::InstanceId;
+    use crate::time::Anchor;
+    use crate::trace::config::TelemetryConfig;
+    use crate::trace::eager::Eager;
+    use crate::trace::fold::Form;
+    use crate::trace::resource::Resource;
+    use crate::trace::span::Kind;
+
+    use super::*;
+
+    struct Nothing;
+
+    impl Fact for Nothing {
+        type Fold<S: Form> = Only<S::Draft>;
+    }
+
+    struct Only<D>(D);
+
+    impl<S: Form> Fold<Nothing, S> for Only<S::Draft> {
+        fn begin(cx: &mut Cx<'_, S>) -> Self {
+            Only(cx.outermost("only", Kind::Server))
+        }
+        fn fact(&mut self, _: &mut Cx<'_, S>, _: Time, _: &Nothing) {}
+        fn end(self, cx: &mut Cx<'_, S>, _: &Ending) {
+            cx.emit(self.0);
+        }
+    }
+
+    #[derive(Default)]
+    struct Counting {
+        opened: AtomicUsize,
+        closed: AtomicUsize,
+    }
+
+    impl Sink for Counting {
+        fn accept(&self, _: Box<dyn Closed>) {}
+        fn opened(&self, _: Weak<dyn Open>) -> Ticket {
+            self.opened.fetch_add(1, Ordering::Relaxed);
+            Ticket::NONE
+        }
+        fn closed(&self, _: Ticket) {
+            self.closed.fetch_add(1, Ordering::Relaxed);
+        }
+        fn spare(&self, _: std::any::TypeId) -> Option<Box<dyn Any + Send>> {
+            None
+        }
+    }
+
+    #[test]
+    fn every_place_among_the_open_records_is_given_back_once() {
+        let config = TelemetryConfig::default();
+        let eager = Eager::new(&config, Anchor::VIRTUAL, Arc::default(), &Arc::default()).unwrap();
+        let (service, _) = eager.service(&Resource::new("test", "one"), InstanceId(0));
+        let counting = Arc::new(Counting::default());
+        let sink: Arc<dyn Sink> = counting.clone();
+        let count = || (counting.opened.load(Ordering::Relaxed), counting.closed.load(Ordering::Relaxed));
+        for n in 1..=3 {
+            let ids = (TraceId::new(n).unwrap(), SpanId::new(1).unwrap());
+            let opening = Opening { caller: Context::new(), ids, now: Time::ZERO, detail: 2 };
+            let (_, slot) = open::<Nothing>(&service, opening);
+            slot.register(&sink);
+            assert_eq!(count(), (n as usize, n as usize - 1));
+            // Finished, abandoned by the worker, or dropped: the place is free once nobody holds it.
+            match n {
+                1 => slot.close(Time::ZERO, false),
+                2 => drop(slot.abandon(Time::ZERO)),
+                _ => {}
+            }
+            drop(slot);
+            assert_eq!(count(), (n as usize, n as usize));
         }
     }
 }
