@@ -7,10 +7,14 @@ use std::sync::Arc;
 
 use benches::{Nothing, busy_gateway, head, prompt, request_info, scheduling_gateway};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gateway::core::config::PreciseConfig;
 use gateway::core::gateway::{Gateway, Input, RequestKey};
+use gateway::core::kv_index::KvIndex;
+use gateway::core::kv_index::events::{Batch, CacheEvent, EngineHash, Stored, Tier};
 use gateway::core::pool::EndpointId;
 use gateway::core::prefix_index::prefix_hashes;
 use gateway::core::request::{Output, RequestInfo};
+use gateway::pd_proxy::core::Object;
 use gateway::spans::GatewayFact;
 use shared::openai::Request;
 use shared::time::{Dur, Stopped, Ticking, Time};
@@ -55,6 +59,21 @@ fn decisions(c: &mut Criterion, name: &str, gateway: impl Fn(u32) -> Gateway, tr
                 |info| decide(&mut gateway, info, &mut out),
                 BatchSize::SmallInput,
             );
+        });
+    }
+    group.finish();
+}
+
+/// What a sidecar does to a body: reads its members and writes it for the engine that prefills.
+fn edit(c: &mut Criterion) {
+    let mut group = c.benchmark_group("pd_proxy_edit");
+    for bytes in [256usize, 4096, 65_536] {
+        let prompt = "word ".repeat((bytes - 100) / 5);
+        let body = format!(r#"{{"model":"m","prompt":"{prompt}","max_tokens":64,"ignore_eos":true,"stream":true}}"#);
+        let body = bytes::Bytes::from(body);
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(bytes), |b| {
+            b.iter(|| Object::read(body.clone()).expect("an object").for_prefill());
         });
     }
     group.finish();
@@ -105,5 +124,45 @@ fn parse(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, schedule, schedule_recorded, schedule_epp, parse);
+/// The index of KV events: finding, rating and taking in a prompt of 450 blocks (7,200 tokens) among eight endpoints, each of which holds
+/// 19 groups of such prompts, and every second one this one.
+fn kv_index(c: &mut Criterion) {
+    let config = PreciseConfig::default();
+    let tokens = |n: u64| prompt(n, 7200);
+    let stored = |n: u64| {
+        let blocks: Vec<EngineHash> = (0..450).map(|i| EngineHash(1000 * n + i)).collect();
+        let stored = Stored { blocks: blocks.clone(), tokens: tokens(n), block_tokens: 16, ..Stored::default() };
+        (CacheEvent::Stored(stored), CacheEvent::Removed { blocks, tier: Tier::Gpu })
+    };
+    let mut index = KvIndex::new(&config, 8);
+    let mut seq = [0u64; 8];
+    let mut take = |index: &mut KvIndex, e: usize, event: CacheEvent| {
+        let batch = Batch { seq: seq[e], made: seq[e], events: vec![event] };
+        seq[e] += 1;
+        index.apply(EndpointId(e as u32), "m", &batch)
+    };
+    for e in 0..8 {
+        (0..19).for_each(|n| drop(take(&mut index, e, stored(100 + 19 * e as u64 + n).0)));
+        if e % 2 == 0 {
+            take(&mut index, e, stored(1).0);
+        }
+    }
+    let mut hasher = config.hasher("m", None);
+    hasher.tokens(tokens(1));
+    let (keys, mut matched) = (hasher.finish(), Vec::new());
+    let mut group = c.benchmark_group("kv_index");
+    group.throughput(Throughput::Elements(450));
+    group.bench_function("walk", |b| b.iter(|| index.walk(Time::ZERO, &keys)));
+    group.bench_function("score", |b| b.iter(|| index.score(&mut matched)));
+    group.bench_function("apply", |b| {
+        b.iter_batched(
+            || stored(7),
+            |(stored, removed)| (take(&mut index, 3, stored), take(&mut index, 3, removed)),
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, schedule, schedule_recorded, schedule_epp, parse, edit, kv_index);
 criterion_main!(benches);

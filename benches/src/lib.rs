@@ -96,6 +96,7 @@ pub fn request_info(key: u64, prompt: &[TokenId], trail: Trail<GatewayFact>) -> 
         max_output_tokens: None,
         deadlines: Default::default(),
         prefix: prefix_hashes_of_tokens("model", None, prompt, 131_072),
+        kv: Default::default(),
         trail,
     })
 }

@@ -46,6 +46,9 @@ struct Options {
     /// Detail of traces: 1 lifecycle, 2 decisions, 3 fine [default: 2].
     #[arg(long, value_name = "LEVEL")]
     detail: Option<u8>,
+    /// Share of batches of KV events that get a trace of their own, 0 to 1 [default: 0].
+    #[arg(long, value_name = "RATIO")]
+    kv_events: Option<f64>,
     /// Send traces to this collector: port 4317 means gRPC, others HTTP.
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
@@ -150,6 +153,7 @@ fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> any
         disabled: options.no_telemetry.then_some(true),
         ratio: options.sampling,
         detail: options.detail,
+        kv_events: options.kv_events,
         exporters: (!exporters.is_empty()).then_some(exporters),
         max_open: Some(max_open(gateway)),
         ..Layer::default()

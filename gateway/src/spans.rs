@@ -2,6 +2,8 @@
 //!
 //! The names are those of `registry/gateway.yaml`. Nothing here knows how a fact came about, and no fact holds content.
 
+mod kv_cache;
+
 use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
@@ -17,6 +19,8 @@ mod flow_control;
 
 use flow_control::Out;
 pub use flow_control::{Dequeued, Hold};
+use kv_cache::KvAsked;
+pub use kv_cache::{EventsFact, KvScored, ManagerFact, SCORE_PATH};
 
 /// Keeps the ids of proxy spans, drawn before anything is sent, apart from those of other inner spans.
 const PROXY_SPAN_BASE: u64 = 1 << 32;
@@ -24,6 +28,14 @@ const PROXY_SPAN_BASE: u64 = 1 << 32;
 /// The id of the proxy span of an attempt, counted from 0: what is injected into the request, recorded or not.
 pub const fn proxy_span_id(own: SpanId, attempt: u32) -> SpanId {
     own.derive(PROXY_SPAN_BASE + attempt as u64)
+}
+
+/// Keeps the id of the span of a lookup at a kv-cache-manager apart from those.
+const LOOKUP_SPAN: u64 = 1 << 33;
+
+/// The id of the span of a lookup at a kv-cache-manager: what is injected into the request to it.
+pub const fn lookup_span_id(own: SpanId) -> SpanId {
+    own.derive(LOOKUP_SPAN)
 }
 
 /// Longer names and paths are not repeated in spans, in bytes: a record stays within its bound whatever callers and engines send.
@@ -202,6 +214,21 @@ pub enum GatewayFact {
         /// Endpoints in the pool.
         candidates: u32,
     },
+    /// Core: the index of KV events was asked.
+    KvScored(Box<KvScored>),
+    /// Driver: a kv-cache-manager was asked, before the director starts.
+    KvAsked {
+        /// When.
+        started: Time,
+        /// Its address.
+        address: Arc<str>,
+        /// Its port.
+        port: u16,
+        /// The HTTP status of its answer.
+        status: Option<u16>,
+        /// Why it did not answer.
+        failure: Option<Failure>,
+    },
     /// Core: a profile starts.
     Scheduling {
         /// The profile.
@@ -355,6 +382,8 @@ impl Fact for GatewayFact {
 pub struct GatewayFold<D> {
     root: D,
     director: Option<D>,
+    /// The lookup at a kv-cache-manager, until the director starts.
+    lookup: Option<KvAsked>,
     schedule: Option<D>,
     decide: Option<D>,
     proxy: Option<D>,
@@ -388,6 +417,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         GatewayFold {
             root: cx.outermost("gateway.request", Kind::Server),
             director: None,
+            lookup: None,
             schedule: None,
             decide: None,
             proxy: None,
@@ -443,13 +473,17 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             }
             GatewayFact::Directing { flow_control } => {
                 (self.flow_control, self.waited) = (*flow_control, Dur::ZERO);
-                self.director = Some(self.inner(cx, "gateway.director.handle_request", self.root.id(), at));
-                self.stage = at;
+                self.directing(cx, at);
             }
             GatewayFact::Admission { saturation, candidates } => {
                 if let Some(director) = &mut self.director {
                     director.set("gateway.saturation", *saturation).set("gateway.candidate_endpoints", *candidates);
                 }
+            }
+            GatewayFact::KvScored(scored) => self.kv_scored(cx, at, scored),
+            GatewayFact::KvAsked { started, address, port, status, failure } => {
+                let (address, port, status, failure) = (Arc::clone(address), *port, *status, *failure);
+                self.lookup = Some(KvAsked { started: *started, ended: at, address, port, status, failure });
             }
             GatewayFact::Enqueued { flow, position, size, ttl } => {
                 self.enqueued(cx, at, flow, *position, *size, *ttl);
@@ -561,6 +595,35 @@ impl<D: Draft> GatewayFold<D> {
         (self.method, self.path) = (method, Some(Arc::clone(path)));
         self.root.set("http.request.method", method).set("url.path", path);
         self.root.set_some("http.route", route).set_some("gen_ai.operation.name", route.and_then(operation));
+    }
+
+    /// The director's work begins with what is asked for it.
+    fn directing<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time) {
+        let asked = self.lookup.take();
+        let start = asked.as_ref().map_or(at, |a| a.started.min(at));
+        let director = self.inner(cx, "gateway.director.handle_request", self.root.id(), start);
+        self.stage = at;
+        if let Some(asked) = asked.filter(|_| cx.head.detail >= 2) {
+            asked.emit(cx, director.id());
+        }
+        self.director = Some(director);
+    }
+
+    /// The index is kept here: what a kv-cache-manager would tell is told here.
+    fn kv_scored<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, scored: &KvScored) {
+        let first = self.drawn;
+        self.drawn += 3;
+        self.stage = self.stage.max(at);
+        if cx.head.detail < 2 {
+            return;
+        }
+        let [id, lookup, compute] = [0, 1, 2].map(|n| cx.head.inner_id(first + n));
+        let parent = self.director.as_ref().map_or(self.root.id(), D::id);
+        let (kind, start, name) = (Kind::Internal, scored.started, "kvcache.manager.get_scores");
+        let mut span = cx.inner(Inner { name, kind, parent, id, start, end: at });
+        kv_cache::describe(&mut span, &scored.found);
+        cx.emit(span);
+        kv_cache::stages(cx, id, [lookup, compute], scored, at);
     }
 
     fn scheduling<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, profile: &Arc<str>, candidates: u32) {

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod client;
 pub mod inspect;
+pub mod ladder;
 pub mod live;
 pub mod log;
 pub mod overhead;

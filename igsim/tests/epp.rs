@@ -74,6 +74,12 @@ fn sim_pd_decides_for_every_request() {
             } else {
                 assert_eq!((profiles, prefill), (vec!["decode".to_owned()], None), "{mode}");
             }
+            // The sidecar in front of the engine that decodes does what the gateway decided.
+            let reason = text(named(spans, "pd_proxy.request")[0], "pd_proxy.reason");
+            let elsewhere = decision == "disaggregate";
+            let expect = if elsewhere { "prefill_header" } else { "no_prefill_header" };
+            assert_eq!(reason.as_deref(), Some(expect), "{mode}");
+            assert_eq!(named(spans, "vllm.kv_cache.transfer").len(), if elsewhere { 2 } else { 0 }, "{mode}");
             let served = named(spans, "gateway.backend.proxy")[0];
             let served = text(served, "gateway.backend.endpoint.name").unwrap();
             assert!(["engine-2", "engine-3"].contains(&served.as_str()), "{served} decodes");

@@ -13,8 +13,11 @@ fn library() -> Vec<PathBuf> {
     let dir = &Path::new(env!("CARGO_MANIFEST_DIR")).join("../scenarios");
     let listed =
         |dir: PathBuf| std::fs::read_dir(dir).expect("the library is there").map(|e| e.expect("it can be read").path());
-    let entries = listed(dir.to_path_buf()).chain(listed(dir.join("epp")));
-    let scenario = |p: &PathBuf| p.extension().is_some_and(|e| e == "yaml") && !p.to_string_lossy().contains(".epp.");
+    let entries = listed(dir.to_path_buf()).chain(listed(dir.join("epp"))).chain(listed(dir.join("ladders")));
+    let scenario = |p: &PathBuf| {
+        p.extension().is_some_and(|e| e == "yaml")
+            && ![".epp.", ".ladder."].iter().any(|k| p.to_string_lossy().contains(k))
+    };
     let mut files: Vec<PathBuf> = entries.filter(scenario).collect();
     files.sort();
     assert!(files.len() >= 8, "{files:?}");

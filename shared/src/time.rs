@@ -199,6 +199,23 @@ pub enum Stage {
     },
     /// Admission: objective, priority, candidate list.
     Admit,
+    /// Walking so many blocks of the index of KV events.
+    KvLookup {
+        /// Blocks found.
+        blocks: u32,
+    },
+    /// Rating the endpoints by the blocks that were found.
+    KvScore {
+        /// Blocks found.
+        blocks: u32,
+        /// Endpoints that are rated.
+        endpoints: u32,
+    },
+    /// Taking a batch of KV events into the index.
+    KvEvents {
+        /// Blocks named in it.
+        blocks: u32,
+    },
     /// One filter over so many endpoints.
     Filter {
         /// Candidates looked at.

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 7] = [
+const FOLDS: [&str; 9] = [
     "gateway/src/spans.rs",
+    "gateway/src/pd_proxy/spans.rs",
     "gateway/src/spans/flow_control.rs",
+    "gateway/src/spans/kv_cache.rs",
     "engine-sim/src/spans.rs",
     "engine-sim/src/spans/fine.rs",
     "engine-sim/src/spans/pass.rs",
@@ -24,7 +26,7 @@ const HEAD: &str = "# Span catalogue
 
 <!-- Generated from registry/. `UPDATE_DOCS=1 cargo test -p shared --test registry` writes it anew. -->
 
-Every span, event and attribute that the gateway and the engines emit, made from [registry/](../registry/README.md). A span appears
+Every span, event and attribute that the gateway, the routing sidecars and the engines emit, made from [registry/](../registry/README.md). A span appears
 from its detail level on: 1 is the lifecycle of a request, 2 (the default) adds decisions, 3 the parts of executions. \"Set\" says when an attribute is there:
 always (required), under the condition given, if it is known (recommended), or only if the operator asks for it (opt-in).
 
@@ -90,6 +92,7 @@ fn each_file_defines_its_own_attributes() {
         for key in defined {
             let owner = match key.split('.').next().unwrap_or_default() {
                 "gateway" => "registry/gateway.yaml",
+                "pd_proxy" => "registry/pd-proxy.yaml",
                 "vllm" => "registry/vllm.yaml",
                 _ if key.starts_with("gen_ai.latency.") || VLLMS_OWN.contains(&key) => "registry/vllm.yaml",
                 _ => "registry/upstream.yaml",

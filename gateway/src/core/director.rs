@@ -10,6 +10,8 @@ use shared::time::{Dur, Stage, Stopwatch, Time};
 
 use crate::core::config::{GatewayConfig, PrefixConfig, SaturationConfig};
 use crate::core::gateway::EndpointChange;
+use crate::core::kv_index::events::Batch;
+use crate::core::kv_index::{Applied, Found, KvIndex, Match};
 use crate::core::pool::{
     AdapterState, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, Health, Pool, ScrapeError,
 };
@@ -19,8 +21,8 @@ use crate::core::request::{Rejection, RequestInfo};
 use crate::core::saturation::{Pressure, pressure};
 use crate::core::scheduler::registry::Reads;
 use crate::core::scheduler::scorers::SessionStrategy;
-use crate::core::scheduler::{Candidate, Decision, Run, Scheduler, View};
-use crate::spans::GatewayFact;
+use crate::core::scheduler::{Candidate, Decision, Run, Scheduler, View, precise};
+use crate::spans::{GatewayFact, KvScored};
 
 /// Admission and choice.
 #[derive(Debug)]
@@ -40,6 +42,10 @@ pub(crate) struct Director {
     flow_control: bool,
     objectives: FxHashMap<Arc<str>, i32>,
     matched: Vec<u32>,
+    /// The index of KV events, if some plugin reads it and it is kept here.
+    kv: Option<KvIndex>,
+    kv_block_tokens: u32,
+    kv_matched: Vec<Match>,
 }
 
 impl Director {
@@ -48,12 +54,18 @@ impl Director {
             Some(SessionStrategy::SessionId { ttl, .. }) => ttl,
             Some(SessionStrategy::EncodedEndpointHeader { .. }) | None => Dur::ZERO,
         };
+        let scheduler = Scheduler::new(config, seed.stream("gateway/picker"));
+        let precise = &config.precise_prefix;
+        let here = scheduler.reads().contains(Reads::KV) && precise.manager.is_none();
         Director {
+            kv: here.then(|| KvIndex::new(precise, endpoints.len())),
+            kv_block_tokens: precise.block_tokens,
+            kv_matched: Vec::new(),
             prefixes: PrefixIndex::new(endpoints.len(), config.prefix.lru_blocks_per_endpoint),
             prefix: config.prefix.clone(),
             pool: Pool::new(endpoints),
             namespace: config.pool.namespace.as_str().into(),
-            scheduler: Scheduler::new(config, seed.stream("gateway/picker")),
+            scheduler,
             sessions: Sessions::new(ttl),
             cold: ColdRequests::new(config.cold_requests()),
             in_flight: InFlight::new(config.in_flight.clone()),
@@ -82,6 +94,47 @@ impl Director {
         self.scheduler.reads().contains(Reads::ADAPTERS)
     }
 
+    /// Whether some plugin reads the index of KV events.
+    pub(crate) const fn reads_kv_events(&self) -> bool {
+        self.scheduler.reads().contains(Reads::KV)
+    }
+
+    /// The index of KV events, if it is kept here.
+    pub(crate) const fn kv_index(&self) -> Option<&KvIndex> {
+        self.kv.as_ref()
+    }
+
+    /// Takes a batch of KV events.
+    pub(crate) fn kv_events(&mut self, id: EndpointId, model: Option<&str>, batch: &Batch, after_gap: bool) -> Applied {
+        let Some(index) = &mut self.kv else { return Applied::Known };
+        let first = self.pool.get(id).config.models.first();
+        let model = model.or(first.map(|m| &**m)).unwrap_or_default();
+        if after_gap {
+            index.resume(id, model, batch);
+            return Applied::Taken;
+        }
+        index.apply(id, model, batch)
+    }
+
+    /// Finds out which endpoints hold the prompt, by their own word, where a plugin asks; returns when that was done.
+    fn look_up(&mut self, now: Time, info: &RequestInfo, watch: &mut dyn Stopwatch) -> Time {
+        let Some(index) = &mut self.kv else {
+            self.kv_matched.clear();
+            self.kv_matched.extend(info.kv.answer.iter().flatten());
+            return now;
+        };
+        let keys = info.kv.keys.len();
+        let found = index.walk(now, &info.kv.keys);
+        let walked = watch.lap(Stage::KvLookup { blocks: found });
+        index.score(&mut self.kv_matched);
+        let at = watch.lap(Stage::KvScore { blocks: found, endpoints: self.kv_matched.len() as u32 });
+        info.trail.note(at, || {
+            let found = Found::of(keys, found, &self.kv_matched);
+            GatewayFact::KvScored(Box::new(KvScored { started: now, walked, found }))
+        });
+        at
+    }
+
     /// Chooses an endpoint other than those `tried`, or refuses the request.
     pub(crate) fn direct(
         &mut self,
@@ -91,6 +144,7 @@ impl Director {
         watch: &mut dyn Stopwatch,
     ) -> Result<Placed, Rejection> {
         self.note_directing(now, info);
+        self.look_up(now, info, watch);
         let admitted = self.admit(now, info, tried);
         let at = watch.lap(Stage::Admit);
         self.settle(now, at, admitted, info, watch)
@@ -115,8 +169,9 @@ impl Director {
         info: &RequestInfo,
         watch: &mut dyn Stopwatch,
     ) -> Result<Placed, Rejection> {
+        let at = self.look_up(now, info, watch);
         self.gather(now, info, &[]);
-        self.settle(now, now, Ok(()), info, watch)
+        self.settle(now, at, Ok(()), info, watch)
     }
 
     /// How full the pool is.
@@ -196,6 +251,7 @@ impl Director {
         for i in 0..self.pool.endpoints().len() {
             self.prefixes.clear(EndpointId(i as u32));
         }
+        // What engines hold does not depend on what the gateway remembers.
         self.sessions.clear();
         self.cold.clear();
     }
@@ -205,6 +261,7 @@ impl Director {
             EndpointChange::Added(config) => {
                 self.pool.add(config);
                 self.prefixes.add_endpoint();
+                self.kv.iter_mut().for_each(KvIndex::add_endpoint);
             }
             EndpointChange::Draining(id) => self.pool.get_mut(id).draining = true,
             EndpointChange::Restarted(id) => {
@@ -212,6 +269,7 @@ impl Director {
                 (endpoint.draining, endpoint.health, endpoint.metrics) = (false, Health::Unknown, None);
                 endpoint.adapters = Default::default();
                 self.prefixes.clear(id);
+                self.kv.iter_mut().for_each(|index| index.clear(id));
             }
             EndpointChange::Models(id, models) => self.pool.get_mut(id).config.models = models,
             EndpointChange::Adapters(id, adapters) => self.pool.get_mut(id).adapters = adapters,
@@ -243,6 +301,7 @@ impl Director {
             self.prefixes.matches(&info.prefix, &mut self.matched);
         }
         let bound = if reads.contains(Reads::SESSION) { self.bound(now, info) } else { None };
+        let kv = reads.contains(Reads::KV);
         let (cold, adapters) = (reads.contains(Reads::COLD), reads.contains(Reads::ADAPTERS));
         let candidates = &mut self.scheduler.room.candidates;
         candidates.clear();
@@ -251,6 +310,7 @@ impl Director {
             let id = EndpointId(i as u32);
             (!tried.contains(&id)).then(|| Candidate {
                 matched_blocks: if prefix { self.matched[i] } else { 0 },
+                kv: if kv { self.kv_matched.get(i).copied().unwrap_or_default() } else { Match::default() },
                 had_session: bound == Some(id),
                 cold_position: if cold { self.cold.position(id) } else { None },
                 adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
@@ -276,7 +336,7 @@ impl Director {
         info: &RequestInfo,
         watch: &mut dyn Stopwatch,
     ) -> Result<(Decision, Time), (Rejection, Time)> {
-        let view = view(&self.pool, &self.prefix, &self.in_flight, info);
+        let view = view(&self.pool, &self.prefix, self.kv_block_tokens, &self.in_flight, info);
         let mut run = Run { now, view, trail: &info.trail, watch };
         let (chosen, at) = self.scheduler.schedule(at, &mut run);
         chosen.map(|decision| (decision, at)).ok_or((Rejection::NoEndpoints, at))
@@ -290,6 +350,9 @@ impl Director {
             if reads.contains(Reads::PREFIX) {
                 self.prefixes.insert(endpoint, &info.prefix);
             }
+            if let Some(index) = &mut self.kv {
+                index.expect(now, endpoint, &info.kv.keys);
+            }
             if decision.cold {
                 self.cold.sent(endpoint);
             }
@@ -298,19 +361,31 @@ impl Director {
             self.sessions.sent(session, decision.endpoint.id, decision.session_present, now);
         }
         let empty = Pool::default();
-        let view = view(&empty, &self.prefix, &self.in_flight, info);
+        let view = view(&empty, &self.prefix, self.kv_block_tokens, &self.in_flight, info);
+        if reads.contains(Reads::KV) && !reads.contains(Reads::PREFIX) {
+            let view = precise::view(&view);
+            return InFlight::place(&mut self.pool, decision, |c| InFlight::cost(&view, &precise::candidate(c)));
+        }
         InFlight::place(&mut self.pool, decision, |c| InFlight::cost(&view, c))
     }
 }
 
 /// What plugins see of a request.
-fn view<'a>(pool: &'a Pool, prefix: &PrefixConfig, in_flight: &InFlight, info: &'a RequestInfo) -> View<'a> {
+fn view<'a>(
+    pool: &'a Pool,
+    prefix: &PrefixConfig,
+    kv_block_tokens: u32,
+    in_flight: &InFlight,
+    info: &'a RequestInfo,
+) -> View<'a> {
     View {
         pool,
         model: &info.model,
         prompt_tokens: info.prompt_tokens_estimate,
         prefix_blocks: info.prefix.len() as u32,
         block_tokens: prefix.block_tokens,
+        kv_blocks: info.kv.keys.len() as u32,
+        kv_block_tokens,
         output_tokens: in_flight.output_tokens(info.prompt_tokens_estimate, info.max_output_tokens),
         selection: info.selection.as_deref(),
         // Nobody predicts latencies yet.
@@ -329,6 +404,7 @@ fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
         running,
         kv_usage,
         matched_blocks: 0,
+        kv: Match::default(),
         in_flight_tokens: endpoint.in_flight_tokens,
         in_flight: endpoint.in_flight,
         cold_position: None,

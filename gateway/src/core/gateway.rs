@@ -14,6 +14,8 @@ pub use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, Reques
 use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
 use crate::core::flow_control::FlowControl;
+use crate::core::kv_index::events::Batch;
+use crate::core::kv_index::{Applied, KvPrompt};
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
 use crate::core::rewrite::Rewrites;
@@ -201,6 +203,22 @@ impl Gateway {
         self.director.reads_adapters()
     }
 
+    /// Whether some plugin reads the index of KV events, so that prompts have to be named and events to be told.
+    pub const fn reads_kv_events(&self) -> bool {
+        self.director.reads_kv_events()
+    }
+
+    /// Takes a batch of KV events of an endpoint that serves `model`, if that is not known of the endpoint itself; one after a gap
+    /// that cannot be filled if `after_gap`.
+    pub fn kv_events(&mut self, endpoint: EndpointId, model: Option<&str>, batch: &Batch, after_gap: bool) -> Applied {
+        self.director.kv_events(endpoint, model, batch, after_gap)
+    }
+
+    /// The number of the batch of KV events that is expected next of an endpoint.
+    pub fn next_kv_batch(&self, endpoint: EndpointId) -> u64 {
+        self.director.kv_index().map_or(0, |index| index.next_batch(endpoint))
+    }
+
     /// Forgets the prefixes and sessions of earlier requests; what is known of endpoints and open requests stays.
     pub fn forget(&mut self) {
         self.director.forget();
@@ -293,6 +311,7 @@ impl Gateway {
         if let Some(open) = self.open.get_mut(&key).filter(|o| o.placed.endpoint == endpoint) {
             // Only a further attempt would need them.
             open.info.prefix = Vec::new();
+            open.info.kv = KvPrompt::default();
         }
     }
 

@@ -4,6 +4,7 @@ pub mod config;
 mod director;
 mod flow_control;
 pub mod gateway;
+pub mod kv_index;
 pub mod pool;
 pub mod prefix_index;
 mod producers;

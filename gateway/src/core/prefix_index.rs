@@ -44,16 +44,24 @@ impl PrefixHasher {
     /// # Panics
     /// If that is 0 or more than [`MAX_BLOCK_TOKENS`].
     pub fn with_blocks(model: &str, salt: Option<&str>, max_tokens: u32, block_tokens: u32) -> PrefixHasher {
+        let whole = PrefixHasher::after(prefix_root(model, salt), block_tokens);
+        PrefixHasher { max_blocks: max_tokens as usize / block_tokens as usize, ..whole }
+    }
+
+    /// A hasher for the blocks of `block_tokens` that follow the one called `parent`: their hashes are those of the whole prompt.
+    ///
+    /// # Panics
+    /// As [`PrefixHasher::with_blocks`].
+    pub fn after(parent: u64, block_tokens: u32) -> PrefixHasher {
         let tokens = block_tokens as usize;
         assert!((1..=MAX_BLOCK_TOKENS).contains(&tokens), "a block of {tokens} tokens");
-        let salt = salt.map_or(0, |s| mix64(xxh3_64(s.as_bytes())));
         PrefixHasher {
-            parent: xxh3_64(model.as_bytes()) ^ salt,
+            parent,
             buffer: [0; MAX_BLOCK_BYTES],
             block: tokens * BYTES_PER_TOKEN,
             filled: 0,
             bytes: 0,
-            max_blocks: max_tokens as usize / tokens,
+            max_blocks: usize::MAX,
             hashes: Vec::new(),
         }
     }
@@ -110,6 +118,12 @@ impl PrefixHasher {
         self.parent = mix64(self.parent.rotate_left(29) ^ block);
         self.hashes.push(self.parent);
     }
+}
+
+/// What stands before the first block of prompts to `model`; `salt` separates caches.
+pub fn prefix_root(model: &str, salt: Option<&str>) -> u64 {
+    let salt = salt.map_or(0, |s| mix64(xxh3_64(s.as_bytes())));
+    xxh3_64(model.as_bytes()) ^ salt
 }
 
 /// The block hashes of a prompt given as text.

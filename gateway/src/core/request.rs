@@ -6,6 +6,7 @@ use shared::ids::RequestId;
 use shared::time::Dur;
 use shared::trace::Trail;
 
+use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
 use crate::spans::GatewayFact;
 
@@ -50,6 +51,8 @@ pub struct RequestInfo {
     pub deadlines: Deadlines,
     /// Hashes of the prompt's blocks (see [`crate::core::prefix_index`]).
     pub prefix: Vec<u64>,
+    /// What the index of KV events is asked for the prompt.
+    pub kv: KvPrompt,
     /// Where its facts are recorded.
     pub trail: Trail<GatewayFact>,
 }

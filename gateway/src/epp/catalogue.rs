@@ -2,6 +2,8 @@
 
 use crate::core::scheduler::registry;
 
+pub(super) use crate::core::scheduler::registry::PRECISE_PREFIX as PRECISE_SCORER;
+
 /// What a type of plugin is in the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
@@ -17,6 +19,7 @@ pub(super) enum Part {
     SingleHandler,
     DisaggregatedHandler,
     PrefixProducer,
+    PreciseProducer,
     InFlightProducer,
     TokenProducer,
     UtilizationDetector,
@@ -41,6 +44,7 @@ const OTHERS: &[(&str, Part)] = &[
     ("disagg-profile-handler", Part::DisaggregatedHandler),
     ("pd-profile-handler", Part::DisaggregatedHandler),
     (PREFIX_PRODUCER, Part::PrefixProducer),
+    ("precise-prefix-cache-producer", Part::PreciseProducer),
     (IN_FLIGHT_PRODUCER, Part::InFlightProducer),
     (TOKEN_PRODUCER, Part::TokenProducer),
     (UTILIZATION_DETECTOR, Part::UtilizationDetector),
@@ -63,7 +67,6 @@ const OTHERS: &[(&str, Part)] = &[
     ("prefill-header-handler", Part::BuiltIn),
 ];
 
-const KV_EVENTS: &str = "it needs the index of KV-cache events, which is not built";
 const PREDICTOR: &str = "no latency predictor is built; latency-scorer then rates by cache, queue and prefix";
 const CLUSTERS: &str = "there is one cluster";
 const ENCODE: &str = "nothing is encoded by an endpoint of its own";
@@ -75,8 +78,6 @@ const PARSER: &str = "only OpenAI's requests are understood; others pass through
 
 /// Types of llm-d that are nothing here, and why.
 const NOT_HERE: &[(&str, &str)] = &[
-    ("precise-prefix-cache-scorer", KV_EVENTS),
-    ("precise-prefix-cache-producer", KV_EVENTS),
     (LATENCY_PRODUCER, PREDICTOR),
     ("latency-slo-admitter", PREDICTOR),
     ("tokenizer", "the prompt's tokens are estimated from its bytes"),

@@ -14,7 +14,7 @@ use shared::config::{Problems, did_you_mean, one_of};
 use super::Epp;
 use super::catalogue::{self, IN_FLIGHT_PRODUCER, LATENCY_PRODUCER, PREFIX_PRODUCER, Part};
 use super::file::{API_VERSION, File, KIND, OLD_API_VERSION, Plugin, Profile, ProfilePlugin};
-use super::{flow_control, handler, producers};
+use super::{flow_control, handler, precise, producers};
 use crate::core::config::{Parameters, PluginConfig, ProfileConfig, ScorerConfig, WEIGHT, is_weight};
 use crate::core::scheduler::parameters::PluginError;
 use crate::core::scheduler::registry;
@@ -50,6 +50,7 @@ pub(super) fn map(file: &File, allow_unsupported: bool, problems: &mut Problems)
     let flow_control_on = m.gates(file);
     m.declare(file.plugins.as_deref().unwrap_or_default());
     m.name_producers();
+    let precise_prefix = precise::precise(&mut m);
     m.check_parameters();
     let profiles = m.profiles(file);
     let (profile, disaggregation) = handler::handler(&mut m, profiles);
@@ -59,7 +60,7 @@ pub(super) fn map(file: &File, allow_unsupported: bool, problems: &mut Problems)
     let saturation = producers::saturation(&mut m, file);
     let flow_control = flow_control::flow_control(&mut m, file, flow_control_on);
     let warnings = m.warnings;
-    Epp { profile, disaggregation, prefix, in_flight, saturation, flow_control, warnings }
+    Epp { profile, disaggregation, prefix, precise_prefix, in_flight, saturation, flow_control, warnings }
 }
 
 impl Mapper<'_> {

@@ -8,6 +8,7 @@ mod file;
 mod flow_control;
 mod handler;
 mod map;
+mod precise;
 mod producers;
 mod scalars;
 
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use shared::config::{ConfigErrors, Problems};
 
 use crate::core::config::{
-    DisaggregationConfig, FlowControlConfig, GatewayConfig, InFlightConfig, PrefixConfig, ProfileConfig,
+    DisaggregationConfig, FlowControlConfig, GatewayConfig, InFlightConfig, PreciseConfig, PrefixConfig, ProfileConfig,
     SaturationConfig,
 };
 use file::File;
@@ -33,6 +34,8 @@ pub struct Epp {
     pub disaggregation: Option<DisaggregationConfig>,
     /// The approximate prefix index.
     pub prefix: PrefixConfig,
+    /// The index of KV events.
+    pub precise_prefix: PreciseConfig,
     /// What counts as in flight.
     pub in_flight: InFlightConfig,
     /// The saturation detector.
@@ -95,6 +98,8 @@ impl Epp {
         config.profile = self.profile;
         config.disaggregation = self.disaggregation;
         config.prefix = self.prefix;
+        let PreciseConfig { manager, manager_timeout, .. } = std::mem::take(&mut config.precise_prefix);
+        config.precise_prefix = PreciseConfig { manager, manager_timeout, ..self.precise_prefix };
         config.in_flight = self.in_flight;
         config.saturation = self.saturation;
         config.flow_control = self.flow_control;

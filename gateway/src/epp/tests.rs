@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::core::config::{
-    BandConfig, ConcurrencyConfig, ConcurrencyMode, Detector, FairnessPolicy, OrderingPolicy, StageOrder,
+    BandConfig, ConcurrencyConfig, ConcurrencyMode, Detector, FairnessPolicy, OrderingPolicy, PreciseConfig, StageOrder,
 };
 use shared::units::HumanDur;
 
@@ -161,13 +161,13 @@ fn a_problem_names_file_path_found_and_allowed() {
 
 #[test]
 fn what_is_not_supported_lists_what_is() {
-    assert_snapshot!(wrong("plugins: [{type: precise-prefix-cache-scorer}]"), @r#"
-    error: epp.yaml: plugins[0].type: found "precise-prefix-cache-scorer" (it needs the index of KV-cache events, which is not built), expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, concurrency-detector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
-       3 | plugins: [{type: precise-prefix-cache-scorer}]
-         |                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    assert_snapshot!(wrong("plugins: [{type: topology-affinity-scorer}]"), @r#"
+    error: epp.yaml: plugins[0].type: found "topology-affinity-scorer" (endpoints have no topology), expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, concurrency-detector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, precise-prefix-cache-producer, precise-prefix-cache-scorer, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, round-robin-picker, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
+       3 | plugins: [{type: topology-affinity-scorer}]
+         |                  ^^^^^^^^^^^^^^^^^^^^^^^^
     "#);
     assert_snapshot!(wrong("plugins: [{type: quue-scorer}]"), @r#"
-    error: epp.yaml: plugins[0].type: found "quue-scorer", expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, concurrency-detector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
+    error: epp.yaml: plugins[0].type: found "quue-scorer", expected one of active-request-scorer, always-disagg-pd-decider, approx-prefix-cache-producer, by-label, by-label-selector, concurrency-detector, context-length-aware, core-metrics-extractor, decode-filter, disagg-headers-handler, disagg-profile-handler, edf-ordering-policy, encode-filter, endpoint-notification-source, fcfs-ordering-policy, global-strict-fairness-policy, header-based-testing-filter, healthy-filter, inflight-load-producer, kv-cache-utilization-scorer, label-selector-filter, latency-scorer, load-aware-scorer, lora-affinity-scorer, lora-residency-filter, max-score-picker, metrics-data-source, models-data-extractor, models-data-source, no-hit-lru-scorer, openai-parser, passthrough-parser, pd-profile-handler, precise-prefix-cache-producer, precise-prefix-cache-scorer, prefill-filter, prefill-header-handler, prefix-based-pd-decider, prefix-cache-affinity-filter, prefix-cache-scorer, program-aware-fairness, queue-scorer, random-picker, round-robin-fairness-policy, round-robin-picker, running-requests-size-scorer, session-affinity-scorer, single-profile-handler, slo-deadline-ordering-policy, slo-headroom-tier-filter, static-usage-limit-policy, token-load-scorer, token-producer, utilization-detector, utilization-filter, weighted-random-picker; --allow-unsupported (gateway.allow_unsupported) leaves it out
        3 | plugins: [{type: quue-scorer}]
          |                  ^^^^^^^^^^^
     "#);
@@ -217,11 +217,62 @@ schedulingProfiles:
     );
     assert_snapshot!(gist(&epp.profile), @"default: healthy-filter > prefix-cache-scorer * 2, kv-cache-utilization-scorer * 1 > max-score-picker");
     assert_snapshot!(epp.warnings.join("\n"), @r#"
-    plugins[4].type: "precise-prefix-cache-producer" (it needs the index of KV-cache events, which is not built) is left out: not supported
     plugins[7].type: "topology-affinity-scorer" (endpoints have no topology) is left out: not supported
-    plugins[5].parameters.prefixMatchInfoProducerName: approx-prefix-cache-producer takes the place of "precise-prefix-cache-producer"
-    plugins[0].parameters.vllm: a tokenizer is left out: not supported
+    plugins[0].parameters.vllm: no tokenizer is asked: a token is four bytes of the prompt
     "#);
+    assert_eq!(epp.precise_prefix, PreciseConfig { block_tokens: 64, ..PreciseConfig::default() });
+    let mut config = GatewayConfig::default();
+    epp.apply(&mut config);
+    assert!(config.reads_kv_events());
+}
+
+#[test]
+fn the_index_of_kv_events_is_read_from_its_producer_or_its_scorer() {
+    let parameters = "{
+  tokenProcessorConfig: {blockSize: 32, hashSeed: '42'},
+  indexerConfig: {
+    kvBlockIndexConfig: {enableMetrics: true, inMemoryConfig: {size: 1000, podCacheSize: 3}},
+    kvCacheBackendConfigs: [{name: gpu, weight: 0.9}, {name: CPU, weight: 0.5}]},
+  kvEventsConfig: {topicFilter: kv, concurrency: 4, discoverPods: true, podDiscoveryConfig: {socketPort: 6000}},
+  speculativeIndexing: true, speculativeTTL: 500ms}";
+    let expect = PreciseConfig {
+        block_tokens: 32,
+        max_blocks: 1000,
+        max_endpoints_per_block: 3,
+        gpu_weight: 0.9,
+        cpu_weight: 0.5,
+        speculative: true,
+        speculative_ttl: HumanDur::millis(500),
+        events_port: 6000,
+        topic_filter: "kv".to_owned(),
+        ..PreciseConfig::default()
+    };
+    for kind in ["precise-prefix-cache-producer", "precise-prefix-cache-scorer"] {
+        let epp = good(&format!("plugins: [{{type: {kind}, parameters: {parameters}}}]"));
+        assert_eq!(epp.precise_prefix, expect, "{kind}");
+    }
+    let both = format!(
+        "plugins: [{{type: precise-prefix-cache-producer, parameters: {parameters}}}, {{type: precise-prefix-cache-scorer}}]"
+    );
+    assert_eq!(good(&both).precise_prefix, expect);
+    assert_eq!(good("plugins: [{type: precise-prefix-cache-scorer}]").precise_prefix, PreciseConfig::default());
+}
+
+#[test]
+fn an_index_elsewhere_and_other_engines_are_refused() {
+    let check = |parameters: &str, path: &str| {
+        let file = format!("plugins: [{{type: precise-prefix-cache-producer, parameters: {parameters}}}]");
+        let told = wrong(&file);
+        assert!(told.contains(&format!("plugins[0].parameters.{path}: found")), "{told}");
+    };
+    let redis = "{indexerConfig: {kvBlockIndexConfig: {redisConfig: {address: r}}}}";
+    check(redis, "indexerConfig.kvBlockIndexConfig.redisConfig");
+    check("{kvEventsConfig: {zmqEndpoint: 'tcp://*:5557'}}", "kvEventsConfig.zmqEndpoint");
+    check("{kvEventsConfig: {engineType: sglang}}", "kvEventsConfig.engineType");
+    check("{sessionManager: sessions}", "sessionManager");
+    check("{tokenProcessorConfig: {blocksize: 16}}", "tokenProcessorConfig.blocksize");
+    check("{indexerConfig: {kvCacheBackendConfigs: [{name: disk, weight: 1}]}}", "indexerConfig.kvCacheBackendConfigs");
+    check("{speculativeTTL: soon}", "speculativeTTL");
 }
 
 #[test]

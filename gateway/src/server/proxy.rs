@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::core::gateway::Input;
+use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
 use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey};
 use crate::server::api::method_name;
@@ -31,7 +32,7 @@ use crate::server::queue::Answer;
 use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
 use crate::server::request::{self, Caller, MODEL_REWRITE, Parsed, Route};
 use crate::server::runtime::Shared;
-use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, proxy_span_id};
+use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, lookup_span_id, proxy_span_id};
 
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) -> Response {
@@ -39,7 +40,10 @@ pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) 
     let mut exchange = Exchange::begin(shared, route, &parts);
     let mut model = Arc::from("");
     let answer = match exchange.read(&parts.headers, body, &mut model).await {
-        Ok((info, bytes)) => exchange.forward(&parts, bytes, info).await,
+        Ok((mut info, bytes)) => {
+            let expected = exchange.look_up(&mut info).await;
+            exchange.forward(&parts, bytes, info, &expected).await
+        }
         Err(refusal) => Err(refusal),
     };
     match answer {
@@ -131,13 +135,14 @@ impl Exchange {
         let config = &self.shared.config;
         let body = request::body(body, headers, config.limits.max_body_bytes);
         let mut bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
-        let mut parsed = request::parse(self.route, &bytes, &config.prefix)?;
+        let precise = self.shared.reads_kv_events.then_some(&config.precise_prefix);
+        let mut parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
         *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
         if let Some(target) = self.target(headers, model)
             && let Some(rewritten) = request::with_model(&bytes, &target)
         {
             bytes = rewritten;
-            parsed = request::parse(self.route, &bytes, &self.shared.config.prefix)?;
+            parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
             let asked = std::mem::replace(model, target);
             self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
         }
@@ -185,8 +190,41 @@ impl Exchange {
             max_output_tokens: parsed.max_tokens,
             deadlines: caller.deadlines,
             prefix: parsed.prefix,
+            kv: KvPrompt { keys: parsed.kv_keys, answer: None },
             trail: self.trail.clone(),
         })
+    }
+
+    /// Asks a kv-cache-manager who holds the prompt, where there is one; returns the blocks that it is to expect where the request
+    /// goes. Without an answer the request is scheduled without.
+    async fn look_up(&self, info: &mut RequestInfo) -> Vec<u64> {
+        let Some(manager) = self.shared.kv_manager.as_ref().filter(|_| !info.kv.keys.is_empty()) else {
+            return Vec::new();
+        };
+        let (mut headers, started) = (HeaderMap::new(), self.shared.clock.now());
+        if let Some(own) = self.started.as_ref().map(|s| &s.context) {
+            self.tracer.inject(&own.child(lookup_span_id(own.span_id)), &mut headers);
+        }
+        let asked = manager.ask(&info.model, &info.kv.keys, headers, &self.shared.backends).await;
+        info.kv.answer = asked.answer;
+        let (address, port, status, failure) = (&manager.address, manager.port, asked.status, asked.failure);
+        self.trail.note(self.shared.clock.now(), || GatewayFact::KvAsked {
+            started,
+            address: Arc::clone(address),
+            port,
+            status,
+            failure,
+        });
+        if self.shared.config.precise_prefix.speculative { info.kv.keys.clone() } else { Vec::new() }
+    }
+
+    /// Tells the kv-cache-manager where the request goes.
+    fn expect(&self, endpoints: [Option<EndpointId>; 2], keys: &[u64]) {
+        if let Some(manager) = self.shared.kv_manager.as_ref().filter(|_| !keys.is_empty()) {
+            for endpoint in endpoints.into_iter().flatten() {
+                manager.tell(&self.shared.backends[endpoint.index()].config.name, keys.to_vec());
+            }
+        }
     }
 
     /// Sends the request where the core says, until an endpoint answers.
@@ -195,6 +233,7 @@ impl Exchange {
         parts: &http::request::Parts,
         body: Bytes,
         info: Box<RequestInfo>,
+        expected: &[u64],
     ) -> Result<http::Response<Incoming>, Refusal> {
         let mut headers = self.headers(&parts.headers);
         let deadline = self.deadline();
@@ -202,6 +241,7 @@ impl Exchange {
         let mut last = None;
         loop {
             let (endpoint, prefill, attempt) = self.ask(input, last).await?;
+            self.expect([Some(endpoint), prefill], expected);
             self.attempt_started(endpoint, attempt);
             self.shared.routing.set_prefiller(&mut headers, prefill);
             let request = self.outgoing(parts, &mut headers, body.clone(), endpoint, attempt)?;

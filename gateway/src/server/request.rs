@@ -15,7 +15,7 @@ use shared::tokens::TokenId;
 use shared::units::HumanDur;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::config::PrefixConfig;
+use crate::core::config::{PreciseConfig, PrefixConfig};
 use crate::core::prefix_index::PrefixHasher;
 use crate::core::request::{Deadlines, SessionKey};
 use crate::epp::duration;
@@ -55,6 +55,8 @@ pub(crate) struct Parsed {
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: Option<u32>,
     pub(crate) prefix: Vec<u64>,
+    /// Keys of the prompt's blocks in the index of KV events, where that is read.
+    pub(crate) kv_keys: Vec<u64>,
 }
 
 /// What headers say.
@@ -118,7 +120,12 @@ pub(crate) async fn body(body: axum::body::Body, headers: &HeaderMap, limit: u32
 
 /// Reads the body of an inference request and hashes its prompt. Whether the request is a good one is for the engine to say: what
 /// is not understood counts as absent, and only a body that is no JSON object is refused.
-pub(crate) fn parse(route: Route, body: &[u8], prefix: &PrefixConfig) -> Result<Parsed, Refusal> {
+pub(crate) fn parse(
+    route: Route,
+    body: &[u8],
+    prefix: &PrefixConfig,
+    precise: Option<&PreciseConfig>,
+) -> Result<Parsed, Refusal> {
     let request = match route {
         Route::Other => return Ok(model_only(body)),
         Route::Chat | Route::Completions => Request::read(body)?,
@@ -127,12 +134,18 @@ pub(crate) fn parse(route: Route, body: &[u8], prefix: &PrefixConfig) -> Result<
     let (salt, most) = (request.cache_salt.as_deref(), prefix.max_prefix_tokens);
     let mut hasher = PrefixHasher::with_blocks(model, salt, most, prefix.block_tokens);
     hash_prompt(&request, &mut hasher);
+    let kv_keys = precise.map(|p| {
+        let mut hasher = p.hasher(model, salt);
+        hash_prompt(&request, &mut hasher);
+        hasher.finish()
+    });
     Ok(Parsed {
         model: request.model.as_deref().map(Arc::from),
         streaming: request.stream == Some(true),
         prompt_tokens: u32::try_from(hasher.token_count()).unwrap_or(u32::MAX),
         max_tokens: request.max_completion_tokens.or(request.max_tokens),
         prefix: hasher.finish(),
+        kv_keys: kv_keys.unwrap_or_default(),
     })
 }
 
@@ -282,7 +295,7 @@ mod tests {
     #[test]
     fn the_newer_name_of_a_limit_wins() {
         let check = |body: &str, expect| {
-            assert_eq!(parse(Route::Chat, body.as_bytes(), &blocks(64)).unwrap().max_tokens, expect, "{body}");
+            assert_eq!(parse(Route::Chat, body.as_bytes(), &blocks(64), None).unwrap().max_tokens, expect, "{body}");
         };
         check(r#"{"model":"m"}"#, None);
         check(r#"{"max_tokens":7}"#, Some(7));
@@ -294,7 +307,7 @@ mod tests {
     fn the_prompt_hashes_like_its_tokens() {
         let long = "word ".repeat(120);
         let check = |route, body: String| {
-            let parsed = parse(route, body.as_bytes(), &blocks(u32::MAX)).unwrap();
+            let parsed = parse(route, body.as_bytes(), &blocks(u32::MAX), None).unwrap();
             let request: shared::openai::Request<'_> = serde_json::from_str(&body).unwrap();
             let mut tokens = Vec::new();
             request.prompt_tokens(&mut tokens).unwrap();
@@ -318,7 +331,7 @@ mod tests {
     fn what_is_not_understood_is_left_to_the_engine() {
         let check = |body: &str, expect: Option<(&str, bool, u32)>| {
             for route in [Route::Chat, Route::Completions] {
-                let found = parse(route, body.as_bytes(), &blocks(64)).ok();
+                let found = parse(route, body.as_bytes(), &blocks(64), None).ok();
                 let found = found.as_ref().map(|p| (p.model.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
                 assert_eq!(found, expect, "{body}");
             }
@@ -339,9 +352,9 @@ mod tests {
 
     #[test]
     fn other_paths_need_no_json() {
-        assert_eq!(parse(Route::Other, b"not json", &blocks(64)).unwrap().model, None);
+        assert_eq!(parse(Route::Other, b"not json", &blocks(64), None).unwrap().model, None);
         assert_eq!(
-            parse(Route::Other, br#"{"model":"m","input":"x"}"#, &blocks(64)).unwrap().model.as_deref(),
+            parse(Route::Other, br#"{"model":"m","input":"x"}"#, &blocks(64), None).unwrap().model.as_deref(),
             Some("m")
         );
     }

@@ -23,11 +23,15 @@ use tokio::task::JoinSet;
 
 use crate::core::config::{ConfigProblem, GatewayConfig};
 use crate::core::gateway::{Gateway, Input};
+use crate::core::kv_index::Applied;
+use crate::core::kv_index::events::Batch;
 use crate::core::pool::{Adapters, EndpointId};
 use crate::core::request::RequestKey;
 use crate::core::rewrite::Rewrites;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
+use crate::server::kv_events::{Follower, Keeper, Sources};
+use crate::server::kv_manager::Manager;
 use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
 use crate::server::queue::{self, Answer, Queue};
@@ -117,7 +121,12 @@ pub(crate) struct Shared {
     pub(crate) reads_usage: bool,
     /// Whether it wants to know of LoRA adapters.
     pub(crate) reads_adapters: bool,
+    /// Whether it wants prompts named for the index of KV events.
+    pub(crate) reads_kv_events: bool,
     pub(crate) client: Upstream,
+    kv_sources: Sources,
+    /// Who is asked for precise prefixes, where that is a service of its own.
+    pub(crate) kv_manager: Option<Manager>,
     pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
     pub(crate) metrics: Metrics,
@@ -154,22 +163,28 @@ impl Server {
             }
         }
         let client = client(&config)?;
+        let sources = Sources::new(config.precise_prefix.events_port);
+        let kv_sources = sources.map_err(|e| ServeError::Tls(e.to_string()))?;
         let bind = |source| ServeError::Bind { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
         let core = Gateway::new(config.clone(), endpoints.iter().map(|e| e.config.clone()).collect(), seed);
+        let kv_manager = Manager::of(&config.precise_prefix, &client).filter(|_| core.reads_kv_events());
         let shared = Arc::new(Shared {
             routing: Routing::new(&config, &endpoints),
             reads_first_chunks: core.reads_first_chunks(),
             rewrites: core.rewrites(),
             reads_usage: core.reads_usage(),
             reads_adapters: core.reads_adapters(),
+            reads_kv_events: core.reads_kv_events(),
             queue: core.has_flow_control().then(Queue::new),
             core: Mutex::new(core),
             config,
             cards: Mutex::new(vec![Vec::new(); endpoints.len()]),
             backends: endpoints,
+            kv_manager,
             client,
+            kv_sources,
             tracer: TracerCell::new(tracer),
             clock,
             metrics: Metrics::new(),
@@ -215,6 +230,7 @@ impl Server {
             scrapers.spawn(scrape::watch(Arc::clone(&shared), EndpointId(i as u32), first.clone()));
         }
         drop(first);
+        follow(&shared, &mut scrapers);
         scrapers.spawn(queue::drive(Arc::clone(&shared)));
         let stopped = tokio::select! {
             _ = scraped.recv() => false,
@@ -224,6 +240,38 @@ impl Server {
             serve(listener, &shared, shutdown).await;
         }
         shared.metrics.stats()
+    }
+}
+
+/// Follows the KV events of all endpoints, if the index of them is kept here.
+fn follow(shared: &Arc<Shared>, tasks: &mut JoinSet<()>) {
+    let config = &shared.config.precise_prefix;
+    if !shared.reads_kv_events || config.manager.is_some() {
+        return;
+    }
+    for (i, backend) in shared.backends.iter().enumerate() {
+        tasks.spawn(
+            Follower {
+                keeper: Arc::clone(shared) as Arc<dyn Keeper>,
+                endpoint: EndpointId(i as u32),
+                backend: backend.clone(),
+                sources: shared.kv_sources.clone(),
+                config: config.clone(),
+                tracer: shared.tracer.load(),
+                clock: shared.clock,
+            }
+            .run(),
+        );
+    }
+}
+
+impl Keeper for Shared {
+    fn take(&self, endpoint: EndpointId, model: Option<&str>, batch: &Batch, after_gap: bool) -> Applied {
+        self.core().kv_events(endpoint, model, batch, after_gap)
+    }
+
+    fn next(&self, endpoint: EndpointId) -> u64 {
+        self.core().next_kv_batch(endpoint)
     }
 }
 

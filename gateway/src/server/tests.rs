@@ -2,7 +2,7 @@
 //! pass except the tests of time limits.
 
 mod failures;
-mod harness;
+pub(crate) mod harness;
 mod passing;
 mod tracing;
 mod waiting;

@@ -93,6 +93,7 @@ impl Run {
             max_output_tokens: None,
             deadlines: Default::default(),
             prefix: vec![1],
+            kv: Default::default(),
             trail: self.trail.clone(),
         })))
     }

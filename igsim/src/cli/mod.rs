@@ -5,6 +5,7 @@
 
 mod explain;
 mod inspect;
+mod ladder;
 mod overhead;
 mod run;
 mod send;
@@ -67,6 +68,9 @@ enum Command {
     /// Send the traces of a finished run to an OTLP endpoint
     #[command(after_help = "Example: igsim send runs/quickstart-20261120-1842 --otlp http://127.0.0.1:4318 --end-now")]
     Send(SendArgs),
+    /// Run a workload at one rate after the other under several routing policies, in virtual time
+    #[command(after_help = "Example: igsim ladder scenarios/ladders/qwen3-32b-8xh100.ladder.yaml")]
+    Ladder(ladder::LadderArgs),
     /// Measure what tracing costs: latency, CPU and bytes with and without it
     #[command(
         after_help = "Examples:\n  igsim overhead\n  igsim overhead --full --out overhead\n  igsim overhead --regime saturation --arms \"off',eager:0.1,deferred:0.1\""
@@ -288,6 +292,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Send(args) => send::send(&args),
+        Command::Ladder(args) => ladder::run(&args),
         Command::Overhead(args) => overhead::overhead(args),
         Command::OverheadNode(args) => overhead::node(&args),
         Command::Schema => {

@@ -168,6 +168,8 @@ fn run_live(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Col
         StackError::Replay(_) => Failure::input(error),
         StackError::Telemetry(_)
         | StackError::Gateway(_)
+        | StackError::Sidecar(_)
+        | StackError::Target(_)
         | StackError::Backend(_)
         | StackError::Bind { .. }
         | StackError::Runtime(_) => Failure::run(error),

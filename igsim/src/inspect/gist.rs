@@ -60,6 +60,20 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
         "gateway.response.process" => {
             &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")]
         }
+        "pd_proxy.request" => &[
+            ("", "pd_proxy.reason"),
+            ("ttft ms", "pd_proxy.time_to_first_token_ms"),
+            ("coordination ms", "pd_proxy.coordination_ms"),
+        ],
+        "pd_proxy.prefill" => &[("", "pd_proxy.prefill.target"), ("status", "pd_proxy.prefill.status_code")],
+        "pd_proxy.decode" => &[("status", "pd_proxy.decode.status_code")],
+        "pd_proxy.backend" => &[("port", "server.port"), ("status", "http.response.status_code")],
+        "vllm.kv_cache.transfer" => &[
+            ("", "vllm.kv_transfer.direction"),
+            ("", "vllm.kv_transfer.protocol"),
+            ("blocks", "vllm.kv_transfer.blocks"),
+            ("bytes", "vllm.kv_transfer.bytes"),
+        ],
         "vllm.engine.request" => &[
             ("cached", "vllm.kv_cache.cached_tokens"),
             ("preemptions", "vllm.request.preemptions"),

@@ -22,7 +22,13 @@ pub(super) fn raise(scenario: &Scenario) {
 fn needed(scenario: &Scenario) -> u64 {
     let clients = match scenario.workload.arrivals {
         Some(Arrivals::Closed { concurrency, .. }) => u64::from(concurrency),
-        Some(Arrivals::Poisson { .. } | Arrivals::Gamma { .. } | Arrivals::Constant { .. } | Arrivals::Replay {})
+        Some(
+            Arrivals::Poisson { .. }
+            | Arrivals::Gamma { .. }
+            | Arrivals::Constant { .. }
+            | Arrivals::Steps { .. }
+            | Arrivals::Replay {},
+        )
         | None => 0,
     };
     AROUND + PER_ENGINE * u64::from(scenario.engine_count()) + PER_REQUEST * clients

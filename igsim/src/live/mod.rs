@@ -6,6 +6,7 @@
 mod arrivals;
 mod files;
 mod outgoing;
+mod proxies;
 pub mod stack;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine_sim::server::Served;
 use shared::clock::RunClock;
-use shared::time::{Dur, Time};
+use shared::time::Dur;
 use shared::trace::{Stats, Telemetry, TelemetryConfig};
 use tokio::sync::mpsc;
 
@@ -48,12 +49,12 @@ struct Finished {
     seen: Observed,
 }
 
-/// When engines had read requests and began to answer, by the caller's request id.
+/// How long engines took from reading requests to their first bytes, by the caller's request id: prefill and decode together.
 #[derive(Clone, Default)]
-struct ServedLog(Arc<Mutex<HashMap<String, (Time, Time)>>>);
+struct ServedLog(Arc<Mutex<HashMap<String, Dur>>>);
 
 impl ServedLog {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Time, Time)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Dur>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -61,12 +62,12 @@ impl ServedLog {
         // Behind the prefix of the endpoint stands the id that the client chose.
         let id = served.id.as_str();
         let own = id.split_once('-').map_or(id, |(_, rest)| rest);
-        self.lock().insert(own.to_owned(), (served.body_read, served.first_write));
+        *self.lock().entry(own.to_owned()).or_default() += served.first_write.since(served.body_read);
     }
 
-    /// The engine's own share of the time to first byte.
+    /// The engines' own share of the time to first byte.
     fn take(&self, id: &str) -> Option<Dur> {
-        self.lock().remove(id).map(|(read, written)| written.since(read))
+        self.lock().remove(id)
     }
 }
 

@@ -7,7 +7,8 @@ use engine_sim::core::engine::Engine;
 use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{Lateness, Pacer};
 use engine_sim::server::{self as engine_server, Frontend, ServedHook, ServerConfig, VLLM_VERSION};
-use gateway::server::{Backend, BadBackend, ServeError, Server as GatewayServer, Stats as GatewayStats};
+use gateway::core::config::GatewayConfig;
+use gateway::server::{Backend, BadBackend, KvManager, ServeError, Server as GatewayServer, Stats as GatewayStats};
 use http::Uri;
 use shared::clock::RunClock;
 use shared::rng::Seed;
@@ -16,8 +17,9 @@ use shared::trace::{Resource, Telemetry, TelemetryError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::proxies::Proxies;
 use crate::replay::ReplayError;
-use crate::report::{EngineFigures, FaultFigures};
+use crate::report::{EngineFigures, FaultFigures, PdFigures};
 use crate::scenario::{Api, EngineGroup, Listen, Scenario};
 use crate::virtual_time::world::path_of;
 
@@ -30,6 +32,12 @@ pub enum StackError {
     /// The gateway cannot start.
     #[error(transparent)]
     Gateway(#[from] ServeError),
+    /// A sidecar cannot start.
+    #[error(transparent)]
+    Sidecar(#[from] gateway::pd_proxy::server::BindError),
+    /// An engine that prefills has an address that no sidecar can be told.
+    #[error("the address of an engine that prefills: {0}")]
+    Target(gateway::pd_proxy::core::BadTarget),
     /// An engine's URL is none.
     #[error(transparent)]
     Backend(#[from] BadBackend),
@@ -66,16 +74,18 @@ pub struct Stack {
     stop: watch::Sender<Phase>,
     gateway_task: JoinHandle<GatewayStats>,
     engine_tasks: Vec<JoinHandle<std::io::Result<()>>>,
+    proxies: Proxies,
     pacer: Pacer,
     own_engines: usize,
     control: Option<SocketAddr>,
 }
 
-/// The gateway stops before the engines it is draining into.
+/// Whoever drains stops before what it is draining into.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
+pub(super) enum Phase {
     Serving,
     StopGateway,
+    StopProxies,
     StopEngines,
 }
 
@@ -117,7 +127,13 @@ impl Stack {
         }
         let own_engines = stack.own;
         let control = control(scenario, &pacer, clock, phase.clone()).await?;
-        let server = gateway(scenario, telemetry, clock, ports, backends).await?;
+        let proxies = Proxies::start(scenario, telemetry, clock, &phase, &mut backends).await?;
+        let mut config = scenario.gateway_config();
+        if let Some((manager, task)) = kv_manager(scenario, telemetry, clock, &backends, phase.clone()).await? {
+            config.precise_prefix.manager = Some(format!("http://{manager}"));
+            engine_tasks.push(task);
+        }
+        let server = gateway(scenario, config, telemetry, clock, ports, backends).await?;
         let gateway = server.local_addr();
         let stats = server.stats();
         let gateway_task = tokio::spawn(server.run(reached(phase, Phase::StopGateway)));
@@ -125,7 +141,7 @@ impl Stack {
         while stats().scrapes < engines.len() as u64 && !gateway_task.is_finished() {
             tokio::time::sleep(LOOK_AGAIN.to_std()).await;
         }
-        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, pacer, own_engines, control })
+        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, proxies, pacer, own_engines, control })
     }
 
     /// The gateway's URL of an endpoint.
@@ -147,7 +163,11 @@ impl Stack {
             [] => String::new(),
         };
         let control = self.control.map_or_else(String::new, |at| format!("  faults http://{at}/faults"));
-        format!("gateway {}  engines {shown}{control}", self.gateway_url())
+        let sidecars = match self.proxies.len() {
+            0 => String::new(),
+            n => format!("  {n} pd-proxies"),
+        };
+        format!("gateway {}  engines {shown}{sidecars}{control}", self.gateway_url())
     }
 
     /// Every engine, by name and URL.
@@ -162,6 +182,8 @@ impl Stack {
             tracing::error!(%error, "the gateway ended badly");
             GatewayStats::default()
         });
+        self.stop.send_replace(Phase::StopProxies);
+        let pd = self.proxies.stopped().await;
         self.stop.send_replace(Phase::StopEngines);
         for task in self.engine_tasks {
             match task.await {
@@ -170,7 +192,7 @@ impl Stack {
                 Err(error) => tracing::error!(%error, "an engine's server ended badly"),
             }
         }
-        (figures(&self.pacer, self.own_engines), gateway)
+        (figures(&self.pacer, self.own_engines, pd), gateway)
     }
 }
 
@@ -277,8 +299,24 @@ impl Starting<'_> {
     }
 }
 
+/// Serves the kv-cache-manager, if the scenario has one.
+async fn kv_manager(
+    scenario: &Scenario,
+    telemetry: &Telemetry,
+    clock: RunClock,
+    backends: &[Backend],
+    phase: watch::Receiver<Phase>,
+) -> Result<Option<(SocketAddr, JoinHandle<std::io::Result<()>>)>, StackError> {
+    let Some(address) = scenario.listen.kv_cache_manager else { return Ok(None) };
+    let tracer = telemetry.tracer(Resource::new("kv-cache-manager", "kv-cache-manager-0").here());
+    let config = scenario.gateway_config().precise_prefix;
+    let manager = KvManager::bind(address, config, backends.to_vec(), tracer, clock).await?;
+    Ok(Some((manager.local_addr(), tokio::spawn(manager.run(reached(phase, Phase::StopEngines))))))
+}
+
 async fn gateway(
     scenario: &Scenario,
+    config: GatewayConfig,
     telemetry: &Telemetry,
     clock: RunClock,
     ports: Ports,
@@ -290,7 +328,7 @@ async fn gateway(
         address.set_port(port);
     }
     let seed = Seed(scenario.seed);
-    let bind = |at| GatewayServer::bind(at, scenario.gateway_config(), backends.clone(), tracer.clone(), clock, seed);
+    let bind = |at| GatewayServer::bind(at, config.clone(), backends.clone(), tracer.clone(), clock, seed);
     let fallback = ports.gateway.is_none() && address == Listen::default().gateway;
     match bind(address).await {
         Err(ServeError::Bind { source, .. }) if fallback && source.kind() == std::io::ErrorKind::AddrInUse => {
@@ -301,11 +339,11 @@ async fn gateway(
 }
 
 /// Completes once the phase is reached, or nobody is left to say so.
-async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
+pub(super) async fn reached(mut phase: watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|now| *now >= wanted).await;
 }
 
-fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
+fn figures(pacer: &Pacer, own: usize, pd: PdFigures) -> EngineFigures {
     let Lateness { p50, p99, behind_share, events, .. } = pacer.lateness();
     let count = |pick: &dyn Fn(&Engine) -> u64| (0..own).map(|i| pacer.engine(i).inspect(|e| pick(e))).sum();
     EngineFigures {
@@ -317,5 +355,6 @@ fn figures(pacer: &Pacer, own: usize) -> EngineFigures {
         late_step_share: behind_share,
         fell_behind: pacer.lateness().fell_behind(),
         planned_moments: events,
+        pd,
     }
 }

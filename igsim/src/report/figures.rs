@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expect::Verdict;
+use super::pd::PdFigures;
 use super::tenants::TenantFigures;
 use crate::stats::Quantiles;
 
@@ -122,6 +123,9 @@ pub struct EngineFigures {
     /// Faults that were injected.
     #[serde(default)]
     pub faults: FaultFigures,
+    /// What the routing sidecars in front of them did.
+    #[serde(default)]
+    pub pd: PdFigures,
     /// Live only: moments that were planned and reached: ends of steps, tokens handed over.
     pub planned_moments: u64,
     /// Live only: how late these were, median, in microseconds.

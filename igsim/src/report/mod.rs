@@ -5,6 +5,7 @@
 
 mod expect;
 mod figures;
+mod pd;
 mod rows;
 mod summary;
 mod table;
@@ -15,6 +16,7 @@ pub use figures::{
     EndpointFigures, EngineFigures, ExporterFigures, FaultFigures, Pacing, Report, Routing, Throughput, Tokens,
     TraceFigures,
 };
+pub use pd::{PdFigures, PdTally};
 pub use rows::{Failure, Outcome, RequestRow, RowWriter};
 pub use summary::{RunFacts, Summary};
 pub(crate) use table::{digits, thousands};

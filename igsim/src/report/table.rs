@@ -26,10 +26,39 @@ impl Report {
         self.latency(out)?;
         tenants::lines(out, &self.tenants)?;
         routing(out, &self.routing, self.engines.preemptions)?;
+        self.prefills(out)?;
         self.faults(out)?;
         self.pacing(out)?;
         tracing(out, &self.traces)?;
         self.expected(out)
+    }
+
+    /// What sidecars had prefilled elsewhere.
+    fn prefills(&self, out: &mut String) -> fmt::Result {
+        let pd = &self.engines.pd;
+        if pd.requests == 0 {
+            return Ok(());
+        }
+        write!(out, "P/D        {} of {} prefilled elsewhere", thousands(pd.disaggregated), thousands(pd.requests))?;
+        if pd.prefill_ms.count > 0 {
+            let (p50, p99) = (digits(pd.prefill_ms.p50), digits(pd.prefill_ms.p99));
+            write!(
+                out,
+                "  prefill p50/p99 {p50}/{p99} ms  coordination p50 {} us",
+                digits(pd.coordination_ms.p50 * 1e3)
+            )?;
+        }
+        for (what, n) in [
+            ("retries", pd.prefill_retries),
+            ("failed", pd.prefill_failed),
+            ("without parameters", pd.no_transfer_params),
+            ("refused", pd.refused),
+        ] {
+            if n > 0 {
+                write!(out, "  {what} {}", thousands(n))?;
+            }
+        }
+        writeln!(out)
     }
 
     /// What went wrong because it should.

@@ -83,6 +83,7 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
         }),
         detail: tracing.detail,
         engine_steps: tracing.engine_steps,
+        kv_events: tracing.kv_events,
         exporters,
         max_open: tracing.max_open.map(|d| d.0),
         ..Layer::default()

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use engine_sim::core::latency::LatencyProfile;
 use engine_sim::profiles::{self, ProfileError};
 use shared::config::{Problems, Validate, did_you_mean, one_of};
+use shared::units::HumanDur;
 
 use super::fleet::ROLE_LABEL;
 use super::{
@@ -76,6 +77,7 @@ impl Scenario {
     fn check_engines(&self, group: &EngineGroup, p: &mut Problems) {
         let twice = group.role.is_some() && group.labels.contains_key(ROLE_LABEL);
         p.check(!twice, "role", format!("a role beside the label {ROLE_LABEL}"), "one of the two");
+        self.check_pd_proxy(group, p);
         if let Some(url) = &group.url {
             let ok = ["http://", "https://"].iter().any(|s| url.strip_prefix(s).is_some_and(|host| !host.is_empty()));
             p.check(ok, "url", format!("{url:?}"), "an address such as http://10.0.0.5:8000");
@@ -123,6 +125,10 @@ impl Scenario {
 
     /// Who can reach the control address can stop engines.
     fn check_control(&self, p: &mut Problems) {
+        if let Some(address) = self.listen.kv_cache_manager {
+            let live = self.mode == Mode::Live;
+            p.check(live, "listen.kv_cache_manager", address, "mode: live; virtual gateways keep the index themselves");
+        }
         if let Some(address) = self.listen.control {
             p.check(address.ip().is_loopback(), "listen.control", address, "a loopback address such as 127.0.0.1:8099");
             p.check(self.mode == Mode::Live, "listen.control", "an address in virtual mode", "mode: live");
@@ -190,6 +196,7 @@ impl Scenario {
                     Arrivals::Poisson { .. }
                     | Arrivals::Gamma { .. }
                     | Arrivals::Constant { .. }
+                    | Arrivals::Steps { .. }
                     | Arrivals::Closed { .. },
                 ),
                 Some(_),
@@ -301,6 +308,14 @@ fn check_arrivals(arrivals: &Arrivals, p: &mut Problems) {
             positive(p, "rate", *rate);
             positive(p, "cv", *cv);
         }
+        Arrivals::Steps { steps } => {
+            p.check(!steps.is_empty(), "arrivals.steps", "no steps", "one step at least");
+            for (i, step) in steps.iter().enumerate() {
+                positive(p, &format!("steps[{i}].rate"), step.rate);
+                let positive = step.duration > HumanDur::default();
+                p.check(positive, &format!("arrivals.steps[{i}].duration"), step.duration, "a duration above 0");
+            }
+        }
         Arrivals::Closed { .. } | Arrivals::Replay {} => {}
     }
 }
@@ -329,10 +344,19 @@ fn check_length(length: &Length, p: &mut Problems) {
     }
 }
 
+/// Prompts that come in turn have an order, which is kept.
+const MAX_PROMPTS: u64 = 1_000_000;
+
 fn check_prefixes(prefixes: &Prefixes, p: &mut Problems) {
     p.at("tokens", |p| check_length(&prefixes.tokens, p));
     p.check((0.0..=1.0).contains(&prefixes.share), "share", prefixes.share, "a share from 0 to 1");
     p.check(prefixes.skew.is_finite() && prefixes.skew >= 0.0, "skew", prefixes.skew, "a number of at least 0");
+    if let Some(prompts) = prefixes.prompts {
+        let even = prefixes.skew == 0.0 && prefixes.share == 1.0;
+        p.check(even, "prompts", "prompts that come in turn beside share or skew", "share 1 and skew 0");
+        let all = u64::from(prefixes.groups) * u64::from(prompts);
+        p.check((1..=MAX_PROMPTS).contains(&all), "prompts", format!("{all} prompts"), "1 to 1000000 with all groups");
+    }
 }
 
 fn check_sessions(sessions: &Sessions, p: &mut Problems) {
@@ -357,6 +381,8 @@ fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     p.check(!eager || mode == Mode::Live, "recorder", "eager in virtual mode", "deferred, or eager in live mode");
     let steps = tracing.engine_steps.unwrap_or(0.0);
     p.check((0.0..=1.0).contains(&steps), "engine_steps", steps, "a number from 0 to 1");
+    let events = tracing.kv_events.unwrap_or(0.0);
+    p.check((0.0..=1.0).contains(&events), "kv_events", events, "a number from 0 to 1");
     for (i, exporter) in tracing.exporters.iter().flatten().enumerate() {
         if let Exporter::Otlp(otlp) = exporter {
             let ok =

@@ -8,6 +8,7 @@ use engine_sim::core::config::{
 };
 use engine_sim::core::faults::{FaultRule, Faults};
 use engine_sim::core::kv_transfer::KvTransferConfig;
+use gateway::pd_proxy::core::PdProxyConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shared::rng::Seed;
@@ -90,6 +91,11 @@ pub struct EngineGroup {
     /// The KV connector: prefill in one engine, decode in another. None when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransferConfig>,
+    /// The routing sidecar in front of each of them, which has another engine prefill where the gateway says so. When absent there is
+    /// one, with defaults, if the gateway disaggregates and engines of role `decode` read others' caches
+    /// (`kv_transfer`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pd_proxy: Option<PdProxyConfig>,
 }
 
 /// What an engine does.
@@ -114,6 +120,11 @@ pub struct Listen {
     /// The first engine's address; the others take the ports after it. Port 0 takes any free ones.
     #[schemars(with = "String", extend("x-expected" = "an address such as 127.0.0.1:8100"))]
     pub engines: SocketAddr,
+    /// The kv-cache-manager's address: then the index of KV events is a service of its own, and the gateway asks it. In the gateway
+    /// when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("x-expected" = "an address such as 127.0.0.1:8200"))]
+    pub kv_cache_manager: Option<SocketAddr>,
     /// A loopback address at which faults of the engines can be asked for while they run; nowhere when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("x-expected" = "a loopback address such as 127.0.0.1:8099"))]
@@ -128,22 +139,26 @@ pub struct Network {
     pub client_gateway: HumanDur,
     /// Between gateway and engine.
     pub gateway_engine: HumanDur,
-    /// Between engines, for what their KV connectors tell each other; the cache itself takes the time of its own link.
+    /// Between engines, for what their KV connectors tell each other, and from a sidecar to the engine that prefills; the cache
+    /// itself takes the time of its own link.
     pub engine_engine: HumanDur,
+    /// Between a routing sidecar and its own engine.
+    pub sidecar_engine: HumanDur,
 }
 
 impl Default for Listen {
     fn default() -> Listen {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Listen { gateway: local(8080), engines: local(8100), control: None }
+        Listen { gateway: local(8080), engines: local(8100), kv_cache_manager: None, control: None }
     }
 }
 
 impl Default for Network {
-    /// Two machines in one rack: a model, not a measurement.
+    /// Machines of one rack, and a sidecar on the machine of its engine: a model, not a measurement.
     fn default() -> Network {
         let one_way = HumanDur(Dur::from_micros(100));
-        Network { client_gateway: one_way, gateway_engine: one_way, engine_engine: one_way }
+        let local = HumanDur(Dur::from_micros(20));
+        Network { client_gateway: one_way, gateway_engine: one_way, engine_engine: one_way, sidecar_engine: local }
     }
 }
 
@@ -174,6 +189,7 @@ impl EngineGroup {
             faults: Vec::new(),
             fault_headers: false,
             kv_transfer: defaults.kv_transfer,
+            pd_proxy: None,
         }
     }
 

@@ -61,6 +61,12 @@ pub enum Arrivals {
         #[schemars(range(min = 0))]
         cv: f64,
     },
+    /// Open loop at rates that change: Poisson at one rate after the other.
+    Steps {
+        /// The rates, in order; nothing comes after the last.
+        #[schemars(length(min = 1, max = 1000))]
+        steps: Vec<Step>,
+    },
     /// Open loop, equal gaps.
     Constant {
         /// Arrivals per second.
@@ -78,6 +84,20 @@ pub enum Arrivals {
     },
     /// As in the trace (section `trace`).
     Replay {},
+}
+
+/// A time of equal rate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// Arrivals per second.
+    #[schemars(range(min = 0))]
+    pub rate: f64,
+    /// For how long.
+    pub duration: HumanDur,
+    /// How long nothing comes after it.
+    #[serde(default)]
+    pub pause: HumanDur,
 }
 
 /// A pause: a duration such as `150ms`, or its distribution.
@@ -123,6 +143,11 @@ pub struct Prefixes {
     #[serde(default = "all")]
     #[schemars(range(min = 0, max = 1))]
     pub share: f64,
+    /// So many different prompts begin with each prefix, and come again: all of them in turn, in an order that is drawn once. Every
+    /// request has text of its own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub prompts: Option<u32>,
     /// Popularity: group k is asked for in proportion to k^-skew (Zipf); 0 makes all equal.
     #[serde(default)]
     #[schemars(range(min = 0, max = 10))]

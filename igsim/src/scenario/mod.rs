@@ -7,6 +7,7 @@ mod check;
 mod fleet;
 mod length;
 mod load;
+mod pd;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +21,7 @@ use shared::units::HumanDur;
 pub use fleet::{EngineGroup, Listen, Network, Role};
 pub use length::{Builtin, Length, Shape};
 pub use load::{
-    Api, Arrivals, Prefixes, Sessions, Spread, SystemPrompt, Tenant, ThinkTime, Trace, TraceFormat, Workload,
+    Api, Arrivals, Prefixes, Sessions, Spread, Step, SystemPrompt, Tenant, ThinkTime, Trace, TraceFormat, Workload,
 };
 
 use crate::report::Bound;
@@ -108,6 +109,11 @@ pub struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub engine_steps: Option<f64>,
+    /// Share of batches of KV events that get a trace of their own where they are taken into the index, 0 to 1; none when nothing
+    /// says otherwise. From detail 2 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub kv_events: Option<f64>,
     /// How facts become spans; deferred when nothing says otherwise. Both make the same spans.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorder: Option<Recorder>,
@@ -214,6 +220,7 @@ pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded<Scenar
     let set = overrides.iter().any(|(field, _)| field == "gateway.epp_config");
     let scenario = &mut loaded.config;
     scenario.warnings = gateway::epp::resolve(&mut scenario.gateway, (!set).then_some(path))?;
+    scenario.warnings.extend(scenario.unheard_kv_events());
     Ok(loaded)
 }
 
@@ -240,6 +247,16 @@ impl Scenario {
             config.objectives.insert(tenant.name.clone(), tenant.priority);
         }
         config
+    }
+
+    /// What to say where the gateway reads KV events and no engine publishes any.
+    fn unheard_kv_events(&self) -> Option<String> {
+        let published = self.engines.iter().any(|g| g.url.is_some() || g.kv_events_config.enable_kv_cache_events);
+        (self.gateway.reads_kv_events() && !published).then(|| {
+            "gateway: its plugins read KV events, which no engine publishes (engines[].kv_events_config.\
+             enable_kv_cache_events)"
+                .to_owned()
+        })
     }
 
     /// Every tenant's name and priority.

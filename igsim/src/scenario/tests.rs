@@ -64,7 +64,7 @@ tracing: { ratio: 1.5 }
        7 |   - count: 0
          |            ^
     help: the default is 1
-    error: s.yaml: workload.arrivals.process: found "poison", expected one of poisson, gamma, constant, closed, replay
+    error: s.yaml: workload.arrivals.process: found "poison", expected one of poisson, gamma, steps, constant, closed, replay
        9 |   arrivals: { process: poison, rate: 3 }
          |                        ^^^^^^
     help: did you mean poisson?
@@ -202,7 +202,7 @@ fn relations_are_checked() {
     error: s.yaml: gateway.profile.scorers[0].weight: found -1, expected a number of at least 0
     --set | gateway.profile.scorers=[{ type: queue-scorer, weight: -1 }, { type: quue-scorer }]
           |                         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
-    error: s.yaml: gateway.profile.scorers[1].type: found "quue-scorer", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer
+    error: s.yaml: gateway.profile.scorers[1].type: found "quue-scorer", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, precise-prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer
     --set | gateway.profile.scorers=[{ type: queue-scorer, weight: -1 }, { type: quue-scorer }]
           |                         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     "#);

@@ -14,9 +14,19 @@ const ADMIT_NS: u64 = 100;
 /// One of seven plugins: a fixed part and picoseconds per endpoint (bench `schedule/5` to `schedule/100`).
 const PLUGIN_NS: u64 = 37;
 const PLUGIN_PS_PER_ENDPOINT: u64 = 1_600;
+/// Finding who holds a block of a prompt, in picoseconds (bench `kv_index/walk`).
+const KV_WALK_PS_PER_BLOCK: u64 = 60_000;
+/// Rating the endpoints by one block, in picoseconds per block and endpoint (bench `kv_index/score`).
+const KV_SCORE_PS: u64 = 2_000;
+/// Taking a block of a KV event into the index, in picoseconds (bench `kv_index/apply`).
+const KV_APPLY_PS_PER_BLOCK: u64 = 150_000;
 /// Naming the blocks of a prompt in the engine: a fixed part and picoseconds per token (bench `prepare_prompt`).
 const INPUTS_NS: u64 = 20;
 const INPUTS_PS_PER_TOKEN: u64 = 865;
+/// Reading the members of a body and writing it with others: a fixed part (bench `pd_proxy_edit/256`).
+const EDIT_NS: u64 = 325;
+/// The same in picoseconds per byte (bench `pd_proxy_edit/65536`).
+const EDIT_PS_PER_BYTE: u64 = 150;
 
 /// What one stage of the gateway costs.
 pub fn stage(stage: Stage) -> Dur {
@@ -24,6 +34,11 @@ pub fn stage(stage: Stage) -> Dur {
     Dur::from_nanos(match stage {
         Stage::Parse { bytes } => PARSE_NS + u64::from(bytes) * PARSE_PS_PER_BYTE / 1000,
         Stage::Admit => ADMIT_NS,
+        Stage::KvLookup { blocks } => PLUGIN_NS + KV_WALK_PS_PER_BLOCK * u64::from(blocks) / 1000,
+        Stage::KvScore { blocks, endpoints } => {
+            PLUGIN_NS + KV_SCORE_PS * u64::from(blocks) * u64::from(endpoints) / 1000
+        }
+        Stage::KvEvents { blocks } => PLUGIN_NS + KV_APPLY_PS_PER_BLOCK * u64::from(blocks) / 1000,
         // A decider looks at one endpoint.
         Stage::Decide => plugin(1),
         Stage::Filter { endpoints } | Stage::Score { endpoints } | Stage::Pick { endpoints } => plugin(endpoints),
@@ -33,6 +48,11 @@ pub fn stage(stage: Stage) -> Dur {
 /// What processing a prompt costs the engine's front end.
 pub fn process_inputs(prompt_tokens: u32) -> Dur {
     Dur::from_nanos(INPUTS_NS + u64::from(prompt_tokens) * INPUTS_PS_PER_TOKEN / 1000)
+}
+
+/// What reading a body's members and writing it anew costs a sidecar.
+pub fn edit_body(bytes: u32) -> Dur {
+    Dur::from_nanos(EDIT_NS + u64::from(bytes) * EDIT_PS_PER_BYTE / 1000)
 }
 
 /// Bytes of a request's body around its prompt: the JSON that the load client writes.

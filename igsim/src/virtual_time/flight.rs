@@ -12,6 +12,7 @@ use shared::time::{Dur, Time};
 use shared::tokens::ContentId;
 use shared::trace::{Started, Trail};
 
+use super::sidecar::Proxied;
 use crate::report::{Outcome, RequestRow};
 use crate::workload::PlannedRequest;
 
@@ -63,6 +64,12 @@ pub(super) struct Flight {
     pub(super) content: ContentId,
     pub(super) endpoint: Option<(EndpointId, Arc<str>)>,
     pub(super) attempts: u32,
+    /// The endpoint that the gateway wants to prefill it.
+    pub(super) prefiller: Option<EndpointId>,
+    /// At a sidecar, from its arrival there.
+    pub(super) proxied: Option<Box<Proxied>>,
+    /// How long engines that prefill had it.
+    pub(super) prefill_time: Dur,
     /// When the engine had read the request.
     pub(super) body_read: Time,
     pub(super) sent: Time,
@@ -96,6 +103,9 @@ impl Flight {
             content: ContentId(0),
             endpoint: None,
             attempts: 0,
+            prefiller: None,
+            proxied: None,
+            prefill_time: Dur::ZERO,
             body_read: Time::ZERO,
             sent,
             first_token: None,
@@ -141,7 +151,7 @@ impl Flight {
     fn first_byte(&mut self, at: Time, to_client: Dur) {
         if !std::mem::replace(&mut self.first_written, true) {
             self.engine_trail.note(at, || EngineFact::FirstWrite);
-            let engine = at.since(self.body_read);
+            let engine = at.since(self.body_read) + self.prefill_time;
             let client = (at + to_client).since(self.sent);
             self.added = Some(client - engine);
         }
@@ -234,6 +244,7 @@ impl Flight {
     pub(super) fn start_over(&mut self) {
         (self.taken, self.head, self.chunks, self.first_written) = (None, None, 0, false);
         (self.output_tokens, self.cached_tokens, self.added) = (0, 0, None);
+        (self.proxied, self.prefill_time) = (None, Dur::ZERO);
     }
 
     /// The row of a request that ended at `done`.

@@ -7,6 +7,7 @@ use engine_sim::core::engine::{Input as EngineInput, Output as EngineOutput, Req
 use engine_sim::core::facts::EngineFact;
 use engine_sim::core::faults::{Down, Lost, RequestFault, http_error_type};
 use gateway::core::gateway::{Input as GatewayInput, Output as GatewayOutput, RequestKey as GatewayKey};
+use gateway::pd_proxy::core::Failure as PdFailure;
 use gateway::spans::Failure as Broke;
 use shared::time::{Dur, Time};
 use shared::trace::Trail;
@@ -55,6 +56,18 @@ impl Losses {
         Losses { limits, legs: 0, left: BTreeMap::new() }
     }
 
+    /// Whether something can go wrong, so that time limits are looked at.
+    pub(super) const fn watch(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// Keeps the record of an attempt that was given up until its engine lets go of it.
+    pub(super) fn keep(&mut self, key: EngineKey, trail: Trail<EngineFact>) {
+        if trail.is_on() {
+            self.left.insert(key, trail);
+        }
+    }
+
     /// The next attempt of the request in `slot`.
     pub(super) fn next_leg(&mut self, slot: usize) -> Leg {
         self.legs += 1;
@@ -87,7 +100,7 @@ impl World<'_> {
     pub(super) fn is_unreachable(&mut self, leg: Leg) -> bool {
         let engine = self.engine_of(leg.slot);
         let down = self.machines[engine].engine.down().is_some();
-        if down {
+        if down && !self.sidecar_refuses(leg, self.now, PdFailure::Connect) {
             self.push(self.now + self.engine_delay, Event::Lost { leg, loss: Loss::Refused });
         }
         down
@@ -102,7 +115,8 @@ impl World<'_> {
                 trail.note(now, || EngineFact::Fault(fault.kind()));
                 trail.note(now, || EngineFact::Failed { error_type: http_error_type(status), http_status: status });
                 trail.finish(now);
-                self.push(now + self.engine_delay, Event::Refused { leg, status });
+                self.sidecar_done(leg.slot, now, status);
+                self.push(now + self.way(leg.slot), Event::Refused { leg, status });
                 true
             }
             Some(RequestFault::Cut { .. }) | None => false,
@@ -111,7 +125,7 @@ impl World<'_> {
 
     /// The engine gave up a request at `at`.
     pub(super) fn broken(&mut self, leg: Leg, at: Time, lost: Lost) {
-        let delay = self.engine_delay;
+        let delay = self.way(leg.slot);
         let flight = self.flight(leg.slot);
         std::mem::take(&mut flight.engine_trail).finish(at);
         if !flight.began(at) {
@@ -119,11 +133,39 @@ impl World<'_> {
             flight.taken = None;
         }
         let event = match (lost, flight.began(at)) {
-            (Lost::Down(Down::Core), true) => Event::Lost { leg, loss: Loss::ErrorEvent },
-            (Lost::Down(Down::Core), false) => Event::Refused { leg, status: 500 },
-            (Lost::Down(Down::Process) | Lost::Cut, _) => Event::Lost { leg, loss: Loss::Reset },
+            (Lost::Down(Down::Core), true) => return self.error_event(leg, at),
+            (Lost::Down(Down::Core), false) => {
+                self.sidecar_done(leg.slot, at, 500);
+                Event::Refused { leg, status: 500 }
+            }
+            (Lost::Down(Down::Process) | Lost::Cut, false) if self.sidecar_refuses(leg, at, PdFailure::Reset) => return,
+            (Lost::Down(Down::Process) | Lost::Cut, _) => {
+                self.sidecar_broken(leg.slot, at);
+                Event::Lost { leg, loss: Loss::Reset }
+            }
         };
         self.push(at + delay, event);
+    }
+
+    /// The engine could not load the request's cache from another one, and its policy is to fail.
+    pub(super) fn load_failed(&mut self, leg: Leg, at: Time) {
+        let delay = self.way(leg.slot);
+        let flight = self.flight(leg.slot);
+        let trail = std::mem::take(&mut flight.engine_trail);
+        trail.note(at, || EngineFact::Failed { error_type: http_error_type(500), http_status: 500 });
+        trail.finish(at);
+        if flight.began(at) {
+            return self.error_event(leg, at);
+        }
+        self.sidecar_done(leg.slot, at, 500);
+        self.push(at + delay, Event::Refused { leg, status: 500 });
+    }
+
+    /// The engine ends a stream with an error event at `at`.
+    fn error_event(&mut self, leg: Leg, at: Time) {
+        self.sidecar_passes(leg.slot, at);
+        self.sidecar_done(leg.slot, at, 200);
+        self.push(at + self.way(leg.slot), Event::Lost { leg, loss: Loss::ErrorEvent });
     }
 
     /// The gateway learns that an attempt was lost.
@@ -205,14 +247,13 @@ impl World<'_> {
 
     /// The gateway closes the connection of the current attempt; the engine notices one delay later.
     fn abandon(&mut self, slot: usize) {
+        let Some(further) = self.leave_sidecar(slot) else { return };
         let engine = self.engine_of(slot);
         let flight = self.flight(slot);
         let key = flight.leg.key();
         let trail = std::mem::take(&mut flight.engine_trail);
-        if trail.is_on() {
-            self.losses.left.insert(key, trail);
-        }
-        self.push(self.now + self.engine_delay, Event::LeftBy(engine, key));
+        self.losses.keep(key, trail);
+        self.push(self.now + self.engine_delay + further, Event::LeftBy(engine, key));
     }
 
     /// The engine notices that a caller is gone.
@@ -230,7 +271,7 @@ impl World<'_> {
         }
     }
 
-    fn engine_of(&self, slot: usize) -> usize {
+    pub(super) fn engine_of(&self, slot: usize) -> usize {
         let flight = self.flights[slot].as_ref().expect("an event names an open request");
         flight.endpoint.as_ref().expect("the request was dispatched").0.index()
     }

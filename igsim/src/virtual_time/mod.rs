@@ -7,10 +7,13 @@ pub mod cost;
 mod flight;
 mod gate;
 mod hindsight;
+mod kv_events;
 mod loss;
 mod peers;
+mod prefill;
 pub mod queue;
 mod scrapes;
+mod sidecar;
 pub(crate) mod world;
 
 use shared::rng::Seed;

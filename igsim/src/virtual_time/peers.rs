@@ -84,6 +84,11 @@ impl PeerNetwork {
         }
     }
 
+    /// An engine as others know it.
+    pub(super) fn peer(&self, engine: usize) -> Arc<Peer> {
+        Arc::clone(&self.peers[engine])
+    }
+
     fn find(&self, peer: &Peer) -> Option<usize> {
         self.by_id.get(&peer.engine_id).copied()
     }

@@ -29,7 +29,9 @@ impl World<'_> {
     fn page(&mut self, engine: usize) -> (Result<EndpointMetrics, ScrapeError>, Dur) {
         let soon = self.engine_delay * 2;
         if self.machines[engine].engine.down().is_some() {
-            return (Err(ScrapeError::Unreachable), soon);
+            // A sidecar is there all the same, and says so.
+            let behind = self.sidecars.is_before(engine);
+            return (Err(if behind { ScrapeError::Status(502) } else { ScrapeError::Unreachable }), soon);
         }
         let metrics = self.metrics(engine, self.now + self.engine_delay);
         match self.machines[engine].engine.page_fault() {

@@ -4,32 +4,37 @@ use std::sync::Arc;
 
 use engine_sim::core::config::{EngineConfig, Tokenizer};
 use engine_sim::core::engine::{
-    Engine, Input as EngineInput, NewRequest, Output as EngineOutput, RequestKey as EngineKey,
+    Engine, Input as EngineInput, NewRequest, Output as EngineOutput, PreparedPrompt, RequestKey as EngineKey,
 };
 use engine_sim::core::facts::{EngineFact, Operation};
 use engine_sim::core::filler::output_content;
 use engine_sim::core::hasher::prepare_prompt;
-use engine_sim::core::kv_transfer::KvInput;
+use engine_sim::core::kv_transfer::{KvAsk, KvInput};
 use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::gateway::{
     Deadlines, Gateway, Input as GatewayInput, Output as GatewayOutput, RequestInfo, RequestKey as GatewayKey,
     SessionKey,
 };
+use gateway::core::kv_index::events::Batch;
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
 use gateway::core::prefix_index::PrefixHasher;
+use gateway::pd_proxy::core::Leg as Side;
 use gateway::spans::{GatewayFact, proxy_span_id};
 use shared::block_hash::ExtraKeys;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
 use shared::tokens::TokenId;
 use shared::trace::context::TraceContext;
-use shared::trace::{Resource, Telemetry, Tracer};
+use shared::trace::{Resource, Telemetry, Tracer, Trail};
 
 use super::cost::{self, CostWatch};
 use super::flight::{Flight, Leg};
+use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::peers::PeerNetwork;
+use super::prefill::PrefillEvent;
 use super::queue::Queue;
+use super::sidecar::Sidecars;
 use super::{Ended, Observer};
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, Failure, FaultFigures, Outcome};
@@ -40,9 +45,15 @@ use crate::workload::{Answer, Plan, PlannedRequest};
 pub(super) enum Event {
     Send(Box<PlannedRequest>),
     AtGateway(usize),
+    /// At the sidecar of the engine.
+    AtSidecar(Leg),
     AtEngine(Leg),
     InputsReady(Leg),
-    /// The gateway has closed the connection of an attempt.
+    /// A sidecar's call to another engine.
+    Prefill(Leg, PrefillEvent),
+    /// A sidecar has waited long enough for a further call.
+    PrefillAgain(Leg),
+    /// The caller has closed the connection of an attempt.
     LeftBy(usize, EngineKey),
     Heard {
         engine: usize,
@@ -54,6 +65,8 @@ pub(super) enum Event {
     },
     Scrape(usize),
     Scraped(usize, Result<EndpointMetrics, ScrapeError>),
+    /// A batch of KV events is at the gateway.
+    KvEvents(usize, Box<Batch>),
     FirstChunk(Leg),
     Answered {
         leg: Leg,
@@ -88,11 +101,15 @@ impl Event {
         match self {
             Event::Send(_) => 0,
             Event::AtGateway(_) => 1,
-            Event::AtEngine(_) => 2,
-            Event::InputsReady(_) | Event::LeftBy(..) | Event::Heard { .. } => 3,
+            Event::AtSidecar(_) | Event::AtEngine(_) => 2,
+            Event::InputsReady(_)
+            | Event::Prefill(..)
+            | Event::PrefillAgain(_)
+            | Event::LeftBy(..)
+            | Event::Heard { .. } => 3,
             Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
-            Event::Scraped(..) => 6,
+            Event::Scraped(..) | Event::KvEvents(..) => 6,
             Event::FirstChunk(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
             Event::GatewayDue => 9,
@@ -112,10 +129,19 @@ pub(super) struct Machine {
     pub(super) frozen: Option<(Time, EndpointMetrics)>,
 }
 
+/// What one engine is asked for a request.
+pub(super) struct Asks {
+    pub(super) max_tokens: u32,
+    pub(super) arrival: Time,
+    pub(super) kv: Option<KvAsk>,
+    pub(super) trail: Trail<EngineFact>,
+}
+
 pub(super) struct World<'a> {
     pub(super) scenario: &'a Scenario,
     plan: Plan,
     queue: Queue<Event>,
+    pub(super) sidecars: Sidecars,
     pub(super) gateway: Gateway,
     /// When the gateway's core is looked at next.
     pub(super) gateway_due: Option<Time>,
@@ -125,7 +151,7 @@ pub(super) struct World<'a> {
     free: Vec<usize>,
     open: usize,
     pub(super) model: Arc<str>,
-    api: &'static str,
+    pub(super) api: &'static str,
     /// Names of the tenants, and how soon they want their requests.
     tenants: Vec<(Arc<str>, Deadlines)>,
     pub(super) client_delay: Dur,
@@ -133,7 +159,8 @@ pub(super) struct World<'a> {
     pub(super) scrape_every: Dur,
     pub(super) tokens: Vec<TokenId>,
     outputs: Vec<EngineOutput>,
-    peers: PeerNetwork,
+    pub(super) peers: PeerNetwork,
+    pub(super) events: Events,
     pub(super) losses: Losses,
     pub(super) decisions: Vec<GatewayOutput>,
     pub(super) now: Time,
@@ -142,6 +169,9 @@ pub(super) struct World<'a> {
     /// Whether the user asked for the end: nothing is sent any more, what is open goes on to its own.
     stopping: bool,
 }
+
+/// Where every engine listens.
+const PORT: u16 = 8000;
 
 /// Events between two questions whether to go on.
 const ASK_EVERY: u64 = 4096;
@@ -156,7 +186,7 @@ impl<'a> World<'a> {
             let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
-                endpoints.push(EndpointConfig::new(&name, &name, 8000).with_labels(group.endpoint_labels()));
+                endpoints.push(EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels()));
                 let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
@@ -170,13 +200,19 @@ impl<'a> World<'a> {
             }
         }
         let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
+        let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+        let events = Events::new(&tracer);
+        let mut config = scenario.gateway_config();
+        // There is nothing to ask over a network that is not there.
+        config.precise_prefix.manager = None;
         World {
-            gateway: Gateway::new(scenario.gateway_config(), endpoints, seed),
+            gateway: Gateway::new(config, endpoints, seed),
             gateway_due: None,
-            tracer: telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
+            tracer,
             machines,
             plan,
             queue: Queue::default(),
+            sidecars: Sidecars::of(scenario, telemetry, PORT),
             flights: Vec::new(),
             free: Vec::new(),
             open: 0,
@@ -189,6 +225,7 @@ impl<'a> World<'a> {
             tokens: Vec::new(),
             outputs: Vec::new(),
             peers,
+            events,
             losses: Losses::of(scenario),
             decisions: Vec::new(),
             now: Time::ZERO,
@@ -224,6 +261,9 @@ impl<'a> World<'a> {
             Event::Send(_) if self.stopping => self.planned -= 1,
             Event::Send(plan) => self.send(*plan)?,
             Event::AtGateway(slot) => self.at_gateway(slot),
+            Event::AtSidecar(leg) if self.is_current(leg) => self.at_sidecar(leg),
+            Event::Prefill(call, event) if self.is_prefill(call) => self.prefill(call, event),
+            Event::PrefillAgain(leg) if self.is_current(leg) => self.prefill_again(leg),
             Event::AtEngine(leg) if self.is_current(leg) => self.at_engine(leg),
             Event::InputsReady(leg) if self.is_current(leg) => self.inputs_ready(leg),
             Event::LeftBy(engine, key) => self.left_by(engine, key),
@@ -231,13 +271,17 @@ impl<'a> World<'a> {
             Event::Step { engine, generation } => self.step(engine, generation),
             Event::Scrape(engine) => self.scrape(engine),
             Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
+            Event::KvEvents(engine, batch) => self.kv_events(engine, &batch),
             Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
             Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
             Event::Lost { leg, loss } if self.is_current(leg) => self.lost(leg.slot, loss),
             // An attempt that was given up meanwhile.
-            Event::AtEngine(_)
+            Event::AtSidecar(_)
+            | Event::AtEngine(_)
             | Event::InputsReady(_)
+            | Event::Prefill(..)
+            | Event::PrefillAgain(_)
             | Event::FirstChunk(_)
             | Event::Answered { .. }
             | Event::Refused { .. }
@@ -330,6 +374,7 @@ impl<'a> World<'a> {
             max_output_tokens: Some(flight.plan.output_tokens),
             deadlines,
             prefix: hasher.finish(),
+            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
@@ -350,7 +395,11 @@ impl<'a> World<'a> {
         if let Some((endpoint, _)) = &flight.endpoint {
             let config = self.machines[endpoint.index()].engine.config();
             let extra = config.adapter(&flight.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
-            flight.prompt = Some(prepare_prompt(&config.cache, &self.tokens, &extra));
+            let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
+            if self.gateway.reads_kv_events() {
+                self.events.keep(&mut prompt, config, &self.tokens, &extra);
+            }
+            flight.prompt = Some(prompt);
         }
     }
 
@@ -358,7 +407,7 @@ impl<'a> World<'a> {
     pub(super) fn decide(&mut self, slot: usize, at: Time, decision: GatewayOutput) {
         self.flight(slot).waits = false;
         match decision {
-            GatewayOutput::Dispatch { endpoint, attempt, .. } => {
+            GatewayOutput::Dispatch { endpoint, prefill, attempt, .. } => {
                 let config = &self.gateway.endpoints()[endpoint.index()].config;
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
                 let leg = self.losses.next_leg(slot);
@@ -366,9 +415,12 @@ impl<'a> World<'a> {
                 flight.leg = leg;
                 flight.endpoint = Some((endpoint, Arc::clone(&name)));
                 flight.attempts = attempt + 1;
+                flight.prefiller = prefill;
                 flight.trail.note(at, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
                 self.limit_head(leg, at);
-                self.push(at + self.engine_delay, Event::AtEngine(leg));
+                let sidecar = self.sidecars.is_before(endpoint.index());
+                let event = if sidecar { Event::AtSidecar(leg) } else { Event::AtEngine(leg) };
+                self.push(at + self.engine_delay, event);
             }
             GatewayOutput::Reject { rejection, .. } => {
                 let status = rejection.status();
@@ -390,17 +442,32 @@ impl<'a> World<'a> {
         if self.is_unreachable(leg) {
             return;
         }
+        let (engine, context) = self.route(slot);
+        let limit = self.flight(slot).plan.output_tokens;
+        let (trail, ready) = self.front_end(slot, engine, context, limit);
+        let now = self.now;
+        let flight = self.flight(slot);
+        (flight.body_read, flight.engine_trail) = (now, trail);
+        self.push(ready, Event::InputsReady(leg));
+    }
+
+    /// An engine's front end reads the request in `slot`, for at most `limit` tokens: its record, and when the prompt is tokens.
+    pub(super) fn front_end(
+        &mut self,
+        slot: usize,
+        engine: usize,
+        context: TraceContext,
+        limit: u32,
+    ) -> (Trail<EngineFact>, Time) {
         let now = self.now;
         let model = Arc::clone(&self.flight(slot).model);
         let chat = self.scenario.workload.api == Api::Chat;
         let asked = Arc::clone(&model);
-        let (engine, context) = self.route(slot);
         let adapter = self.machines[engine].engine.config().adapter(&asked).is_some();
         let tracer = &self.machines[engine].tracer;
         let started = tracer.begin(Some(context));
         let trail = tracer.open::<EngineFact>(&started, now);
         let flight = self.flight(slot);
-        flight.body_read = now;
         let id = &flight.id;
         trail.note(now, || {
             let request = format!("{}-{id}", if chat { "chatcmpl" } else { "cmpl" });
@@ -411,7 +478,7 @@ impl<'a> World<'a> {
             let name = Arc::clone(&asked);
             trail.note(now, || EngineFact::Adapter(name));
         }
-        let (limit, priority) = (flight.plan.output_tokens, -flight.plan.priority);
+        let priority = -flight.plan.priority;
         trail.note(now, || EngineFact::Asked {
             max_tokens: Some(limit),
             temperature: None,
@@ -422,15 +489,17 @@ impl<'a> World<'a> {
         let ready = now + cost::process_inputs(flight.plan.prompt_tokens);
         let prompt_tokens = flight.plan.prompt_tokens;
         trail.note(ready, || EngineFact::InputsProcessed { started: now, prompt_tokens, truncated: false });
-        flight.engine_trail = trail;
-        self.push(ready, Event::InputsReady(leg));
+        (trail, ready)
     }
 
-    /// The engine of a dispatched request and the context it receives.
-    fn route(&mut self, slot: usize) -> (usize, TraceContext) {
+    /// The engine of a dispatched request and the context it receives, or its sidecar.
+    pub(super) fn route(&mut self, slot: usize) -> (usize, TraceContext) {
         let flight = self.flight(slot);
         let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
         let engine = endpoint.index();
+        if let Some(proxied) = &flight.proxied {
+            return (engine, proxied.context(Side::Decode, 0));
+        }
         let own = &flight.started.as_ref().expect("the request began").context;
         (engine, own.child(proxy_span_id(own.span_id, flight.attempts - 1)))
     }
@@ -445,31 +514,52 @@ impl<'a> World<'a> {
         let flight = self.flight(slot);
         let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
         let engine = endpoint.index();
-        let model = Arc::clone(&flight.model);
-        let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
+        let kv = self.kv_ask(slot);
         let flight = self.flight(slot);
-        let request = NewRequest {
-            key: leg.key(),
-            prompt: flight.prompt.take().expect("the prompt is prepared"),
-            params: SamplingParams {
-                max_tokens: flight.plan.output_tokens,
-                ignore_eos: true,
-                ..SamplingParams::default()
-            },
-            priority: -flight.plan.priority,
-            arrival: flight.body_read,
-            content: flight.content,
-            lora,
-            kv: None,
-            trail: flight.engine_trail.clone(),
-        };
+        let prompt = flight.prompt.take().expect("the prompt is prepared");
+        let (max_tokens, arrival, trail) = (flight.plan.output_tokens, flight.body_read, flight.engine_trail.clone());
+        let request = self.new_request(slot, engine, leg, prompt, Asks { max_tokens, arrival, kv, trail });
+        self.sidecar_head(slot, now);
+        let flight = self.flight(slot);
         flight.taken = Some(now);
         if flight.plan.streaming {
-            let head = now + self.engine_delay;
+            let head = now + self.way(slot);
             self.flight(slot).head(head);
         }
         self.machines[engine].engine.handle(now, EngineInput::Add(Box::new(request)));
         self.wake(engine);
+    }
+
+    /// The request in `slot` for one of the engines that it is sent to.
+    pub(super) fn new_request(
+        &mut self,
+        slot: usize,
+        engine: usize,
+        leg: Leg,
+        prompt: PreparedPrompt,
+        asks: Asks,
+    ) -> NewRequest {
+        let Asks { max_tokens, arrival, kv, trail } = asks;
+        let model = Arc::clone(&self.flight(slot).model);
+        let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
+        let flight = self.flight(slot);
+        let (priority, content) = (-flight.plan.priority, flight.content);
+        let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
+        NewRequest { key: leg.key(), prompt, params, priority, arrival, content, lora, kv, trail }
+    }
+
+    /// The prompt of the request in `slot` as `engine` names its blocks.
+    pub(super) fn prepared(&mut self, slot: usize, engine: usize) -> PreparedPrompt {
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.clear();
+        let flight = self.flight(slot);
+        flight.plan.tokens(&mut tokens);
+        let model = Arc::clone(&flight.model);
+        let config = self.machines[engine].engine.config();
+        let extra = config.adapter(&model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+        let prompt = prepare_prompt(&config.cache, &tokens, &extra);
+        self.tokens = tokens;
+        prompt
     }
 
     /// Puts the engine's next wake-up into the queue, if it moved.
@@ -500,6 +590,7 @@ impl<'a> World<'a> {
         }
         self.outputs = outputs;
         self.tell_peers(engine);
+        self.tell_gateway(engine);
         self.wake(engine);
     }
 
@@ -520,22 +611,32 @@ impl<'a> World<'a> {
 
     fn output(&mut self, output: EngineOutput) {
         let leg = Leg::of(output.key());
+        if self.is_prefill(leg) {
+            return self.prefill_output(leg, &output);
+        }
         if !self.is_current(leg) {
             return self.left_behind(&output);
         }
         let slot = leg.slot;
-        let to_gateway = self.engine_delay;
+        let to_gateway = self.way(slot);
         let to_client = to_gateway + self.client_delay;
         match output {
             EngineOutput::Tokens { at, new_tokens, .. } => {
                 let flight = self.flight(slot);
                 let first = flight.plan.streaming && flight.output_tokens == 0;
+                if first {
+                    self.sidecar_passes(slot, at);
+                }
+                let flight = self.flight(slot);
                 flight.streamed(at, to_gateway, to_client, new_tokens);
                 if first && self.gateway.reads_first_chunks() {
                     self.push(at + to_gateway, Event::FirstChunk(leg));
                 }
             }
+            EngineOutput::Finished { at, reason: FinishReason::Error, .. } => self.load_failed(leg, at),
             EngineOutput::Finished { at, reason, stats, .. } => {
+                self.sidecar_passes(slot, at);
+                self.sidecar_done(slot, at, 200);
                 let flight = self.flight(slot);
                 flight.cached_tokens = stats.cached_tokens;
                 flight.answered(at, to_gateway, to_client);
@@ -547,6 +648,7 @@ impl<'a> World<'a> {
                 let error_type = if status == 503 { "503" } else { "400" };
                 flight.engine_trail.note(at, || EngineFact::Failed { error_type, http_status: status });
                 std::mem::take(&mut flight.engine_trail).finish(at);
+                self.sidecar_done(slot, at, status);
                 self.push(at + to_gateway, Event::Refused { leg, status });
             }
             EngineOutput::Broken { at, lost, .. } => self.broken(leg, at, lost),
@@ -607,6 +709,7 @@ impl<'a> World<'a> {
             preemptions: engines.clone().map(|e| e.metrics().num_preemptions).sum(),
             steps: engines.clone().map(|e| e.metrics().iteration_tokens_total.count()).sum(),
             faults: FaultFigures::of(engines.map(Engine::fault_counts)),
+            pd: self.sidecars.figures(),
             ..EngineFigures::default()
         }
     }

@@ -4,7 +4,7 @@ use rand_distr::{Distribution, Exp1, Gamma};
 use shared::rng::{Seed, Stream};
 use shared::time::{Dur, Time};
 
-use crate::scenario::Arrivals;
+use crate::scenario::{Arrivals, Step};
 
 /// Times at which sessions start.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ enum Gaps {
     Exponential(f64),
     /// Gaps in seconds.
     Gamma(Gamma<f64>),
+    /// Mean gaps that change, with the step that is under way and when it began.
+    Steps { steps: Vec<Step>, at: usize, began: Time },
     /// The k-th arrival is at k / rate, so that rounding never adds up.
     Constant { rate: f64, k: u64 },
     /// Nothing comes.
@@ -35,6 +37,7 @@ impl Process {
             Arrivals::Gamma { rate, cv } => {
                 Gamma::new(1.0 / (cv * cv), cv * cv / rate).map_or(Gaps::Exponential(1.0 / rate), Gaps::Gamma)
             }
+            Arrivals::Steps { steps } => Gaps::Steps { steps: steps.clone(), at: 0, began: Time::ZERO },
             Arrivals::Constant { rate } => Gaps::Constant { rate: *rate, k: 0 },
             Arrivals::Closed { .. } | Arrivals::Replay {} => Gaps::Never,
         };
@@ -49,6 +52,19 @@ impl Process {
                 gap * *mean
             }
             Gaps::Gamma(gamma) => gamma.sample(self.stream.rng()),
+            Gaps::Steps { steps, at, began } => loop {
+                let Some(step) = steps.get(*at) else { return Time::MAX };
+                let gap: f64 = Exp1.sample(self.stream.rng());
+                let next = self.now.saturating_add(Dur::from_secs_f64(gap / step.rate));
+                let end = began.saturating_add(step.duration.get());
+                if next < end {
+                    self.now = next;
+                    return next;
+                }
+                // The process has no memory: the next step begins anew.
+                (*at, *began) = (*at + 1, end.saturating_add(step.pause.get()));
+                self.now = *began;
+            },
             Gaps::Constant { rate, k } => {
                 let at = Time::ZERO.saturating_add(Dur::from_secs_f64(*k as f64 / *rate));
                 *k += 1;

@@ -20,6 +20,8 @@ pub(super) struct Composer {
     client_think: ThinkTime,
     tenant_weights: Weighted,
     groups: Option<Weighted>,
+    /// The order of prompts that come in turn.
+    turns: Vec<u32>,
     context_limit: u32,
     dice: AllDice,
 }
@@ -39,6 +41,7 @@ struct AllDice {
     text_system: Dice,
     text_prefix: Dice,
     text_user: Dice,
+    text_prompt: Dice,
     text_answer: Dice,
 }
 
@@ -59,7 +62,11 @@ impl Composer {
         let client_think = match &workload.arrivals {
             Some(Arrivals::Closed { think_time, .. }) => *think_time,
             Some(
-                Arrivals::Poisson { .. } | Arrivals::Gamma { .. } | Arrivals::Constant { .. } | Arrivals::Replay {},
+                Arrivals::Poisson { .. }
+                | Arrivals::Gamma { .. }
+                | Arrivals::Constant { .. }
+                | Arrivals::Steps { .. }
+                | Arrivals::Replay {},
             )
             | None => ThinkTime::default(),
         };
@@ -69,6 +76,7 @@ impl Composer {
             objectives: workload.tenants.iter().map(|t| t.objective_name().map(Arc::from)).collect(),
             tenant_weights: Weighted::new(workload.tenants.iter().map(|t| t.weight)),
             groups: workload.prefixes.as_ref().map(|p| zipf(p.groups, p.skew)),
+            turns: turns(&workload, seed),
             context_limit: scenario.context_limit(),
             dice: AllDice::new(seed),
             client_think,
@@ -85,7 +93,8 @@ impl Composer {
         let wanted = self.workload.prompt_tokens.at(self.dice.prompts.unit(key, 0), Builtin::Prompt);
         // Distributions have long tails: what would not fit the engines' context is cut to what does.
         let room = self.context_limit.saturating_sub(before.saturating_add(output_tokens));
-        prompt.push(self.own_text(key, 0, wanted.min(room).max(1)));
+        let own = wanted.min(room).max(1);
+        prompt.push(self.prompt_in_turn(key, own).unwrap_or_else(|| self.own_text(key, 0, own)));
         let session = self.workload.sessions.is_some().then_some((SessionId(key), 0));
         self.request(key, 0, Parts { client, tenant, intended, session, prompt, output_tokens })
     }
@@ -162,11 +171,24 @@ impl Composer {
         if let (Some(prefixes), Some(groups)) = (&self.workload.prefixes, &self.groups)
             && self.dice.prefix_shared.unit(key, 0) < prefixes.share
         {
-            let group = groups.at(self.dice.prefix_group.unit(key, 0)) as u64;
+            let drawn = || groups.at(self.dice.prefix_group.unit(key, 0)) as u64;
+            let group = self.turn(key).map_or_else(drawn, |turn| u64::from(turn) % u64::from(prefixes.groups));
             let tokens = prefixes.tokens.at(self.dice.prefix_tokens.unit(group, 0), Builtin::Prompt);
             prompt.push(Segment { content: ContentId(self.dice.text_prefix.bits(group, 0)), from: 0, tokens });
         }
         prompt
+    }
+
+    /// The number of the prompt whose turn it is, among those of all groups.
+    fn turn(&self, key: u64) -> Option<u32> {
+        let all = self.turns.len() as u64;
+        (all > 0).then(|| self.turns[(key % all) as usize])
+    }
+
+    /// What follows the prefix of a prompt that comes again.
+    fn prompt_in_turn(&self, key: u64, tokens: u32) -> Option<Segment> {
+        let turn = self.turn(key)?;
+        Some(Segment { content: ContentId(self.dice.text_prompt.bits(turn.into(), 0)), from: 0, tokens })
     }
 
     fn own_text(&self, key: u64, turn: u32, tokens: u32) -> Segment {
@@ -194,6 +216,19 @@ impl Composer {
     }
 }
 
+/// All prompts of all groups, shuffled.
+fn turns(workload: &Workload, seed: Seed) -> Vec<u32> {
+    let Some((groups, prompts)) = workload.prefixes.as_ref().and_then(|p| Some((p.groups, p.prompts?))) else {
+        return Vec::new();
+    };
+    let mut order: Vec<u32> = (0..groups * prompts).collect();
+    let mut stream = seed.stream("workload/prompt-order");
+    for i in (1..order.len()).rev() {
+        order.swap(i, stream.below(i + 1));
+    }
+    order
+}
+
 impl AllDice {
     fn new(seed: Seed) -> AllDice {
         let dice = |name: &str| Dice::new(seed, &format!("workload/{name}"));
@@ -210,6 +245,7 @@ impl AllDice {
             text_system: dice("text/system"),
             text_prefix: dice("text/prefix"),
             text_user: dice("text/user"),
+            text_prompt: dice("text/prompt"),
             text_answer: dice("text/answer"),
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::rng::Seed;
 use crate::time::Time;
+use crate::trace::config::TelemetryConfig;
 use crate::trace::eager::{self, Opening};
 use crate::trace::id_source::IdSource;
 use crate::trace::pipeline::Tracer;
@@ -21,14 +22,21 @@ const LEVEL: u8 = 2;
 pub(super) struct OwnConfig {
     /// Share of engine steps.
     pub(super) engine_steps: Ratio,
+    /// Share of batches of KV events.
+    pub(super) kv_events: Ratio,
     /// Of a virtual run.
     pub(super) seed: Option<Seed>,
 }
 
 impl OwnConfig {
+    /// What is kept of a tracer's whole process.
+    pub(super) fn of(config: &TelemetryConfig, seed: Option<Seed>) -> OwnConfig {
+        OwnConfig { engine_steps: config.engine_steps.clone(), kv_events: config.kv_events.clone(), seed }
+    }
+
     /// Whether there are any.
     pub(super) fn wanted(&self) -> bool {
-        self.engine_steps.probability() > 0.0
+        [&self.engine_steps, &self.kv_events].into_iter().any(|ratio| ratio.probability() > 0.0)
     }
 
     /// Ids of the traces called `name` of one instance: a stream each, so that nobody shifts another's draws.
@@ -46,14 +54,26 @@ pub struct OwnTraces {
     tracer: Tracer,
     sampler: Sampler,
     ids: IdSource,
+    /// Whether they count as steps.
+    steps: bool,
 }
 
 impl Tracer {
     /// Starts traces of engine steps; `None` where none is ever kept, so that a step costs one branch.
     pub fn engine_steps(&self) -> Option<Arc<OwnTraces>> {
-        let shared = self.shared.as_ref().filter(|s| s.own.wanted() && s.detail >= LEVEL)?;
-        let sampler = Sampler::parent_based_ratio(shared.own.engine_steps.clone());
-        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids("engine-step-ids", self) }))
+        self.own_traces("engine-step-ids", |own| &own.engine_steps, true)
+    }
+
+    /// Starts traces of batches of KV events; `None` where none is ever kept.
+    pub fn kv_events(&self) -> Option<Arc<OwnTraces>> {
+        self.own_traces("kv-event-ids", |own| &own.kv_events, false)
+    }
+
+    fn own_traces(&self, ids: &str, ratio: fn(&OwnConfig) -> &Ratio, steps: bool) -> Option<Arc<OwnTraces>> {
+        let shared = self.shared.as_ref().filter(|s| s.detail >= LEVEL)?;
+        let ratio = ratio(&shared.own);
+        let sampler = (ratio.probability() > 0.0).then(|| Sampler::parent_based_ratio(ratio.clone()))?;
+        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids(ids, self), steps }))
     }
 }
 
@@ -63,11 +83,15 @@ impl OwnTraces {
         let Some(shared) = &self.tracer.shared else { return Trail::off() };
         let trace_id = self.ids.trace_id();
         let decision = self.sampler.sample(None, trace_id);
-        shared.counters.own_started.add(1);
+        if self.steps {
+            shared.counters.own_started.add(1);
+        }
         if !decision.sampled {
             return Trail::off();
         }
-        shared.counters.own_sampled.add(1);
+        if self.steps {
+            shared.counters.own_sampled.add(1);
+        }
         let (span_id, detail) = (self.ids.span_id(), shared.detail);
         if let Some(service) = &self.tracer.own {
             let opening = Opening { caller: Default::default(), ids: (trace_id, span_id), now, detail };

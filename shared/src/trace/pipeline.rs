@@ -122,7 +122,7 @@ impl Telemetry {
         let thread = LiveThread { worker, waiting, orders, clock, sink: Arc::clone(&sink), pause };
         let spawned = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || thread.run());
         let thread = Some(spawned.map_err(TelemetryError::Thread)?);
-        let own = OwnConfig { engine_steps: config.engine_steps.clone(), seed: None };
+        let own = OwnConfig::of(&config, None);
         let shared = Arc::new(state.share(&config, IdSource::live(), own, sink.clone()));
         let driver = Driver::Live { control, thread, clock, sink };
         Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout, eager })
@@ -149,7 +149,7 @@ impl Telemetry {
             open: Arc::clone(&state.open),
         });
         let ids = IdSource::seeded(seed);
-        let own = OwnConfig { engine_steps: config.engine_steps.clone(), seed: Some(seed) };
+        let own = OwnConfig::of(&config, Some(seed));
         let shared = Arc::new(state.share(&config, ids, own, sink.clone()));
         let driver = Driver::Inline(sink);
         let flush_timeout = config.flush_timeout;

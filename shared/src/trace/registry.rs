@@ -12,9 +12,11 @@ use saphyr::{LoadableYamlNode, Yaml};
 use crate::trace::span::{Kind, Value};
 
 /// The registry's files, as they were when this was built.
-pub const FILES: [(&str, &str); 3] = [
+pub const FILES: [(&str, &str); 5] = [
     ("registry/upstream.yaml", include_str!("../../../registry/upstream.yaml")),
     ("registry/gateway.yaml", include_str!("../../../registry/gateway.yaml")),
+    ("registry/pd-proxy.yaml", include_str!("../../../registry/pd-proxy.yaml")),
+    ("registry/kv-cache-manager.yaml", include_str!("../../../registry/kv-cache-manager.yaml")),
     ("registry/vllm.yaml", include_str!("../../../registry/vllm.yaml")),
 ];
 

@@ -4,6 +4,7 @@
 //! go is the driver's configuration, not the gateway's.
 
 mod flow_control;
+mod precise;
 mod profile;
 mod saturation;
 
@@ -16,13 +17,15 @@ pub use shared::config::ConfigProblem;
 use shared::units::HumanDur;
 
 pub use flow_control::{BandConfig, FairnessPolicy, FlowControlConfig, OrderingPolicy};
+pub use precise::PreciseConfig;
 pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 pub(crate) use profile::{WEIGHT, is_weight};
 pub use saturation::{ConcurrencyConfig, ConcurrencyMode, Detector, SaturationConfig};
 
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
 use crate::core::scheduler::parameters::Reader;
-use crate::core::scheduler::registry::{NO_HIT_LRU, SESSION_AFFINITY};
+use crate::core::scheduler::precise::asked as precise_asked;
+use crate::core::scheduler::registry::{NO_HIT_LRU, PRECISE_PREFIX, SESSION_AFFINITY};
 use crate::core::scheduler::scorers::{NoHitLru, SessionAffinity, SessionStrategy};
 
 /// One gateway.
@@ -31,8 +34,8 @@ use crate::core::scheduler::scorers::{NoHitLru, SessionAffinity, SessionStrategy
 pub struct GatewayConfig {
     /// The pool of engines, as spans name it.
     pub pool: PoolConfig,
-    /// An EndpointPickerConfig of llm-d (YAML), in place of profile, disaggregation, prefix, in_flight, saturation and
-    /// flow_control. A relative path starts at the folder of the file that names it.
+    /// An EndpointPickerConfig of llm-d (YAML), in place of profile, disaggregation, prefix, precise_prefix, in_flight,
+    /// saturation and flow_control. A relative path starts at the folder of the file that names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epp_config: Option<PathBuf>,
     /// Whether what is not supported of that file is left out, with a warning, instead of refused.
@@ -49,6 +52,8 @@ pub struct GatewayConfig {
     pub flow_control: Option<FlowControlConfig>,
     /// The approximate index of prompt prefixes.
     pub prefix: PrefixConfig,
+    /// The index of the blocks that engines say they hold.
+    pub precise_prefix: PreciseConfig,
     /// What counts as in flight at an endpoint.
     pub in_flight: InFlightConfig,
     /// What engines report, and how often it is read.
@@ -221,6 +226,7 @@ impl GatewayConfig {
         if let Some(flow_control) = &self.flow_control {
             flow_control.validate("flow_control", p);
         }
+        self.precise_prefix.validate(p);
         self.in_flight.validate(p);
         self.check_rewrites(p);
         if !(BLOCK_TOKENS..=MAX_BLOCK_TOKENS).contains(&(self.prefix.block_tokens as usize)) {
@@ -240,6 +246,15 @@ impl GatewayConfig {
             problem("limits.retries", self.limits.retries, format!("at most {MAX_RETRIES}"), p);
         }
         problems
+    }
+
+    /// Whether some plugin reads the index of KV events.
+    pub fn reads_kv_events(&self) -> bool {
+        let filters = self.profiles().flat_map(|p| &p.filters).map(|f| &f.parameters);
+        let deciders = self.disaggregation.iter().map(|d| &d.decider.parameters);
+        let scorers = self.profiles().flat_map(|p| &p.scorers).map(|s| &s.parameters);
+        let named = self.scorers(PRECISE_PREFIX).next().is_some();
+        named || filters.chain(deciders).chain(scorers).any(precise_asked)
     }
 
     /// How sessions are bound, if a scorer asks for that.
@@ -273,6 +288,7 @@ impl GatewayConfig {
             ("profile", self.profile != d.profile),
             ("disaggregation", self.disaggregation.is_some()),
             ("prefix", self.prefix != d.prefix),
+            ("precise_prefix", !self.precise_prefix.is_where_only(&d.precise_prefix)),
             ("in_flight", self.in_flight != d.in_flight),
             ("saturation", self.saturation != d.saturation),
             ("flow_control", self.flow_control.is_some()),
@@ -355,8 +371,8 @@ mod tests {
     fn a_problem_names_path_found_and_allowed() {
         insta::assert_snapshot!(problems(|c| c.profile.scorers[1].weight = f64::NAN), @"profile.scorers[1].weight: found NaN, expected a number of at least 0");
         insta::assert_snapshot!(problems(|c| c.profile.scorers[0].weight = -1.0), @"profile.scorers[0].weight: found -1, expected a number of at least 0");
-        insta::assert_snapshot!(problems(|c| c.profile.scorers[2].kind = "prefix".into()), @r#"profile.scorers[2].type: found "prefix", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer"#);
-        insta::assert_snapshot!(problems(|c| c.profile.picker.kind = "best".into()), @r#"profile.picker.type: found "best", expected one of max-score-picker, random-picker, weighted-random-picker"#);
+        insta::assert_snapshot!(problems(|c| c.profile.scorers[2].kind = "prefix".into()), @r#"profile.scorers[2].type: found "prefix", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, precise-prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer"#);
+        insta::assert_snapshot!(problems(|c| c.profile.picker.kind = "best".into()), @r#"profile.picker.type: found "best", expected one of max-score-picker, random-picker, weighted-random-picker, round-robin-picker"#);
         insta::assert_snapshot!(problems(|c| c.saturation.kv_cache_threshold = 1.5), @"saturation.kv_cache_threshold: found 1.5, expected a number above 0 and at most 1");
         insta::assert_snapshot!(problems(|c| c.metrics.scrape_interval = HumanDur::default()), @"metrics.scrape_interval: found 0s, expected at least 1ms");
         insta::assert_snapshot!(problems(|c| c.limits.retries = 99), @"limits.retries: found 99, expected at most 8");

@@ -39,6 +39,7 @@ fn request(key: u64, priority: i32, flow: &str) -> Box<RequestInfo> {
         max_output_tokens: None,
         deadlines: Deadlines::default(),
         prefix: Vec::new(),
+        kv: Default::default(),
         trail: Trail::off(),
     })
 }

@@ -51,6 +51,7 @@ fn request(key: u64) -> Box<RequestInfo> {
         max_output_tokens: None,
         deadlines: Default::default(),
         prefix: Vec::new(),
+        kv: Default::default(),
         trail: Trail::off(),
     })
 }

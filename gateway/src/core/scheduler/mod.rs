@@ -9,6 +9,7 @@ pub mod filters;
 mod handlers;
 pub mod parameters;
 pub mod pickers;
+pub(crate) mod precise;
 mod profile;
 pub mod registry;
 pub mod scorers;
@@ -22,6 +23,7 @@ pub(crate) use crate::core::scheduler::handlers::Decision;
 pub(crate) use crate::core::scheduler::profile::{Room, Run};
 
 use crate::core::config::GatewayConfig;
+use crate::core::kv_index::Match;
 use crate::core::pool::{AdapterState, EndpointId, Pool, Role};
 use crate::core::scheduler::handlers::Handler;
 use crate::core::scheduler::registry::Reads;
@@ -37,6 +39,8 @@ pub struct Candidate {
     pub running: u32,
     /// Leading blocks of the prompt that it was sent before.
     pub matched_blocks: u32,
+    /// What of the prompt it holds by its own word.
+    pub kv: Match,
     /// Used part of its KV cache, 0 to 1.
     pub kv_usage: f64,
     /// Tokens of the requests sent to it that it still has to compute, as the gateway estimates them.
@@ -81,6 +85,10 @@ pub struct View<'a> {
     pub prefix_blocks: u32,
     /// Tokens in such a block.
     pub block_tokens: u32,
+    /// Blocks of the prompt that the index of KV events may know.
+    pub kv_blocks: u32,
+    /// Tokens in such a block.
+    pub kv_block_tokens: u32,
     /// Output tokens that are counted as in flight with the request; 0 unless the in-flight producer estimates them.
     pub output_tokens: u32,
     /// Addresses that the caller allows (`test-epp-endpoint-selection`).
@@ -200,6 +208,7 @@ pub(crate) mod testing {
             waiting: 0,
             running: 0,
             matched_blocks: 0,
+            kv: Match::default(),
             kv_usage: 0.0,
             in_flight_tokens: 0,
             in_flight: 0,
@@ -225,6 +234,8 @@ pub(crate) mod testing {
             prompt_tokens: 0,
             prefix_blocks: 0,
             block_tokens: 64,
+            kv_blocks: 0,
+            kv_block_tokens: 16,
             output_tokens: 0,
             selection: None,
             predictions: &[],

@@ -34,8 +34,11 @@ pub struct Reader<'a> {
     read: Vec<&'static str>,
 }
 
+/// The parameter that says which of the two prefix producers a plugin reads.
+pub(crate) const PREFIX_PRODUCER_NAME: &str = "prefixMatchInfoProducerName";
 /// The producers that plugins may name.
 const PREFIX_PRODUCER: &str = "approx-prefix-cache-producer";
+pub(crate) const PRECISE_PRODUCER: &str = "precise-prefix-cache-producer";
 const IN_FLIGHT_PRODUCER: &str = "inflight-load-producer";
 const LATENCY_PRODUCER: &str = "predicted-latency-producer";
 
@@ -202,12 +205,15 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
-    /// `prefixMatchInfoProducerName`, by type: there is one.
+    /// `prefixMatchInfoProducerName`, by type: the approximate producer, or the precise one.
     ///
     /// # Errors
     /// If it is another.
     pub fn prefix_producer(&mut self) -> Result<(), PluginError> {
-        self.producer("prefixMatchInfoProducerName", PREFIX_PRODUCER)
+        match self.text(PREFIX_PRODUCER_NAME)? {
+            "" | PREFIX_PRODUCER | PRECISE_PRODUCER => Ok(()),
+            _ => Err(self.refuse(PREFIX_PRODUCER_NAME, &format!("{PREFIX_PRODUCER} or {PRECISE_PRODUCER}"))),
+        }
     }
 
     /// `inFlightLoadProducerName`, by type: there is one.
@@ -316,9 +322,10 @@ mod tests {
         };
         check("approx-prefix-cache-producer", "good");
         check("", "good");
+        check("precise-prefix-cache-producer", "good");
         check(
-            "precise-prefix-cache-producer",
-            "prefixMatchInfoProducerName: \"precise-prefix-cache-producer\": approx-prefix-cache-producer",
+            "other",
+            "prefixMatchInfoProducerName: \"other\": approx-prefix-cache-producer or precise-prefix-cache-producer",
         );
     }
 }

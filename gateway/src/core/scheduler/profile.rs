@@ -181,7 +181,10 @@ impl Profile {
         let all = &room.candidates;
         Chosen {
             candidate: all[picked.index],
-            cold: self.reads.contains(Reads::COLD).then(|| all.iter().all(|c| c.matched_blocks == 0)),
+            cold: self
+                .reads
+                .contains(Reads::COLD)
+                .then(|| all.iter().all(|c| c.matched_blocks == 0 && c.kv.blocks == 0)),
             session_present: self.reads.contains(Reads::SESSION) && all.iter().any(|c| c.had_session),
         }
     }

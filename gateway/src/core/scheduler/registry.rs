@@ -2,6 +2,7 @@
 
 use crate::core::config::Parameters;
 use crate::core::scheduler::parameters::Reader;
+use crate::core::scheduler::precise::{self, Precise};
 use crate::core::scheduler::{Decider, Filter, Picker, Scorer, deciders, filters, pickers, scorers};
 
 pub use crate::core::scheduler::parameters::PluginError;
@@ -25,11 +26,18 @@ impl Reads {
     pub const TOKENS: Reads = Reads(1 << 4);
     /// The addresses in `test-epp-endpoint-selection`.
     pub const SELECTION: Reads = Reads(1 << 5);
+    /// The index of KV events.
+    pub const KV: Reads = Reads(1 << 6);
 
     /// What either reads.
     #[must_use]
     pub const fn and(self, other: Reads) -> Reads {
         Reads(self.0 | other.0)
+    }
+
+    /// The index of KV events where this says the approximate one.
+    const fn precise(self) -> Reads {
+        if self.contains(Reads::PREFIX) { Reads(self.0 & !Reads::PREFIX.0 | Reads::KV.0) } else { self }
     }
 
     /// Whether all of `other` is read.
@@ -68,6 +76,7 @@ const SCORERS: &[Line<dyn Scorer>] = &[
     ("active-request-scorer", Reads::METRICS, |p| Ok(Box::new(scorers::ActiveRequest::read(p)?))),
     ("token-load-scorer", TOKENS_AND_PREFIX, |p| Ok(Box::new(scorers::TokenLoad::read(p)?))),
     ("prefix-cache-scorer", Reads::PREFIX, |p| Ok(Box::new(scorers::PrefixCache::read(p)?))),
+    (PRECISE_PREFIX, Reads::KV, |_| Ok(Box::new(scorers::PrecisePrefixCache))),
     (NO_HIT_LRU, Reads::PREFIX.and(Reads::COLD), |p| Ok(Box::new(scorers::NoHitLru::read(p)?))),
     (SESSION_AFFINITY, Reads::SESSION, |p| Ok(Box::new(scorers::SessionAffinity::read(p)?))),
     ("context-length-aware", Reads::METRICS, |p| Ok(Box::new(scorers::ContextLengthAware::read(p)?))),
@@ -78,6 +87,7 @@ const PICKERS: &[Line<dyn Picker>] = &[
     ("max-score-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::MaxScore) as _)),
     ("random-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::Random) as _)),
     ("weighted-random-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::WeightedRandom) as _)),
+    ("round-robin-picker", Reads::METRICS, |p| endpoints(p).map(|()| Box::new(pickers::RoundRobin::default()) as _)),
 ];
 
 const DECIDERS: &[Line<dyn Decider>] = &[
@@ -85,6 +95,8 @@ const DECIDERS: &[Line<dyn Decider>] = &[
     ("always-disagg-pd-decider", Reads::METRICS, |_| Ok(Box::new(deciders::Always))),
 ];
 
+/// The scorer that reads the index of KV events by itself.
+pub const PRECISE_PREFIX: &str = "precise-prefix-cache-scorer";
 /// The scorer whose parameters are its producer's: the least recent cold requests.
 pub const NO_HIT_LRU: &str = "no-hit-lru-scorer";
 /// The scorer whose parameters are its producer's: the table of sessions.
@@ -111,7 +123,7 @@ pub struct Made<T> {
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
 pub fn filter(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Filter>>, PluginError> {
-    make(FILTERS, kind, parameters)
+    make(FILTERS, kind, parameters, |plugin| Box::new(Precise(plugin)))
 }
 
 /// Makes a scorer.
@@ -119,7 +131,7 @@ pub fn filter(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Filter
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
 pub fn scorer(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Scorer>>, PluginError> {
-    make(SCORERS, kind, parameters)
+    make(SCORERS, kind, parameters, |plugin| Box::new(Precise(plugin)))
 }
 
 /// Makes a picker.
@@ -127,7 +139,7 @@ pub fn scorer(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Scorer
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
 pub fn picker(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Picker>>, PluginError> {
-    make(PICKERS, kind, parameters)
+    make(PICKERS, kind, parameters, |plugin| plugin)
 }
 
 /// Makes a decider.
@@ -135,7 +147,7 @@ pub fn picker(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Picker
 /// # Errors
 /// If the type is unknown or a parameter is not allowed.
 pub fn decider(kind: &str, parameters: &Parameters) -> Result<Made<Box<dyn Decider>>, PluginError> {
-    make(DECIDERS, kind, parameters)
+    make(DECIDERS, kind, parameters, |plugin| Box::new(Precise(plugin)))
 }
 
 /// The types of filters.
@@ -158,11 +170,21 @@ pub fn deciders() -> impl Iterator<Item = &'static str> {
     DECIDERS.iter().map(|l| l.0)
 }
 
-fn make<T: ?Sized>(lines: &[Line<T>], kind: &str, parameters: &Parameters) -> Result<Made<Box<T>>, PluginError> {
+/// Makes a plugin; `wrap` lets it see precise matches, if it asks for them.
+fn make<T: ?Sized>(
+    lines: &[Line<T>],
+    kind: &str,
+    parameters: &Parameters,
+    wrap: fn(Box<T>) -> Box<T>,
+) -> Result<Made<Box<T>>, PluginError> {
     let line = lines.iter().find(|l| l.0 == kind);
     let (kind, reads, build) =
         line.ok_or_else(|| PluginError::Unknown { known: lines.iter().map(|l| l.0).collect() })?;
-    Ok(Made { kind, reads: *reads, plugin: Reader::all(parameters, *build)? })
+    let plugin = Reader::all(parameters, *build)?;
+    if precise::asked(parameters) {
+        return Ok(Made { kind, reads: reads.precise(), plugin: wrap(plugin) });
+    }
+    Ok(Made { kind, reads: *reads, plugin })
 }
 
 #[cfg(test)]

@@ -31,16 +31,16 @@ use crate::core::config::GatewayConfig;
 use crate::server::{Backend, Server, Stats};
 
 /// A request that an engine received, to be answered by the test.
-pub(super) struct Call {
-    pub(super) head: http::request::Parts,
-    pub(super) body: Bytes,
-    pub(super) reply: oneshot::Sender<Response>,
+pub(crate) struct Call {
+    pub(crate) head: http::request::Parts,
+    pub(crate) body: Bytes,
+    pub(crate) reply: oneshot::Sender<Response>,
 }
 
 /// An engine that does what the test says.
-pub(super) struct Engine {
-    pub(super) addr: SocketAddr,
-    pub(super) calls: mpsc::UnboundedReceiver<Call>,
+pub(crate) struct Engine {
+    pub(crate) addr: SocketAddr,
+    pub(crate) calls: mpsc::UnboundedReceiver<Call>,
 }
 
 #[derive(Clone)]
@@ -51,7 +51,7 @@ struct Script {
 
 impl Engine {
     /// An engine that reports so many waiting requests and serves the model `m`.
-    pub(super) async fn start(waiting: u32) -> Engine {
+    pub(crate) async fn start(waiting: u32) -> Engine {
         let (sender, calls) = mpsc::unbounded_channel();
         let router = Router::new()
             .route("/metrics", get(gauges))
@@ -64,7 +64,7 @@ impl Engine {
         Engine { addr, calls }
     }
 
-    pub(super) async fn call(&mut self) -> Call {
+    pub(crate) async fn call(&mut self) -> Call {
         self.calls.recv().await.expect("the engine runs")
     }
 
@@ -98,13 +98,13 @@ impl hyper::body::Body for Piped {
 }
 
 /// A streamed response and the hand that feeds it.
-pub(super) fn stream() -> (mpsc::Sender<Bytes>, Response) {
+pub(crate) fn stream() -> (mpsc::Sender<Bytes>, Response) {
     let (sender, receiver) = mpsc::channel(1);
     let response = Response::builder().header("content-type", "text/event-stream");
     (sender, response.body(Body::new(Piped(receiver))).unwrap())
 }
 
-pub(super) fn json(status: u16, text: &'static str) -> Response {
+pub(crate) fn json(status: u16, text: &'static str) -> Response {
     let response = Response::builder().status(status).header("content-type", "application/json");
     response.body(Body::from(text)).unwrap()
 }
@@ -213,15 +213,15 @@ impl Stopping {
 
 pub(super) const CHAT: &str = r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 
-pub(super) async fn text(response: http::Response<Incoming>) -> String {
+pub(crate) async fn text(response: http::Response<Incoming>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-pub(super) fn header<T>(response: &http::Response<T>, name: &str) -> String {
+pub(crate) fn header<T>(response: &http::Response<T>, name: &str) -> String {
     response.headers().get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
 }
 
 /// An address at which nobody listens.
-pub(super) async fn nobody() -> SocketAddr {
+pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

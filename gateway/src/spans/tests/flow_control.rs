@@ -46,6 +46,7 @@ fn other(_: &Run, key: u64) -> Box<RequestInfo> {
         max_output_tokens: None,
         deadlines: Deadlines::default(),
         prefix: Vec::new(),
+        kv: Default::default(),
         trail: Trail::off(),
     })
 }

@@ -14,11 +14,12 @@ pub struct PrefixBased {
 }
 
 impl PrefixBased {
-    /// From `nonCachedTokens` and `promptTokens`.
+    /// From `nonCachedTokens` and `promptTokens`, and from which index it takes what is cached.
     ///
     /// # Errors
     /// If a parameter is not allowed.
     pub fn read(p: &mut Reader<'_>) -> Result<PrefixBased, PluginError> {
+        p.prefix_producer()?;
         Ok(PrefixBased {
             non_cached_tokens: p.count_from("nonCachedTokens", 0, 0)?,
             prompt_tokens: p.count_from("promptTokens", 0, 0)?,

@@ -3,10 +3,12 @@
 
 mod max_score;
 mod random;
+mod round_robin;
 mod weighted_random;
 
 pub use max_score::MaxScore;
 pub use random::Random;
+pub use round_robin::RoundRobin;
 pub use weighted_random::WeightedRandom;
 
 #[cfg(test)]
