@@ -147,11 +147,16 @@ pub enum GatewayFact {
         /// The route that matched.
         route: Option<&'static str>,
     },
+    /// Driver: the request asks for this model and is sent to another one; comes before [`GatewayFact::Parsed`].
+    Rewritten {
+        /// The model asked for (see [`bounded_name`]).
+        asked: Arc<str>,
+    },
     /// Core: what the request asks for.
     Parsed {
         /// Its id.
         id: RequestId,
-        /// The model asked for (see [`bounded_name`]).
+        /// The model it is sent to (see [`bounded_name`]).
         model: Arc<str>,
         /// Size of the body in bytes.
         size_bytes: u32,
@@ -417,6 +422,8 @@ pub struct GatewayFold<D> {
     method: &'static str,
     path: Option<Arc<str>>,
     streaming: bool,
+    /// The model asked for, if it is sent to another one.
+    asked_model: Option<Arc<str>>,
     /// Priority and size of the request.
     asked: (i32, u32),
     flow_control: bool,
@@ -445,6 +452,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             method: "POST",
             path: None,
             streaming: false,
+            asked_model: None,
             asked: (0, 0),
             flow_control: false,
             waited: Dur::ZERO,
@@ -455,11 +463,15 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         self.latest = self.latest.max(at);
         match fact {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
+            GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;
                 self.asked = (*priority, *size_bytes);
                 self.root.set("gateway.request.id", Val::Text(id.as_str())).set("gateway.target_model", model);
-                self.root.set("gen_ai.request.model", model).set("gateway.request.size_bytes", *size_bytes);
+                let asked = self.asked_model.take();
+                self.root
+                    .set("gen_ai.request.model", asked.as_ref().unwrap_or(model))
+                    .set("gateway.request.size_bytes", *size_bytes);
                 self.root.set("gateway.request.priority", *priority).set("gateway.request.streaming", *streaming);
                 // Langfuse takes a span with model and usage for a generation; the engine's span is the generation.
                 self.root.set("langfuse.observation.type", "span");

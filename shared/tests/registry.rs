@@ -95,6 +95,7 @@ fn each_file_defines_its_own_attributes() {
                 "gateway" => "registry/gateway.yaml",
                 "pd_proxy" => "registry/pd-proxy.yaml",
                 "vllm" => "registry/vllm.yaml",
+                _ if key.starts_with("llm_d.kv_cache.") => "registry/kv-cache-manager.yaml",
                 _ if key.starts_with("gen_ai.latency.") || VLLMS_OWN.contains(&key) => "registry/vllm.yaml",
                 _ => "registry/upstream.yaml",
             };

@@ -19,6 +19,7 @@ use crate::core::kv_index::{Applied, KvPrompt};
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
 use crate::core::retry_budget::RetryBudget;
+use crate::core::rewrite::Rewrites;
 use crate::spans::{Failure, GatewayFact, bounded_name};
 
 /// What happened.
@@ -116,6 +117,7 @@ pub struct Gateway {
     retries: u32,
     budget: RetryBudget,
     pool_name: (Arc<str>, Arc<str>),
+    rewrites: Arc<Rewrites>,
 }
 
 /// A dispatched request.
@@ -141,7 +143,8 @@ impl Gateway {
         let budget = RetryBudget::new(config.retry.budget_ratio, config.retry.budget_min_per_second);
         let flow = config.flow_control.clone().filter(|f| f.enabled).map(|f| Box::new(FlowControl::new(f)));
         let director = Director::new(&config, endpoints, seed);
-        Gateway { director, open: FxHashMap::default(), flow, retries, budget, pool_name }
+        let rewrites = Arc::new(Rewrites::new(&config.model_rewrites, seed));
+        Gateway { director, open: FxHashMap::default(), flow, retries, budget, pool_name, rewrites }
     }
 
     /// Takes what happened at `now` and appends what is to be done to `out`.
@@ -241,6 +244,11 @@ impl Gateway {
     /// Forgets the prefixes and sessions of earlier requests; what is known of endpoints and open requests stays.
     pub fn forget(&mut self) {
         self.director.forget();
+    }
+
+    /// Which models requests are sent to. The driver applies it before it tells of a request, as the body has to say so too.
+    pub fn rewrites(&self) -> Arc<Rewrites> {
+        Arc::clone(&self.rewrites)
     }
 
     /// All endpoints by id, with those that drain or have left.

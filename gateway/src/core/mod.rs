@@ -11,6 +11,7 @@ pub mod prefix_index;
 mod producers;
 pub mod request;
 mod retry_budget;
+pub mod rewrite;
 mod role;
 mod saturation;
 pub mod scheduler;

@@ -31,7 +31,7 @@ use crate::server::membership::Target;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::queue::Answer;
 use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
-use crate::server::request::{self, Caller, Parsed, Route};
+use crate::server::request::{self, Caller, MODEL_REWRITE, Parsed, Route};
 use crate::server::routing::Routing;
 use crate::server::runtime::Shared;
 use crate::server::trust;
@@ -146,12 +146,30 @@ impl Exchange {
             return Err(Refusal::Unauthorized);
         }
         let body = request::body(body, headers, config.limits.max_body_bytes);
-        let bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
+        let mut bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
         let precise = self.shared.reads_kv_events.then_some(&config.precise_prefix);
-        let parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
+        let mut parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
         *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
-        let info = self.info(parsed, Caller::of(headers, &self.shared.routing), model, bytes.len());
+        if let Some(target) = self.target(headers, model)
+            && let Some(rewritten) = request::with_model(&bytes, &target)
+        {
+            bytes = rewritten;
+            parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
+            let asked = std::mem::replace(model, target);
+            self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
+        }
+        let mut caller = Caller::of(headers, &self.shared.routing);
+        if self.shared.queue.is_some() || self.trail.is_recording() {
+            caller.deadlines = request::deadlines(headers);
+        }
+        let info = self.info(parsed, caller, model, bytes.len());
         Ok((info, bytes))
+    }
+
+    /// The model that the request is sent to, if it is not the one it asks for.
+    fn target(&self, headers: &HeaderMap, model: &str) -> Option<Arc<str>> {
+        let named = headers.get(&MODEL_REWRITE).and_then(|v| v.to_str().ok());
+        self.shared.rewrites.target(model, named, &self.id)
     }
 
     /// When the request has to be over.

@@ -29,6 +29,7 @@ use crate::core::kv_index::Applied;
 use crate::core::kv_index::events::Batch;
 use crate::core::pool::{Adapters, EndpointId};
 use crate::core::request::RequestKey;
+use crate::core::rewrite::Rewrites;
 use crate::server::auth::Tokens;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
@@ -134,6 +135,8 @@ pub(crate) struct Shared {
     pub(crate) tokens: Option<Tokens>,
     /// Traces of scrapes; `None` where none is kept.
     pub(crate) scrape_traces: Option<Arc<OwnTraces>>,
+    /// Which models requests are sent to.
+    pub(crate) rewrites: Arc<Rewrites>,
     /// Whether the core wants to know of first chunks.
     pub(crate) reads_first_chunks: bool,
     /// Whether it wants to know what requests were served.
@@ -199,6 +202,7 @@ impl Server {
             tokens,
             scrape_traces: tracer.scrapes(),
             reads_first_chunks: core.reads_first_chunks(),
+            rewrites: core.rewrites(),
             reads_usage: core.reads_usage(),
             reads_adapters: core.reads_adapters(),
             reads_kv_events: core.reads_kv_events(),

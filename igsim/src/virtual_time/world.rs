@@ -327,7 +327,7 @@ impl<'a> World<'a> {
     fn send(&mut self, request: PlannedRequest) -> Result<(), ReplayError> {
         self.planned -= 1;
         let first_of_its_own = request.client.is_none() && request.is_first_turn();
-        let flight = Some(Flight::new(request, self.now));
+        let flight = Some(Flight::new(request, Arc::clone(&self.model), self.now));
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -361,15 +361,19 @@ impl<'a> World<'a> {
         let mut tokens = std::mem::take(&mut self.tokens);
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         flight.plan.tokens(&mut tokens);
+        if let Some(target) = self.gateway.rewrites().target(&self.model, None, &flight.id) {
+            trail.note(now, || GatewayFact::Rewritten { asked: Arc::clone(&flight.model) });
+            flight.model = target;
+        }
         flight.body_bytes = cost::body_bytes(tokens.len());
         flight.content = output_content(&tokens, None);
         let prefix = &self.scenario.gateway.prefix;
-        let mut hasher = PrefixHasher::with_blocks(&self.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
+        let mut hasher = PrefixHasher::with_blocks(&flight.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
         hasher.tokens(tokens.iter().copied());
         let info = RequestInfo {
             key: GatewayKey(slot as u64),
             id: flight.id.clone(),
-            model: Arc::clone(&self.model),
+            model: Arc::clone(&flight.model),
             streaming: flight.plan.streaming,
             size_bytes: flight.body_bytes,
             priority: 0,
@@ -382,7 +386,7 @@ impl<'a> World<'a> {
             max_output_tokens: Some(flight.plan.output_tokens),
             deadlines,
             prefix: hasher.finish(),
-            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &self.model, &tokens),
+            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
@@ -402,7 +406,7 @@ impl<'a> World<'a> {
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         if let Some((endpoint, _)) = &flight.endpoint {
             let config = self.machines[endpoint.index()].engine.config();
-            let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+            let extra = config.adapter(&flight.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
             let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
             if self.gateway.reads_kv_events() {
                 self.events.keep(&mut prompt, config, &self.tokens, &extra);
@@ -468,7 +472,7 @@ impl<'a> World<'a> {
         limit: u32,
     ) -> (Trail<EngineFact>, Time) {
         let now = self.now;
-        let model = Arc::clone(&self.model);
+        let model = Arc::clone(&self.flight(slot).model);
         let chat = self.scenario.workload.api == Api::Chat;
         let asked = Arc::clone(&model);
         let adapter = self.machines[engine].engine.config().adapter(&asked).is_some();
@@ -547,8 +551,9 @@ impl<'a> World<'a> {
         prompt: PreparedPrompt,
         asks: Asks,
     ) -> NewRequest {
-        let lora = self.machines[engine].engine.config().adapter(&self.model).map(|(number, _)| number);
         let Asks { max_tokens, arrival, kv, trail } = asks;
+        let model = Arc::clone(&self.flight(slot).model);
+        let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
         let flight = self.flight(slot);
         let (priority, content) = (-flight.plan.priority, flight.content);
         let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
@@ -559,9 +564,11 @@ impl<'a> World<'a> {
     pub(super) fn prepared(&mut self, slot: usize, engine: usize) -> PreparedPrompt {
         let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
-        self.flight(slot).plan.tokens(&mut tokens);
+        let flight = self.flight(slot);
+        flight.plan.tokens(&mut tokens);
+        let model = Arc::clone(&flight.model);
         let config = self.machines[engine].engine.config();
-        let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+        let extra = config.adapter(&model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
         let prompt = prepare_prompt(&config.cache, &tokens, &extra);
         self.tokens = tokens;
         prompt
@@ -669,8 +676,8 @@ impl<'a> World<'a> {
     /// The end of the answer is at the gateway.
     fn answered(&mut self, slot: usize, reason: FinishReason) {
         let now = self.now;
-        let model = Arc::clone(&self.model);
         let flight = self.flight(slot);
+        let model = Arc::clone(&flight.model);
         flight.gateway_end(now, reason, model);
         let (prompt_tokens, output_tokens) = (flight.plan.prompt_tokens, flight.output_tokens);
         if self.gateway.reads_usage() {

@@ -91,8 +91,27 @@ pub struct GatewayConfig {
     /// Priorities of the objectives that requests name in `x-llm-d-inference-objective`; negative means sheddable. An unknown
     /// objective has priority 0 (InferenceObjective of the Gateway API inference extension).
     pub objectives: BTreeMap<String, i32>,
+    /// Models that requests are sent to instead of the one they ask for, by that one's name (InferenceModelRewrite of the Gateway API
+    /// inference extension). A name without a rule may be rewritten by the header `x-llm-d-model-name-rewrite`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub model_rewrites: BTreeMap<String, Vec<ModelTarget>>,
     /// Whether spans name users and sessions as callers do (`user.id`, `session.id`).
     pub identity_in_spans: bool,
+}
+
+/// A model that requests for another name are sent to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelTarget {
+    /// The model, or LoRA adapter.
+    pub model: String,
+    /// Its part of the requests, relative to the other targets' weights.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// The pool of engines.
@@ -256,6 +275,7 @@ impl GatewayConfig {
         }
         self.precise_prefix.validate(p);
         self.in_flight.validate(p);
+        self.check_rewrites(p);
         if !(BLOCK_TOKENS..=MAX_BLOCK_TOKENS).contains(&(self.prefix.block_tokens as usize)) {
             let allowed = format!("a number from {BLOCK_TOKENS} to {MAX_BLOCK_TOKENS}");
             problem("prefix.block_tokens", self.prefix.block_tokens, allowed, p);
@@ -343,6 +363,18 @@ impl GatewayConfig {
         }
     }
 
+    fn check_rewrites(&self, p: &mut Vec<ConfigProblem>) {
+        for (model, targets) in &self.model_rewrites {
+            let path = format!("model_rewrites.{model}");
+            if targets.iter().all(|t| t.weight == 0) {
+                problem(&path, "no target with a weight", "a target with a weight above 0".to_owned(), p);
+            }
+            for (i, _) in targets.iter().enumerate().filter(|(_, t)| t.model.is_empty()) {
+                problem(&format!("{path}[{i}].model"), "no name", "the name of a model".to_owned(), p);
+            }
+        }
+    }
+
     /// Scorers of one type share what they remember, so they cannot differ in it.
     fn check_producers(&self, p: &mut Vec<ConfigProblem>) {
         for kind in [SESSION_AFFINITY, NO_HIT_LRU] {
@@ -423,6 +455,19 @@ mod tests {
         insta::assert_snapshot!(problems(|c| {
             c.profile.filters[0].parameters.insert("x".into(), serde_json::json!(1));
         }), @"profile.filters[0].parameters.x: found 1, expected no parameter");
+    }
+
+    #[test]
+    fn a_rewrite_needs_a_target() {
+        let rewrite = |targets: &[(&str, u32)]| {
+            let targets = targets.iter().map(|(m, weight)| ModelTarget { model: (*m).into(), weight: *weight });
+            let rules = BTreeMap::from([("chat".to_owned(), targets.collect())]);
+            problems(|c| c.model_rewrites = rules)
+        };
+        assert_eq!(rewrite(&[("a", 0), ("b", 1)]), "");
+        insta::assert_snapshot!(rewrite(&[]), @"model_rewrites.chat: found no target with a weight, expected a target with a weight above 0");
+        insta::assert_snapshot!(rewrite(&[("a", 0)]), @"model_rewrites.chat: found no target with a weight, expected a target with a weight above 0");
+        insta::assert_snapshot!(rewrite(&[("", 1)]), @"model_rewrites.chat[0].model: found no name, expected the name of a model");
     }
 
     #[test]
