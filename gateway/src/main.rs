@@ -28,8 +28,9 @@ struct Options {
     /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// An engine: its name and base URL, and labels such as llm-d.ai/role=prefill. Repeat for more.
-    #[arg(long = "endpoint", value_name = "NAME=URL[,LABEL=VALUE]", required = true)]
+    /// An engine: its name and base URL, and labels such as llm-d.ai/role=prefill. Repeat for more. Without one the configuration
+    /// says where engines are found (discovery).
+    #[arg(long = "endpoint", value_name = "NAME=URL[,LABEL=VALUE]")]
     endpoints: Vec<Backend>,
     /// Configuration of the gateway (plugins and weights, time limits, scrape interval), or an EndpointPickerConfig of llm-d.
     #[arg(long, value_name = "FILE")]
@@ -49,6 +50,9 @@ struct Options {
     /// Share of batches of KV events that get a trace of their own, 0 to 1 [default: 0].
     #[arg(long, value_name = "RATIO")]
     kv_events: Option<f64>,
+    /// Share of the scrapes of engines that get a trace of their own, 0 to 1.
+    #[arg(long, value_name = "RATIO", default_value_t = 0.01)]
+    scrapes: f64,
     /// Send traces to this collector: port 4317 means gRPC, others HTTP.
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
@@ -96,6 +100,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     let files = OpenFiles::raise();
     tracing::info!(limit = files.limit, "open files");
     let config = config(&options)?;
+    if options.endpoints.is_empty() && config.discovery.is_empty() {
+        anyhow::bail!("no engines: expected --endpoint NAME=URL, or discovery in the configuration");
+    }
     let clock = RunClock::start();
     let (telemetry, resource) = telemetry(&options, &config, clock)?;
     let tracer = telemetry.tracer(resource);
@@ -154,6 +161,7 @@ fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> any
         ratio: options.sampling,
         detail: options.detail,
         kv_events: options.kv_events,
+        scrapes: Some(options.scrapes),
         exporters: (!exporters.is_empty()).then_some(exporters),
         max_open: Some(max_open(gateway)),
         ..Layer::default()

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Val};
+
+pub use self::collect::ScrapeFact;
 
 use crate::core::config::{FairnessPolicy, OrderingPolicy};
 use crate::core::request::Rejection;
@@ -81,6 +83,8 @@ pub enum Failure {
     Timeout,
     /// The engine broke off.
     Reset,
+    /// The engine answered with a status that is asked for elsewhere.
+    Status(u16),
     /// The caller went away: no error.
     Cancelled,
     /// The gateway stopped before the response was complete.
@@ -94,8 +98,19 @@ impl Failure {
             Failure::Connect => Some(("connection_failed", "the engine could not be reached")),
             Failure::Timeout => Some(("timeout", "the engine took too long")),
             Failure::Reset => Some(("connection_reset", "the engine broke off")),
-            Failure::Cancelled => None,
+            // The status says it.
+            Failure::Cancelled | Failure::Status(_) => None,
             Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
+        }
+    }
+}
+
+impl Failure {
+    /// The status of an engine whose answer is not passed on.
+    const fn status(self) -> Option<u16> {
+        match self {
+            Failure::Status(status) => Some(status),
+            Failure::Connect | Failure::Timeout | Failure::Reset | Failure::Cancelled | Failure::Abandoned => None,
         }
     }
 }
@@ -132,11 +147,16 @@ pub enum GatewayFact {
         /// The route that matched.
         route: Option<&'static str>,
     },
+    /// Driver: the request asks for this model and is sent to another one; comes before [`GatewayFact::Parsed`].
+    Rewritten {
+        /// The model asked for (see [`bounded_name`]).
+        asked: Arc<str>,
+    },
     /// Core: what the request asks for.
     Parsed {
         /// Its id.
         id: RequestId,
-        /// The model asked for (see [`bounded_name`]).
+        /// The model it is sent to (see [`bounded_name`]).
         model: Arc<str>,
         /// Size of the body in bytes.
         size_bytes: u32,
@@ -313,6 +333,10 @@ pub enum GatewayFact {
         /// The endpoint that failed.
         failed: Arc<str>,
     },
+    /// Core: no other endpoint is tried because the retry budget is spent.
+    RetryRefused,
+    /// Driver: the trace begins here; the caller's own is another one. Boxed, as it is rare and large.
+    LinkedFrom(Box<LinkTo>),
     /// Driver: before connecting to an endpoint.
     AttemptStarted {
         /// The attempt, from 0.
@@ -398,6 +422,8 @@ pub struct GatewayFold<D> {
     method: &'static str,
     path: Option<Arc<str>>,
     streaming: bool,
+    /// The model asked for, if it is sent to another one.
+    asked_model: Option<Arc<str>>,
     /// Priority and size of the request.
     asked: (i32, u32),
     flow_control: bool,
@@ -426,6 +452,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             method: "POST",
             path: None,
             streaming: false,
+            asked_model: None,
             asked: (0, 0),
             flow_control: false,
             waited: Dur::ZERO,
@@ -436,11 +463,15 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         self.latest = self.latest.max(at);
         match fact {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
+            GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;
                 self.asked = (*priority, *size_bytes);
                 self.root.set("gateway.request.id", Val::Text(id.as_str())).set("gateway.target_model", model);
-                self.root.set("gen_ai.request.model", model).set("gateway.request.size_bytes", *size_bytes);
+                let asked = self.asked_model.take();
+                self.root
+                    .set("gen_ai.request.model", asked.as_ref().unwrap_or(model))
+                    .set("gateway.request.size_bytes", *size_bytes);
                 self.root.set("gateway.request.priority", *priority).set("gateway.request.streaming", *streaming);
                 // Langfuse takes a span with model and usage for a generation; the engine's span is the generation.
                 self.root.set("langfuse.observation.type", "span");
@@ -529,6 +560,12 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             GatewayFact::Retry { attempt, failed } => {
                 let endpoint = ("gateway.backend.endpoint.name", failed.into());
                 self.root.event("gateway.retry", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
+            }
+            GatewayFact::RetryRefused => {
+                self.root.event("gateway.retry_refused", at, &[]);
+            }
+            GatewayFact::LinkedFrom(caller) => {
+                self.root.link(caller, &[]);
             }
             GatewayFact::AttemptStarted { attempt, endpoint, address, port } => {
                 self.attempt(cx, at, *attempt, endpoint, address, *port);
@@ -758,7 +795,9 @@ impl<D: Draft> GatewayFold<D> {
     ) {
         let id = proxy_span_id(self.root.id(), attempt);
         if let Some(mut proxy) = self.proxy.take_if(|p| p.id() == id) {
-            mark(&mut proxy, failure.and_then(Failure::error), None);
+            let status = failure.and_then(Failure::status);
+            proxy.set_some("http.response.status_code", status);
+            mark(&mut proxy, failure.and_then(Failure::error), status);
             close(cx, proxy, at);
         }
     }
@@ -863,6 +902,8 @@ fn operation(route: &'static str) -> Option<&'static str> {
         _ => None,
     }
 }
+
+mod collect;
 
 #[cfg(test)]
 mod tests;

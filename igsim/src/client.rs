@@ -22,6 +22,9 @@ use shared::time::{Dur, Time};
 
 use crate::report::Failure;
 
+/// The longest reason for a dropped request that is repeated.
+const MAX_REASON: usize = 64;
+
 /// Sends requests to one gateway, engine or other OpenAI-compatible server.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -157,7 +160,9 @@ impl Observed {
     fn read_headers(&mut self, headers: &HeaderMap) {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
         self.endpoint = text("x-gateway-destination-endpoint-served").map(Arc::from);
-        self.dropped = text("x-llm-d-request-dropped-reason").map(Arc::from);
+        // Reasons are words of a fixed list; what a stranger sends does not grow the report.
+        let reason = text("x-llm-d-request-dropped-reason");
+        self.dropped = reason.filter(|r| r.len() <= MAX_REASON).map(Arc::from);
         self.trace = text("traceresponse").and_then(parse_traceresponse);
     }
 

@@ -112,17 +112,14 @@ fn what_is_wrong_with_the_file_is_told_by_the_file() {
     let head = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n";
     place.write(
         "bad.epp.yaml",
-        &format!("{head}plugins: [{{type: queue-scorer}}, {{type: precise-prefix-cache-scorer}}]\n"),
+        &format!("{head}plugins: [{{type: queue-scorer}}, {{type: topology-affinity-scorer}}]\n"),
     );
     let refused = place.ran(&["validate", "bad.yaml"]);
     assert_eq!(refused.code, 2, "{refused:#?}");
-    assert!(
-        refused.err.contains("bad.epp.yaml: plugins[1].type: found \"precise-prefix-cache-scorer\""),
-        "{refused:#?}"
-    );
+    assert!(refused.err.contains("bad.epp.yaml: plugins[1].type: found \"topology-affinity-scorer\""), "{refused:#?}");
     assert!(refused.err.contains("--allow-unsupported"), "{refused:#?}");
     let allowed = place.good(&["validate", "bad.yaml", "--allow-unsupported"]);
-    assert!(allowed.err.contains("warning: plugins[1].type: \"precise-prefix-cache-scorer\""), "{allowed:#?}");
+    assert!(allowed.err.contains("warning: plugins[1].type: \"topology-affinity-scorer\""), "{allowed:#?}");
     let beside = place.ran(&["validate", "bad.yaml", "--set", "gateway.prefix.auto_tune=false"]);
     assert!(beside.err.contains("a section beside epp_config"), "{beside:#?}");
     let other = library().join("epp/sim-pd.epp.yaml").display().to_string();

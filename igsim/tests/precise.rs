@@ -147,7 +147,10 @@ fn policies_stand_in_order_beyond_the_knee() {
             .unwrap()
             .replace("epp_config: ", &format!("epp_config: {}/", common::library().join("ladders").display()))
             .replace("count: 8", "count: 2")
-            .replace("kv_events_config:", "cache: { num_gpu_blocks: 1921 }\n    kv_events_config:")
+            .replace(
+                "kv_events_config:",
+                "max_model_len: 4096\n    cache: { num_gpu_blocks: 1921 }\n    kv_events_config:",
+            )
             .replace("groups: 150, tokens: 6000, prompts: 5", "groups: 20, tokens: 1600, prompts: 2")
             .replace("prompt_tokens: 1200", "prompt_tokens: 320")
             .replace("output_tokens: 1000", "output_tokens: 40"),

@@ -288,3 +288,27 @@ fn routing_by_prefix_finds_more_in_the_cache() {
     let without = hits("without", "[{type: queue-scorer}]");
     assert!(with > 0.7 && with > without + 0.2, "{with} with, {without} without");
 }
+
+/// Weighted targets for one name: adapters that the engines serve, in proportion, with spans that say both names.
+#[test]
+fn a_model_is_rewritten_to_weighted_targets() {
+    let place = Place::new();
+    let yaml = "name: rewrite\nmode: virtual\nrequests: 400\nengines:\n  - { profile: llama-3.1-8b-h100, max_loras: 2, \
+                lora_modules: [{ name: v1, path: v1 }, { name: v2, path: v2 }] }\n\
+                gateway: { model_rewrites: { support: [{ model: v1, weight: 3 }, { model: v2 }] } }\n\
+                workload: { model: support, arrivals: { process: constant, rate: 50 }, prompt_tokens: 64, output_tokens: 4 }\n\
+                tracing: { ratio: 1.0, exporters: [file] }\n";
+    place.write("rewrite.yaml", yaml);
+    place.good(&["run", "rewrite.yaml", "--out", "out"]);
+    let set = place.traces("out");
+    let of = |name: &str, key: &str, value: &str| {
+        set.spans.iter().filter(|s| s.name == name && s.get(key).and_then(|v| v.as_str()) == Some(value)).count()
+    };
+    assert_eq!(of("gateway.request", "gen_ai.request.model", "support"), 400);
+    let (v1, v2) =
+        (of("gateway.request", "gateway.target_model", "v1"), of("gateway.request", "gateway.target_model", "v2"));
+    assert_eq!(v1 + v2, 400);
+    assert!((60..140).contains(&v2), "{v2}");
+    assert_eq!(of("vllm.engine.request", "gen_ai.request.model", "v2"), v2);
+    assert_eq!(findings(&set).first(), None);
+}

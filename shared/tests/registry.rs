@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 9] = [
+const FOLDS: [&str; 10] = [
     "gateway/src/spans.rs",
+    "gateway/src/spans/collect.rs",
     "gateway/src/pd_proxy/spans.rs",
     "gateway/src/spans/flow_control.rs",
     "gateway/src/spans/kv_cache.rs",
@@ -94,6 +95,7 @@ fn each_file_defines_its_own_attributes() {
                 "gateway" => "registry/gateway.yaml",
                 "pd_proxy" => "registry/pd-proxy.yaml",
                 "vllm" => "registry/vllm.yaml",
+                _ if key.starts_with("llm_d.kv_cache.") => "registry/kv-cache-manager.yaml",
                 _ if key.starts_with("gen_ai.latency.") || VLLMS_OWN.contains(&key) => "registry/vllm.yaml",
                 _ => "registry/upstream.yaml",
             };

@@ -8,13 +8,12 @@ use rustc_hash::FxHashMap;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
 
-use crate::core::config::{GatewayConfig, PrefixConfig, SaturationConfig};
+use crate::core::config::{GatewayConfig, OutlierConfig, PrefixConfig, SaturationConfig};
 use crate::core::gateway::EndpointChange;
 use crate::core::kv_index::events::Batch;
 use crate::core::kv_index::{Applied, Found, KvIndex, Match};
-use crate::core::pool::{
-    AdapterState, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, Health, Pool, ScrapeError,
-};
+use crate::core::outlier::may_eject;
+use crate::core::pool::{AdapterState, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, Pool, ScrapeError};
 use crate::core::prefix_index::PrefixIndex;
 use crate::core::producers::{ColdRequests, InFlight, Placed, Sessions};
 use crate::core::request::{Rejection, RequestInfo};
@@ -36,6 +35,11 @@ pub(crate) struct Director {
     cold: ColdRequests,
     in_flight: InFlight,
     saturation: SaturationConfig,
+    outliers: OutlierConfig,
+    /// How often an endpoint was taken out of the pool for its failures.
+    pub(crate) ejections: u64,
+    /// Requests at which an endpoint is left out.
+    max_active: u32,
     /// Whether another endpoint may prefill.
     staged: bool,
     /// Whether requests wait before they are directed: then nobody is refused for load here.
@@ -70,6 +74,9 @@ impl Director {
             cold: ColdRequests::new(config.cold_requests()),
             in_flight: InFlight::new(config.in_flight.clone()),
             saturation: config.saturation.clone(),
+            outliers: config.outlier_ejection.clone(),
+            ejections: 0,
+            max_active: config.limits.max_active_per_endpoint.unwrap_or(u32::MAX),
             staged: config.disaggregation.is_some(),
             flow_control: config.flow_control.as_ref().is_some_and(|f| f.enabled),
             objectives: config.objectives.iter().map(|(k, v)| (k.as_str().into(), *v)).collect(),
@@ -185,7 +192,7 @@ impl Director {
     }
 
     fn note_admission(&self, now: Time, info: &RequestInfo, saturation: f64) {
-        let candidates = self.pool.endpoints().len() as u32;
+        let candidates = self.pool.members().count() as u32;
         info.trail.annotate(now, || GatewayFact::Admission { saturation, candidates });
     }
 
@@ -228,11 +235,59 @@ impl Director {
     /// The first chunk of a request's response came.
     pub(crate) fn first_chunk(&mut self, placed: &mut Placed) {
         self.in_flight.first_chunk(&mut self.pool, placed);
+        placed.prefill.into_iter().for_each(|id| self.left(id));
     }
 
     /// A request left where it was.
     pub(crate) fn leave(&mut self, placed: Placed) {
         InFlight::leave(&mut self.pool, placed);
+        std::iter::once(placed.endpoint).chain(placed.prefill).for_each(|id| self.left(id));
+    }
+
+    /// A draining endpoint leaves with its last request, and what is remembered of it with it.
+    fn left(&mut self, id: EndpointId) {
+        if self.pool.settle(id) {
+            self.forget_endpoint(id);
+        }
+    }
+
+    fn forget_endpoint(&mut self, id: EndpointId) {
+        self.prefixes.clear(id);
+        self.sessions.forget(id);
+        self.cold.forget(id);
+        self.kv.iter_mut().for_each(|index| index.clear(id));
+    }
+
+    /// Adds an endpoint to the pool.
+    pub(crate) fn join(&mut self, config: EndpointConfig) -> EndpointId {
+        let id = self.pool.add(config);
+        if id.index() >= self.prefixes.endpoints() {
+            self.prefixes.add_endpoint();
+            self.kv.iter_mut().for_each(KvIndex::add_endpoint);
+        } else {
+            self.prefixes.set_capacity(id, self.prefix.lru_blocks_per_endpoint);
+        }
+        id
+    }
+
+    /// An endpoint answered as it should.
+    pub(crate) fn succeeded(&mut self, id: EndpointId) {
+        self.pool.get_mut(id).outlier.succeeded();
+    }
+
+    /// An endpoint failed; too many times in a row, it is left out for a while.
+    pub(crate) fn failed(&mut self, now: Time, id: EndpointId) {
+        if !self.pool.get_mut(id).outlier.failed(now, &self.outliers) {
+            return;
+        }
+        let (members, out) = self
+            .pool
+            .members()
+            .fold((0, 0), |(members, out), (_, e)| (members + 1, out + usize::from(e.outlier.is_ejected(now))));
+        if may_eject(out, members, &self.outliers) {
+            self.ejections += 1;
+            self.pool.get_mut(id).outlier.eject(now, &self.outliers);
+        }
     }
 
     /// Takes the outcome of a scrape.
@@ -259,15 +314,15 @@ impl Director {
     pub(crate) fn change(&mut self, change: EndpointChange) {
         match change {
             EndpointChange::Added(config) => {
-                self.pool.add(config);
-                self.prefixes.add_endpoint();
-                self.kv.iter_mut().for_each(KvIndex::add_endpoint);
+                self.join(config);
             }
-            EndpointChange::Draining(id) => self.pool.get_mut(id).draining = true,
+            EndpointChange::Draining(id) => {
+                if self.pool.drain(id) {
+                    self.forget_endpoint(id);
+                }
+            }
             EndpointChange::Restarted(id) => {
-                let endpoint = self.pool.get_mut(id);
-                (endpoint.draining, endpoint.health, endpoint.metrics) = (false, Health::Unknown, None);
-                endpoint.adapters = Default::default();
+                self.pool.renew(id);
                 self.prefixes.clear(id);
                 self.kv.iter_mut().for_each(|index| index.clear(id));
             }
@@ -303,19 +358,20 @@ impl Director {
         let bound = if reads.contains(Reads::SESSION) { self.bound(now, info) } else { None };
         let kv = reads.contains(Reads::KV);
         let (cold, adapters) = (reads.contains(Reads::COLD), reads.contains(Reads::ADAPTERS));
+        let max_active = self.max_active;
         let candidates = &mut self.scheduler.room.candidates;
         candidates.clear();
-        let endpoints = self.pool.endpoints().iter().enumerate();
-        candidates.extend(endpoints.filter(|(_, e)| e.serves(&info.model)).filter_map(|(i, e)| {
-            let id = EndpointId(i as u32);
-            (!tried.contains(&id)).then(|| Candidate {
-                matched_blocks: if prefix { self.matched[i] } else { 0 },
-                kv: if kv { self.kv_matched.get(i).copied().unwrap_or_default() } else { Match::default() },
-                had_session: bound == Some(id),
-                cold_position: if cold { self.cold.position(id) } else { None },
-                adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
-                ..candidate(id, e)
-            })
+        let endpoints = self
+            .pool
+            .members()
+            .filter(|(id, e)| e.serves(&info.model) && e.in_flight < max_active && !tried.contains(id));
+        candidates.extend(endpoints.map(|(id, e)| Candidate {
+            matched_blocks: if prefix { self.matched[id.index()] } else { 0 },
+            kv: if kv { self.kv_matched.get(id.index()).copied().unwrap_or_default() } else { Match::default() },
+            had_session: bound == Some(id),
+            cold_position: if cold { self.cold.position(id) } else { None },
+            adapter: if adapters { e.adapters.state(&info.model) } else { AdapterState::Full },
+            ..candidate(now, id, e)
         }));
     }
 
@@ -323,8 +379,7 @@ impl Director {
     fn bound(&self, now: Time, info: &RequestInfo) -> Option<EndpointId> {
         if let Some(named) = &info.session_endpoint {
             let name = named.strip_prefix(&*self.namespace)?.strip_prefix('/')?;
-            let place = self.pool.endpoints().iter().position(|e| &*e.config.name == name)?;
-            return Some(EndpointId(place as u32));
+            return self.pool.members().find(|(_, e)| &*e.config.name == name).map(|(id, _)| id);
         }
         self.sessions.endpoint(info.session?, now)
     }
@@ -394,7 +449,7 @@ fn view<'a>(
 }
 
 /// What is known of an endpoint whatever the request is.
-fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
+fn candidate(now: Time, id: EndpointId, endpoint: &Endpoint) -> Candidate {
     // Of a server without metrics only the gateway's own requests are known.
     let unknown = (0, endpoint.in_flight, 0.0);
     let (waiting, running, kv_usage) = endpoint.metrics.map_or(unknown, |m| (m.waiting, m.running, m.kv_usage));
@@ -410,7 +465,7 @@ fn candidate(id: EndpointId, endpoint: &Endpoint) -> Candidate {
         cold_position: None,
         role: endpoint.config.role(),
         adapter: AdapterState::Full,
-        available: endpoint.is_available(),
+        available: endpoint.is_available() && !endpoint.outlier.is_ejected(now),
         had_session: false,
     }
 }

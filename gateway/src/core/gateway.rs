@@ -18,6 +18,8 @@ use crate::core::kv_index::events::Batch;
 use crate::core::kv_index::{Applied, KvPrompt};
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
+use crate::core::retry_budget::RetryBudget;
+use crate::core::rewrite::Rewrites;
 use crate::spans::{Failure, GatewayFact, bounded_name};
 
 /// What happened.
@@ -32,7 +34,7 @@ pub enum Input {
         /// What it answered.
         metrics: Result<EndpointMetrics, ScrapeError>,
     },
-    /// No byte of a response came back: another endpoint may be tried.
+    /// No byte of a response was passed on: another endpoint may be tried.
     AttemptFailed {
         /// The request.
         key: RequestKey,
@@ -47,6 +49,8 @@ pub enum Input {
         key: RequestKey,
         /// The endpoint that answers.
         endpoint: EndpointId,
+        /// The status of the response.
+        status: u16,
     },
     /// The first chunk of a response's body came. Told only where [`Gateway::reads_first_chunks`] says so.
     FirstChunk {
@@ -61,6 +65,15 @@ pub enum Input {
         key: RequestKey,
         /// The endpoint it was sent to last.
         endpoint: EndpointId,
+    },
+    /// A dispatched request is over because its endpoint failed.
+    GivenUp {
+        /// The request.
+        key: RequestKey,
+        /// The endpoint it was sent to last.
+        endpoint: EndpointId,
+        /// What went wrong.
+        failure: Failure,
     },
     /// What the engine says that a dispatched request took. Told only where [`Gateway::reads_usage`] says so.
     Used {
@@ -82,9 +95,9 @@ pub enum Input {
 /// A change of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointChange {
-    /// A new endpoint; it gets the next id.
+    /// A new endpoint. Who needs its id calls [`Gateway::join`].
     Added(EndpointConfig),
-    /// An endpoint gets no new requests, those it has go on.
+    /// An endpoint gets no new requests; it leaves the pool when those that it has are over.
     Draining(EndpointId),
     /// A draining endpoint is back, or one was replaced under its name: what its cache held is forgotten.
     Restarted(EndpointId),
@@ -102,7 +115,9 @@ pub struct Gateway {
     /// Where requests wait, with flow control.
     flow: Option<Box<FlowControl>>,
     retries: u32,
+    budget: RetryBudget,
     pool_name: (Arc<str>, Arc<str>),
+    rewrites: Arc<Rewrites>,
 }
 
 /// A dispatched request.
@@ -125,9 +140,11 @@ impl Gateway {
         assert!(config.epp_config.is_none(), "the file is read before the gateway is made");
         let retries = config.limits.retries;
         let pool_name = (config.pool.name.as_str().into(), config.pool.namespace.as_str().into());
+        let budget = RetryBudget::new(config.retry.budget_ratio, config.retry.budget_min_per_second);
         let flow = config.flow_control.clone().filter(|f| f.enabled).map(|f| Box::new(FlowControl::new(f)));
         let director = Director::new(&config, endpoints, seed);
-        Gateway { director, open: FxHashMap::default(), flow, retries, pool_name }
+        let rewrites = Arc::new(Rewrites::new(&config.model_rewrites, seed));
+        Gateway { director, open: FxHashMap::default(), flow, retries, budget, pool_name, rewrites }
     }
 
     /// Takes what happened at `now` and appends what is to be done to `out`.
@@ -147,15 +164,23 @@ impl Gateway {
                 if means_unreachable(failure) {
                     self.director.pool.get_mut(endpoint).health = Health::Ejected;
                 }
+                self.failed(now, endpoint, failure);
                 self.attempt_failed(now, key, endpoint, watch, out);
             }
-            Input::ResponseStarted { key, endpoint } => self.response_started(key, endpoint),
+            Input::ResponseStarted { key, endpoint, status } => {
+                self.response_started(key, endpoint);
+                self.answered(now, endpoint, status);
+            }
             Input::FirstChunk { key, endpoint } => {
                 self.first_chunk(key, endpoint);
                 self.stir(now);
             }
             Input::Used { key, prompt_tokens, output_tokens } => self.used(now, key, prompt_tokens, output_tokens),
             Input::Finished { key, endpoint } => self.finished(now, key, endpoint),
+            Input::GivenUp { key, endpoint, failure } => {
+                self.failed(now, endpoint, failure);
+                self.finished(now, key, endpoint);
+            }
             Input::Cancelled(key) => self.cancelled(now, key),
             Input::ShutDown => self.shut_down(now, out),
             Input::Endpoint(change) => {
@@ -221,9 +246,29 @@ impl Gateway {
         self.director.forget();
     }
 
-    /// All endpoints, by id.
+    /// Which models requests are sent to. The driver applies it before it tells of a request, as the body has to say so too.
+    pub fn rewrites(&self) -> Arc<Rewrites> {
+        Arc::clone(&self.rewrites)
+    }
+
+    /// All endpoints by id, with those that drain or have left.
     pub fn endpoints(&self) -> &[Endpoint] {
         self.director.pool.endpoints()
+    }
+
+    /// Adds an endpoint, which gets requests from its first good scrape on.
+    pub fn join(&mut self, config: EndpointConfig) -> EndpointId {
+        self.director.join(config)
+    }
+
+    /// Attempts that were not made because the retry budget was spent.
+    pub const fn retries_refused(&self) -> u64 {
+        self.budget.refused()
+    }
+
+    /// How often an endpoint was left out for a while because it failed several times in a row.
+    pub const fn ejections(&self) -> u64 {
+        self.director.ejections
     }
 
     /// How many dispatched requests are not finished.
@@ -234,6 +279,7 @@ impl Gateway {
     fn request(&mut self, now: Time, mut info: Box<RequestInfo>, watch: &mut dyn Stopwatch, out: &mut Vec<Output>) {
         let key = info.key;
         assert!(!self.open.contains_key(&key), "request {key:?} is already open");
+        self.budget.request(now);
         self.director.prioritise(&mut info);
         self.describe(now, &info);
         if let Some(flow) = &self.flow {
@@ -281,7 +327,7 @@ impl Gateway {
         self.director.leave(open.placed);
         self.stir(now);
         open.tried.push(endpoint);
-        let next = if open.attempt < self.retries {
+        let next = if open.attempt < self.retries && self.may_retry(now, &open.info) {
             self.director.direct(now, &open.info, &open.tried, watch)
         } else {
             Err(Rejection::Unreachable)
@@ -297,6 +343,34 @@ impl Gateway {
         open.info.trail.annotate(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
         self.open.insert(key, open);
         out.push(dispatch(key, next, attempt));
+    }
+
+    /// Whether the budget has one more attempt.
+    fn may_retry(&mut self, now: Time, info: &RequestInfo) -> bool {
+        let may = self.budget.withdraw(now);
+        if !may {
+            info.trail.annotate(now, || GatewayFact::RetryRefused);
+        }
+        may
+    }
+
+    /// What the head of a response says of its endpoint.
+    fn answered(&mut self, now: Time, endpoint: EndpointId, status: u16) {
+        match status {
+            500 | 502 | 504 => self.director.failed(now, endpoint),
+            // Refusals for load: neither good nor bad.
+            429 | 503 => {}
+            _ => self.director.succeeded(endpoint),
+        }
+    }
+
+    /// What a failure says of an endpoint.
+    fn failed(&mut self, now: Time, endpoint: EndpointId, failure: Failure) {
+        match failure {
+            Failure::Connect | Failure::Timeout | Failure::Reset => self.director.failed(now, endpoint),
+            Failure::Status(status) => self.answered(now, endpoint, status),
+            Failure::Cancelled | Failure::Abandoned => {}
+        }
     }
 
     fn response_started(&mut self, key: RequestKey, endpoint: EndpointId) {
@@ -336,7 +410,7 @@ const fn dispatch(key: RequestKey, placed: Placed, attempt: u32) -> Output {
 const fn means_unreachable(failure: Failure) -> bool {
     match failure {
         Failure::Connect | Failure::Timeout => true,
-        Failure::Reset | Failure::Cancelled | Failure::Abandoned => false,
+        Failure::Reset | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned => false,
     }
 }
 

@@ -1,15 +1,18 @@
 //! The endpoints of a pool and what the gateway knows of each: configuration, the last scrape, whether it may be used.
 //!
-//! It knows nothing of the engines beyond what they reported, however old that is.
+//! Endpoints join, drain and leave while requests run. One that has left keeps its place until another one takes it, so an id means
+//! the same endpoint for as long as a request is there. It knows nothing of the engines beyond what they reported, however old that
+//! is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shared::time::{Dur, Time};
 
+use crate::core::outlier::Outlier;
 pub use crate::core::role::Role;
 
-/// An endpoint of the pool; ids are dense and never reused.
+/// An endpoint of the pool; ids are dense. One is given again only after its endpoint has left the pool and has no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u32);
 
@@ -150,6 +153,17 @@ pub enum Health {
 /// Failed scrapes in a row after which an endpoint gets no requests.
 pub const MAX_FAILED_SCRAPES: u32 = 3;
 
+/// Whether an endpoint belongs to the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It may get requests.
+    Member,
+    /// On its way out: it keeps the requests that it has and gets no new ones.
+    Draining,
+    /// Gone: it has no requests, and its place is free.
+    Absent,
+}
+
 /// An endpoint and what is known of it.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
@@ -159,8 +173,10 @@ pub struct Endpoint {
     pub metrics: Option<EndpointMetrics>,
     /// Whether it can be reached.
     pub health: Health,
-    /// Whether it is on its way out: no new requests.
-    pub draining: bool,
+    /// Whether it belongs to the pool.
+    pub presence: Presence,
+    /// Its failures in a row, and whether they keep it out for a while.
+    pub outlier: Outlier,
     /// Its LoRA adapters.
     pub adapters: Adapters,
     /// Requests sent to it and not finished, as the gateway counts them.
@@ -170,14 +186,33 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Whether new requests may go to it.
+    /// An endpoint of which nothing is known yet.
+    fn new(config: EndpointConfig) -> Endpoint {
+        Endpoint {
+            config,
+            metrics: None,
+            health: Health::Unknown,
+            presence: Presence::Member,
+            outlier: Outlier::default(),
+            adapters: Adapters::default(),
+            in_flight: 0,
+            in_flight_tokens: 0,
+        }
+    }
+
+    /// Whether it belongs to the pool and is not on its way out.
+    pub const fn is_member(&self) -> bool {
+        matches!(self.presence, Presence::Member)
+    }
+
+    /// Whether new requests may go to it, as far as scrapes and connections tell.
     pub fn is_available(&self) -> bool {
         let reachable = match self.health {
             Health::Up => true,
             Health::Failing(n) => n < MAX_FAILED_SCRAPES,
             Health::Unknown | Health::Ejected => false,
         };
-        reachable && !self.draining
+        reachable && self.is_member()
     }
 
     /// Whether it serves `model`, as far as is known.
@@ -207,7 +242,7 @@ impl Pool {
         pool
     }
 
-    /// All endpoints, by id.
+    /// All endpoints by id, with those that drain or have left.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
@@ -222,14 +257,48 @@ impl Pool {
         &mut self.endpoints[id.index()]
     }
 
-    /// Adds an endpoint.
+    /// Those that may get requests.
+    pub fn members(&self) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+        let all = self.endpoints.iter().enumerate().map(|(i, e)| (EndpointId(i as u32), e));
+        all.filter(|(_, e)| e.is_member())
+    }
+
+    /// Adds an endpoint, in the place of one that has left if there is one.
     pub fn add(&mut self, config: EndpointConfig) -> EndpointId {
-        let id = EndpointId(u32::try_from(self.endpoints.len()).expect("fewer than 2^32 endpoints"));
-        let (metrics, health) = (None, Health::Unknown);
-        let (adapters, draining) = (Adapters::default(), false);
-        let (in_flight, in_flight_tokens) = (0, 0);
-        self.endpoints.push(Endpoint { config, metrics, health, draining, adapters, in_flight, in_flight_tokens });
-        id
+        let endpoint = Endpoint::new(config);
+        let free = self.endpoints.iter().position(|e| e.presence == Presence::Absent);
+        let place = free.unwrap_or(self.endpoints.len());
+        match self.endpoints.get_mut(place) {
+            Some(left) => *left = endpoint,
+            None => self.endpoints.push(endpoint),
+        }
+        EndpointId(u32::try_from(place).expect("fewer than 2^32 endpoints"))
+    }
+
+    /// The endpoint gets no new requests; whether it has left at once.
+    pub fn drain(&mut self, id: EndpointId) -> bool {
+        let endpoint = self.get_mut(id);
+        if endpoint.is_member() {
+            endpoint.presence = Presence::Draining;
+        }
+        self.settle(id)
+    }
+
+    /// A request left the endpoint; whether the endpoint leaves with it, as the last one that it waited for.
+    pub fn settle(&mut self, id: EndpointId) -> bool {
+        let endpoint = self.get_mut(id);
+        let leaves = endpoint.presence == Presence::Draining && endpoint.in_flight == 0;
+        if leaves {
+            endpoint.presence = Presence::Absent;
+        }
+        leaves
+    }
+
+    /// An endpoint is back, or another one is there under its name: nothing is known of it but its configuration.
+    pub fn renew(&mut self, id: EndpointId) {
+        let endpoint = self.get_mut(id);
+        let (in_flight, in_flight_tokens) = (endpoint.in_flight, endpoint.in_flight_tokens);
+        *endpoint = Endpoint { in_flight, in_flight_tokens, ..Endpoint::new(endpoint.config.clone()) };
     }
 
     /// Takes the outcome of a scrape.
@@ -255,9 +324,10 @@ impl Pool {
         }
     }
 
-    /// Whether any endpoint serves `model`, as far as is known.
+    /// Whether any endpoint serves `model`, as far as is known. Of an empty pool nothing is known.
     pub fn serves(&self, model: &str) -> bool {
-        self.endpoints.iter().any(|e| e.serves(model))
+        let mut members = self.members().peekable();
+        members.peek().is_none() || members.any(|(_, e)| e.serves(model))
     }
 }
 
@@ -287,8 +357,31 @@ mod tests {
         pool.get_mut(a).health = Health::Ejected;
         assert!(!pool.get(a).is_available());
         pool.scraped(a, Ok(metrics(3)));
-        pool.get_mut(a).draining = true;
+        assert!(pool.drain(a));
         assert!(!pool.get(a).is_available());
+    }
+
+    #[test]
+    fn an_endpoint_leaves_with_its_last_request_and_its_place_is_given_again() {
+        let mut pool = Pool::new(["a", "b"].map(|name| EndpointConfig::new(name, "h", 1)).to_vec());
+        let (a, b) = (EndpointId(0), EndpointId(1));
+        pool.get_mut(a).in_flight = 1;
+        assert!(!pool.drain(a) && !pool.settle(b));
+        assert_eq!(pool.members().map(|(id, _)| id).collect::<Vec<_>>(), [b]);
+        assert_eq!(pool.add(EndpointConfig::new("c", "h", 1)), EndpointId(2), "a still has a request");
+        pool.get_mut(a).in_flight = 0;
+        assert!(pool.settle(a));
+        assert_eq!(pool.get(a).presence, Presence::Absent);
+        assert_eq!(pool.add(EndpointConfig::new("d", "h", 1)), a);
+        assert_eq!((&*pool.get(a).config.name, pool.get(a).health), ("d", Health::Unknown));
+    }
+
+    #[test]
+    fn an_empty_pool_might_serve_anything() {
+        let mut pool = Pool::new(vec![EndpointConfig { models: vec!["m".into()], ..EndpointConfig::new("a", "h", 1) }]);
+        assert!(!pool.serves("x"));
+        pool.drain(EndpointId(0));
+        assert!(pool.serves("x"));
     }
 
     #[test]

@@ -193,6 +193,11 @@ impl PrefixIndex {
         }
     }
 
+    /// How many endpoints it has room for.
+    pub const fn endpoints(&self) -> usize {
+        self.capacities.len()
+    }
+
     /// Remembers at most `blocks` for an endpoint from now on; what is remembered already stays until something newer comes.
     pub fn set_capacity(&mut self, endpoint: EndpointId, blocks: u32) {
         self.capacities[endpoint.index()] = blocks.max(1);

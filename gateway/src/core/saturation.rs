@@ -136,7 +136,7 @@ mod tests {
     fn only_endpoints_that_may_get_requests_count() {
         let mut pool = pool(&[Some((5, 0.0, 1000)), Some((0, 0.0, 1000))], &[]);
         let mut check = |id: u32, expect: (f64, bool)| {
-            pool.get_mut(EndpointId(id)).draining = true;
+            pool.drain(EndpointId(id));
             let found = pressure(&SaturationConfig::default(), false, pool.endpoints(), ms(1000));
             assert_eq!((found.saturation, found.ready), expect);
         };

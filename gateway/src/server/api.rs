@@ -7,10 +7,11 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::json;
 
+use crate::server::membership;
 use crate::server::proxy;
 use crate::server::reply::Refusal;
 use crate::server::request::Route;
@@ -42,8 +43,11 @@ async fn other(State(shared): State<Arc<Shared>>, request: Request) -> Response 
 }
 
 /// The models of all endpoints, as each of them lists its own.
-async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    axum::Json(json!({ "object": "list", "data": shared.all_cards() })).into_response()
+async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    if !shared.may_call(&headers) {
+        return Refusal::Unauthorized.response("");
+    }
+    axum::Json(json!({ "object": "list", "data": shared.membership.cards() })).into_response()
 }
 
 /// 200 if a request would find an endpoint.
@@ -53,7 +57,7 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let queued = shared.queue.is_some().then(|| shared.core().queued());
-    let mut response = Response::new(Body::from(shared.metrics.text(queued)));
+    let mut response = Response::new(Body::from(shared.metrics.text(queued) + &membership::metrics(&shared)));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response

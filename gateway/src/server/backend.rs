@@ -9,7 +9,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use crate::core::pool::EndpointConfig;
 
 /// An endpoint and its base URL.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// What the core knows of it.
     pub config: EndpointConfig,
@@ -53,6 +53,19 @@ impl Backend {
         Ok(Backend { config, scheme, authority, prefix })
     }
 
+    /// As [`Backend::new`], with a name that may stand in a command line: at most 128 letters, digits and `-_.:`.
+    ///
+    /// # Errors
+    /// As [`Backend::new`], and if the name is none.
+    pub fn named(name: &str, url: &str) -> Result<Backend, BadBackend> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+        if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) {
+            let allowed = "a name of 1 to 128 letters, digits and -_.:";
+            return Err(BadBackend { found: name.to_owned(), allowed });
+        }
+        Backend::new(name, url)
+    }
+
     /// The URL of a path on this endpoint; `None` if the two make no URL.
     pub(crate) fn uri(&self, path: &PathAndQuery) -> Option<Uri> {
         let path = match self.prefix.as_str() {
@@ -80,11 +93,7 @@ impl FromStr for Backend {
         };
         let labels: Option<BTreeMap<String, String>> = parts.map(label).collect();
         let (name, url) = endpoint.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-        if name.len() > 128 || !name.bytes().all(plain) {
-            return Err(wrong());
-        }
-        let mut backend = Backend::new(name, url)?;
+        let mut backend = Backend::named(name, url)?;
         backend.config = backend.config.with_labels(labels.ok_or_else(wrong)?);
         Ok(backend)
     }

@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     pub(crate) broken: AtomicU64,
     pub(crate) scrapes: AtomicU64,
     pub(crate) scrapes_failed: AtomicU64,
+    pub(crate) unauthorized: AtomicU64,
+    pub(crate) discovery_failed: AtomicU64,
 }
 
 impl Metrics {
@@ -60,6 +62,8 @@ impl Metrics {
             broken: AtomicU64::new(0),
             scrapes: AtomicU64::new(0),
             scrapes_failed: AtomicU64::new(0),
+            unauthorized: AtomicU64::new(0),
+            discovery_failed: AtomicU64::new(0),
         }
     }
 
@@ -138,6 +142,12 @@ impl Metrics {
             ("gateway_broken_total", "Responses that an engine broke off.", &self.broken),
             ("gateway_scrapes_total", "Scrapes of endpoints.", &self.scrapes),
             ("gateway_scrapes_failed_total", "Scrapes of endpoints that failed.", &self.scrapes_failed),
+            ("gateway_unauthorized_total", "Requests without a valid token.", &self.unauthorized),
+            (
+                "gateway_discovery_failures_total",
+                "Readings of a source of endpoints that failed.",
+                &self.discovery_failed,
+            ),
         ];
         for (name, help, counter) in counters {
             head(&mut out, name, "counter", help);

@@ -1,13 +1,17 @@
 //! The gateway on sockets: moves data, waits, drains. It decides nothing; that is [`crate::core`]'s part.
 
 pub(crate) mod api;
+mod auth;
 mod backend;
 pub(crate) mod connect;
+mod discovery;
 mod kv_events;
 mod kv_manager;
+mod membership;
 mod metrics;
 mod observe;
 pub(crate) mod opening;
+mod patient;
 mod proxy;
 mod queue;
 pub(crate) mod reply;
@@ -15,10 +19,13 @@ pub(crate) mod request;
 pub(crate) mod routing;
 mod runtime;
 mod scrape;
+mod tls;
+mod trust;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use backend::{Backend, BadBackend};
 pub use kv_manager::KvManager;
+pub use membership::{Endpoints, NameTaken};
 pub use runtime::{ServeError, Server, Stats};

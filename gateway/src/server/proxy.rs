@@ -27,11 +27,14 @@ use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
 use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey};
 use crate::server::api::method_name;
+use crate::server::membership::Target;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::queue::Answer;
 use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
-use crate::server::request::{self, Caller, Parsed, Route};
+use crate::server::request::{self, Caller, MODEL_REWRITE, Parsed, Route};
+use crate::server::routing::Routing;
 use crate::server::runtime::Shared;
+use crate::server::trust;
 use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, lookup_span_id, proxy_span_id};
 
 /// Answers one request.
@@ -68,6 +71,8 @@ struct Exchange {
     trail: Trail<GatewayFact>,
     /// The endpoint that has the request, as the core knows.
     at: Option<EndpointId>,
+    /// The endpoint that got the request last.
+    target: Option<Arc<Target>>,
     /// Whether it waits in the core.
     waits: bool,
     /// How long it waited there, where requests may wait.
@@ -86,7 +91,7 @@ impl Exchange {
     fn begin(shared: Arc<Shared>, route: Route, parts: &http::request::Parts) -> Exchange {
         let received = shared.clock.now();
         let tracer = shared.tracer.load();
-        let (started, trail) = tracer.start(&parts.headers, received);
+        let (started, trail) = trust::start(shared.trust, &tracer, &parts.headers, received);
         trail.annotate(received, || GatewayFact::Received {
             method: method_name(&parts.method),
             path: bounded_path(parts.uri.path(), route.template()),
@@ -112,6 +117,7 @@ impl Exchange {
             started,
             trail,
             at: None,
+            target: None,
             waits: false,
             queued: None,
             attempt: None,
@@ -133,13 +139,37 @@ impl Exchange {
             return Err(Refusal::Rejected(Rejection::ShuttingDown));
         }
         let config = &self.shared.config;
+        if !request::headers_fit(headers, &config.limits) {
+            return Err(Refusal::HeadersTooLarge);
+        }
+        if !self.shared.may_call(headers) {
+            return Err(Refusal::Unauthorized);
+        }
         let body = request::body(body, headers, config.limits.max_body_bytes);
-        let bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
+        let mut bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
         let precise = self.shared.reads_kv_events.then_some(&config.precise_prefix);
-        let parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
+        let mut parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
         *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
-        let info = self.info(parsed, Caller::of(headers, &self.shared.routing), model, bytes.len());
+        if let Some(target) = self.target(headers, model)
+            && let Some(rewritten) = request::with_model(&bytes, &target)
+        {
+            bytes = rewritten;
+            parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
+            let asked = std::mem::replace(model, target);
+            self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
+        }
+        let mut caller = Caller::of(headers, &self.shared.routing);
+        if self.shared.queue.is_some() || self.trail.is_recording() {
+            caller.deadlines = request::deadlines(headers);
+        }
+        let info = self.info(parsed, caller, model, bytes.len());
         Ok((info, bytes))
+    }
+
+    /// The model that the request is sent to, if it is not the one it asks for.
+    fn target(&self, headers: &HeaderMap, model: &str) -> Option<Arc<str>> {
+        let named = headers.get(&MODEL_REWRITE).and_then(|v| v.to_str().ok());
+        self.shared.rewrites.target(model, named, &self.id)
     }
 
     /// When the request has to be over.
@@ -187,7 +217,7 @@ impl Exchange {
         if let Some(own) = self.started.as_ref().map(|s| &s.context) {
             self.tracer.inject(&own.child(lookup_span_id(own.span_id)), &mut headers);
         }
-        let asked = manager.ask(&info.model, &info.kv.keys, headers, &self.shared.backends).await;
+        let asked = manager.ask(&info.model, &info.kv.keys, headers, &self.shared.membership.backends()).await;
         info.kv.answer = asked.answer;
         let (address, port, status, failure) = (&manager.address, manager.port, asked.status, asked.failure);
         self.trail.note(self.shared.clock.now(), || GatewayFact::KvAsked {
@@ -204,7 +234,7 @@ impl Exchange {
     fn expect(&self, endpoints: [Option<EndpointId>; 2], keys: &[u64]) {
         if let Some(manager) = self.shared.kv_manager.as_ref().filter(|_| !keys.is_empty()) {
             for endpoint in endpoints.into_iter().flatten() {
-                manager.tell(&self.shared.backends[endpoint.index()].config.name, keys.to_vec());
+                manager.tell(&self.shared.membership.get(endpoint).backend.config.name, keys.to_vec());
             }
         }
     }
@@ -220,24 +250,41 @@ impl Exchange {
         let mut headers = self.headers(&parts.headers);
         let deadline = self.deadline();
         let mut input = Input::Request(info);
-        let mut last = None;
+        let (mut last, mut held) = (None, None);
         loop {
-            let (endpoint, prefill, attempt) = self.ask(input, last).await?;
+            let (endpoint, prefill, attempt) = match (self.ask(input, last).await, held.take()) {
+                (Ok(next), _) => next,
+                // Nobody else can be asked: the engine's own answer is better than none.
+                (Err(_), Some(response)) => return Ok(response),
+                (Err(refusal), None) => return Err(refusal),
+            };
             self.expect([Some(endpoint), prefill], expected);
-            self.attempt_started(endpoint, attempt);
-            self.shared.routing.set_prefiller(&mut headers, prefill);
-            let request = self.outgoing(parts, &mut headers, body.clone(), endpoint, attempt)?;
-            let head =
-                tokio::time::timeout(self.shared.config.timeouts.response_head.get().to_std(), self.send(request));
-            let failure = match tokio::time::timeout_at(deadline, head).await {
-                Ok(Ok(Ok(response))) => return Ok(response),
-                Ok(Ok(Err(failure))) => failure,
-                Ok(Err(_)) | Err(_) => return Err(Refusal::Failed(Failure::Timeout)),
+            self.attempt_started(attempt);
+            let prefill = prefill.map(|id| self.shared.membership.get(id));
+            Routing::set_prefiller(&mut headers, prefill.as_ref().map(|p| &p.labels));
+            let request = self.outgoing(parts, &mut headers, body.clone(), attempt)?;
+            let failure = match tokio::time::timeout_at(deadline, self.head(request)).await {
+                Ok(Ok(response)) if self.is_retried(response.status()) => {
+                    let status = response.status().as_u16();
+                    held = Some(response);
+                    Failure::Status(status)
+                }
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(Failure::Timeout)) if !self.shared.config.retry.on_timeout => {
+                    return Err(Refusal::Failed(Failure::Timeout));
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(Refusal::Failed(Failure::Timeout)),
             };
             self.attempt_ended(Some(failure));
             last = Some(failure);
             input = Input::AttemptFailed { key: self.key, endpoint, failure };
         }
+    }
+
+    /// Whether an answer with this status is asked for elsewhere.
+    fn is_retried(&self, status: http::StatusCode) -> bool {
+        self.shared.config.retry.on_status.contains(&status.as_u16())
     }
 
     /// Where the request goes next, who prefills, and the attempt; `last` is what went wrong before.
@@ -257,6 +304,7 @@ impl Exchange {
         match output {
             Output::Dispatch { endpoint, prefill, attempt, .. } => {
                 self.at = Some(endpoint);
+                self.target = Some(self.shared.membership.get(endpoint));
                 if attempt > 0 {
                     self.shared.metrics.retries.fetch_add(1, Ordering::Relaxed);
                 }
@@ -286,8 +334,11 @@ impl Exchange {
         self.shared.metrics.queue_duration(time);
     }
 
-    async fn send(&self, request: http::Request<Full<Bytes>>) -> Result<http::Response<Incoming>, Failure> {
-        self.shared.client.request(request).await.map_err(|e| failure_of(&e))
+    /// Sends an attempt and waits for the head of its response.
+    async fn head(&self, request: http::Request<Full<Bytes>>) -> Result<http::Response<Incoming>, Failure> {
+        let limit = self.shared.config.timeouts.response_head.get().to_std();
+        let sent = tokio::time::timeout(limit, self.shared.client.request(request)).await;
+        sent.map_err(|_| Failure::Timeout)?.map_err(|e| failure_of(&e))
     }
 
     /// The headers of every attempt.
@@ -297,6 +348,11 @@ impl Exchange {
         headers.remove(header::CONTENT_LENGTH);
         headers.remove(header::EXPECT);
         headers.insert(REQUEST_ID, self.id_header.clone());
+        if self.shared.tokens.is_some() {
+            // The token is ours; engines have their own.
+            headers.remove(header::AUTHORIZATION);
+        }
+        trust::strip(self.shared.trust, &mut headers);
         headers
     }
 
@@ -305,7 +361,6 @@ impl Exchange {
         parts: &http::request::Parts,
         headers: &mut HeaderMap,
         body: Bytes,
-        endpoint: EndpointId,
         attempt: u32,
     ) -> Result<http::Request<Full<Bytes>>, Refusal> {
         if let Some(started) = &self.started {
@@ -317,15 +372,18 @@ impl Exchange {
         let path = parts.uri.path_and_query().unwrap_or(&root);
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = parts.method.clone();
-        *request.uri_mut() = self.shared.backends[endpoint.index()].uri(path).ok_or(Refusal::NoRoute)?;
+        let uri = self.target.as_ref().and_then(|target| target.backend.uri(path));
+        *request.uri_mut() = uri.ok_or(Refusal::NoRoute)?;
         request.headers_mut().clone_from(headers);
         Ok(request)
     }
 
-    fn attempt_started(&mut self, endpoint: EndpointId, attempt: u32) {
+    fn attempt_started(&mut self, attempt: u32) {
         self.attempt = Some(attempt);
-        if self.trail.is_on() {
-            let config = &self.shared.backends[endpoint.index()].config;
+        if self.trail.is_on()
+            && let Some(target) = &self.target
+        {
+            let config = &target.backend.config;
             let (name, address, port) = (config.name.clone(), config.address.clone(), config.port);
             let now = self.shared.clock.now();
             self.trail.note(now, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
@@ -348,7 +406,7 @@ impl Exchange {
         let now = self.shared.clock.now();
         self.trail.note(now, || GatewayFact::ResponseHead { status });
         if let Some(endpoint) = self.at {
-            self.shared.tell(now, Input::ResponseStarted { key: self.key, endpoint });
+            self.shared.tell(now, Input::ResponseStarted { key: self.key, endpoint, status });
         }
         let mut headers = end_to_end(&parts.headers);
         self.decorate(&mut headers);
@@ -390,13 +448,11 @@ impl Exchange {
         if let Some(queued) = self.queued {
             headers.insert(QUEUE_DURATION, HeaderValue::from(queued.as_nanos() / 1_000_000));
         }
-        if let Some(endpoint) = self.at {
-            self.shared.routing.set_session_token(headers, endpoint);
-        }
-        if let Some(endpoint) = self.at
-            && let Ok(name) = HeaderValue::from_str(&self.shared.backends[endpoint.index()].config.name)
-        {
-            headers.insert(SERVED_BY, name);
+        // A request that no endpoint has was not answered by one.
+        let Some(target) = self.target.as_ref().filter(|_| self.at.is_some() || self.status.is_some()) else { return };
+        self.shared.routing.set_session_token(headers, &target.labels);
+        if let Some(name) = &target.name {
+            headers.insert(SERVED_BY, name.clone());
         }
     }
 
@@ -413,11 +469,24 @@ impl Exchange {
         }
         self.tell_usage(now);
         if let Some(endpoint) = self.at.take() {
-            self.shared.tell(now, Input::Finished { key: self.key, endpoint });
+            self.shared.tell(now, self.ending(endpoint, failure));
         }
         self.note_end(now, failure);
         std::mem::take(&mut self.trail).finish(now);
         self.shared.metrics.ended(self.route, self.status, now.since(self.received));
+    }
+
+    /// What the end says to the core: one that is too late after a part of the response says nothing of the endpoint.
+    fn ending(&self, endpoint: EndpointId, failure: Option<Failure>) -> Input {
+        let key = self.key;
+        match failure {
+            Some(failure @ Failure::Reset) => Input::GivenUp { key, endpoint, failure },
+            Some(failure @ Failure::Timeout) if self.bytes == 0 => Input::GivenUp { key, endpoint, failure },
+            Some(
+                Failure::Timeout | Failure::Connect | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned,
+            )
+            | None => Input::Finished { key, endpoint },
+        }
     }
 
     fn tell_usage(&self, now: Time) {

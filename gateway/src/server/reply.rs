@@ -37,6 +37,10 @@ pub(crate) enum Refusal {
     Failed(Failure),
     /// No such path.
     NoRoute,
+    /// The caller has no valid token.
+    Unauthorized,
+    /// There are too many headers, or they are too long.
+    HeadersTooLarge,
 }
 
 impl Refusal {
@@ -48,6 +52,8 @@ impl Refusal {
             Refusal::Rejected(rejection) => rejection.status(),
             Refusal::Failed(failure) => failed(failure).0,
             Refusal::NoRoute => 404,
+            Refusal::Unauthorized => 401,
+            Refusal::HeadersTooLarge => 431,
         }
     }
 
@@ -70,7 +76,9 @@ impl Refusal {
             | Refusal::BrokenBody
             | Refusal::SlowBody
             | Refusal::TooLarge { .. }
-            | Refusal::NoRoute => None,
+            | Refusal::NoRoute
+            | Refusal::Unauthorized
+            | Refusal::HeadersTooLarge => None,
         }
     }
 
@@ -91,6 +99,12 @@ impl Refusal {
                 (kind, message.to_owned(), None)
             }
             Refusal::NoRoute => ("NotFoundError", "There is nothing at this path.".to_owned(), None),
+            Refusal::Unauthorized => ("AuthenticationError", "A valid bearer token is needed.".to_owned(), None),
+            Refusal::HeadersTooLarge => (
+                "RequestHeaderFieldsTooLargeError",
+                "There are too many headers, or they are too long.".to_owned(),
+                None,
+            ),
         }
     }
 
@@ -102,6 +116,9 @@ impl Refusal {
         *response.status_mut() = StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self == Refusal::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Refusal::Rejected(rejection) = self
             && let Some(reason) = rejection.dropped()
         {
@@ -116,7 +133,7 @@ const fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
     match failure {
         Failure::Connect => (502, "BadGatewayError", "The engine could not be reached."),
         Failure::Timeout => (504, "GatewayTimeoutError", "The engine did not answer in time."),
-        Failure::Reset | Failure::Cancelled | Failure::Abandoned => {
+        Failure::Reset | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned => {
             (502, "BadGatewayError", "The engine broke off before it answered.")
         }
     }

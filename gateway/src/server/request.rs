@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::{HeaderMap, HeaderName};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use shared::ids::RequestId;
@@ -15,12 +15,15 @@ use shared::tokens::TokenId;
 use shared::units::HumanDur;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::config::{PreciseConfig, PrefixConfig};
+use crate::core::config::{LimitConfig, PreciseConfig, PrefixConfig};
 use crate::core::prefix_index::PrefixHasher;
 use crate::core::request::{Deadlines, SessionKey};
 use crate::epp::duration;
 use crate::server::reply::Refusal;
 use crate::server::routing::Routing;
+
+/// The model that a request is sent to, where no rule says so.
+pub(crate) const MODEL_REWRITE: HeaderName = HeaderName::from_static("x-llm-d-model-name-rewrite");
 
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +79,7 @@ impl Caller {
             session_id: routing.session_id(headers).map(clean),
             session_endpoint: routing.session_endpoint(headers).map(Arc::from),
             selection: routing.selection(headers).map(Arc::from),
-            deadlines: deadlines(headers),
+            deadlines: Deadlines::default(),
         }
     }
 
@@ -85,8 +88,8 @@ impl Caller {
     }
 }
 
-/// What the caller says of its deadlines. The newer name of a header wins; what is no number counts as absent, as in llm-d.
-fn deadlines(headers: &HeaderMap) -> Deadlines {
+/// What the caller says of its deadlines, where anybody looks at that. The newer name of a header wins; what is no number counts as absent, as in llm-d.
+pub(crate) fn deadlines(headers: &HeaderMap) -> Deadlines {
     let text = |names: &[&str]| names.iter().find_map(|n| headers.get(*n)?.to_str().ok());
     let millis = |names: &[&str]| text(names)?.trim().parse::<u32>().ok().map(|ms| Dur::from_millis(u64::from(ms)));
     Deadlines {
@@ -99,6 +102,12 @@ fn deadlines(headers: &HeaderMap) -> Deadlines {
 /// A header's text as it may appear in a span: bounded and of plain characters.
 fn clean(raw: &str) -> Arc<str> {
     RequestId::sanitise(raw).as_str().into()
+}
+
+/// Whether the headers are within their limits.
+pub(crate) fn headers_fit(headers: &HeaderMap, limits: &LimitConfig) -> bool {
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    headers.len() <= limits.max_headers as usize && bytes <= limits.max_header_bytes as usize
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -144,6 +153,13 @@ pub(crate) fn parse(
         prefix: hasher.finish(),
         kv_keys: kv_keys.unwrap_or_default(),
     })
+}
+
+/// The body with another model in it, encoded anew as llm-d does; `None` if it is no object.
+pub(crate) fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
+    let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+    object.insert("model".to_owned(), model.into());
+    serde_json::to_vec(&object).ok().map(Bytes::from)
 }
 
 /// What the gateway reads of a request.
@@ -354,7 +370,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-llm-d-inference-objective", "chat".parse().unwrap());
         headers.insert("x-gateway-inference-fairness-id", "tell me a secret".parse().unwrap());
-        let caller = Caller::of(&headers, &Routing::new(&GatewayConfig::default(), &[]));
+        let caller = Caller::of(&headers, &Routing::new(&GatewayConfig::default()));
         assert_eq!(caller.objective.as_deref(), Some("chat"));
         assert!(caller.fairness_id.unwrap().starts_with("h-"));
         assert_eq!(caller.session_id, None);

@@ -7,7 +7,6 @@ use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
 use crate::core::config::GatewayConfig;
-use crate::core::pool::EndpointId;
 use crate::core::scheduler::scorers::SessionStrategy;
 use crate::server::backend::Backend;
 
@@ -25,16 +24,24 @@ const MAX_TOKEN: usize = 512;
 #[derive(Debug)]
 pub(crate) struct Routing {
     session_ids: Vec<HeaderName>,
-    /// The header of session tokens, and the token of each endpoint.
-    session_tokens: Option<(HeaderName, Vec<HeaderValue>)>,
+    /// The header of session tokens.
+    session_tokens: Option<HeaderName>,
+    namespace: String,
     selection: bool,
-    /// `host:port` of each endpoint.
-    addresses: Vec<Option<HeaderValue>>,
+}
+
+/// What headers say of an endpoint.
+#[derive(Debug)]
+pub(crate) struct Labels {
+    /// `host:port`.
+    address: Option<HeaderValue>,
+    /// The token of sessions that are bound to it.
+    session_token: HeaderValue,
 }
 
 impl Routing {
     /// What a gateway of this configuration reads and writes.
-    pub(crate) fn new(config: &GatewayConfig, backends: &[Backend]) -> Routing {
+    pub(crate) fn new(config: &GatewayConfig) -> Routing {
         let (mut session_ids, mut session_tokens) = (vec![SESSION_ID], None);
         match config.sessions() {
             None => {}
@@ -42,17 +49,22 @@ impl Routing {
                 session_ids = headers.iter().filter_map(|h| h.parse().ok()).collect();
             }
             Some(SessionStrategy::EncodedEndpointHeader { header }) => {
-                let token = |b: &Backend| token(&config.pool.namespace, &b.config.name);
-                session_tokens = header.parse().ok().map(|header| (header, backends.iter().map(token).collect()));
+                session_tokens = header.parse().ok();
             }
         }
-        let address = |b: &Backend| HeaderValue::from_str(&format!("{}:{}", b.config.address, b.config.port)).ok();
         Routing {
             session_ids,
             session_tokens,
+            namespace: config.pool.namespace.clone(),
             selection: config.profiles().flat_map(|p| &p.filters).any(|f| f.kind == SELECTION_FILTER),
-            addresses: backends.iter().map(address).collect(),
         }
+    }
+
+    /// What headers say of this endpoint.
+    pub(crate) fn labels(&self, backend: &Backend) -> Labels {
+        let config = &backend.config;
+        let address = HeaderValue::from_str(&format!("{}:{}", config.address, config.port)).ok();
+        Labels { address, session_token: token(&self.namespace, &config.name) }
     }
 
     /// The caller's session id: of the first header that has one.
@@ -63,7 +75,7 @@ impl Routing {
 
     /// The endpoint that the caller's session token names, as `namespace/name`.
     pub(crate) fn session_endpoint(&self, headers: &HeaderMap) -> Option<String> {
-        let (name, _) = self.session_tokens.as_ref()?;
+        let name = self.session_tokens.as_ref()?;
         let token = headers.get(name)?.as_bytes();
         if token.len() > MAX_TOKEN {
             return None;
@@ -77,19 +89,17 @@ impl Routing {
     }
 
     /// Says on the way to the engine who prefills. Only the gateway says that.
-    pub(crate) fn set_prefiller(&self, headers: &mut HeaderMap, prefill: Option<EndpointId>) {
-        match prefill.and_then(|id| self.addresses.get(id.index())?.clone()) {
+    pub(crate) fn set_prefiller(headers: &mut HeaderMap, prefill: Option<&Labels>) {
+        match prefill.and_then(|labels| labels.address.clone()) {
             Some(address) => headers.insert(PREFILLER, address),
             None => headers.remove(PREFILLER),
         };
     }
 
     /// Gives the caller the token of its endpoint.
-    pub(crate) fn set_session_token(&self, headers: &mut HeaderMap, endpoint: EndpointId) {
-        if let Some((name, tokens)) = &self.session_tokens
-            && let Some(token) = tokens.get(endpoint.index())
-        {
-            headers.insert(name, token.clone());
+    pub(crate) fn set_session_token(&self, headers: &mut HeaderMap, endpoint: &Labels) {
+        if let Some(name) = &self.session_tokens {
+            headers.insert(name, endpoint.session_token.clone());
         }
     }
 }
@@ -110,8 +120,11 @@ mod tests {
     fn routing(change: impl FnOnce(&mut GatewayConfig)) -> Routing {
         let mut config = GatewayConfig::default();
         change(&mut config);
-        let backends = ["a", "b"].map(|name| Backend::new(name, "http://10.0.0.1:8000").unwrap());
-        Routing::new(&config, &backends)
+        Routing::new(&config)
+    }
+
+    fn labels(routing: &Routing, name: &str) -> Labels {
+        routing.labels(&Backend::new(name, "http://10.0.0.1:8000").unwrap())
     }
 
     fn sessions(parameters: serde_json::Value) -> Routing {
@@ -128,7 +141,7 @@ mod tests {
     fn tokens_name_endpoints() {
         let routing = sessions(json!({}));
         let mut answer = HeaderMap::new();
-        routing.set_session_token(&mut answer, EndpointId(1));
+        routing.set_session_token(&mut answer, &labels(&routing, "b"));
         // "default/b"
         assert_eq!(answer.get("x-session-token").unwrap(), "ZGVmYXVsdC9i");
         assert_eq!(routing.session_endpoint(&answer).as_deref(), Some("default/b"));
@@ -144,7 +157,7 @@ mod tests {
         let routing = sessions(json!({"strategy": "session_id", "sessionIdConfig": {"sources": sources}}));
         assert_eq!(routing.session_id(&given), Some("u"));
         let mut answer = HeaderMap::new();
-        routing.set_session_token(&mut answer, EndpointId(0));
+        routing.set_session_token(&mut answer, &labels(&routing, "a"));
         assert!(answer.is_empty());
     }
 
@@ -160,9 +173,9 @@ mod tests {
     fn only_the_gateway_names_a_prefiller() {
         let routing = routing(|_| {});
         let mut sent = headers(&[("x-prefiller-host-port", "evil:1")]);
-        routing.set_prefiller(&mut sent, None);
+        Routing::set_prefiller(&mut sent, None);
         assert!(sent.is_empty());
-        routing.set_prefiller(&mut sent, Some(EndpointId(0)));
+        Routing::set_prefiller(&mut sent, Some(&labels(&routing, "a")));
         assert_eq!(sent.get(PREFILLER).unwrap(), "10.0.0.1:8000");
     }
 }

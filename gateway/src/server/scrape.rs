@@ -11,8 +11,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::core::gateway::{EndpointChange, Input};
 use crate::core::pool::{Adapters, EndpointId, EndpointMetrics, ScrapeError};
-use crate::server::backend::Backend;
+use crate::server::membership::{First, Target};
 use crate::server::runtime::Shared;
+use crate::spans::ScrapeFact;
 
 /// Longer answers are not read.
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -20,24 +21,23 @@ const MAX_ANSWER: usize = 8 * 1024 * 1024;
 const MODELS_INTERVAL: Dur = Dur::from_secs(30);
 
 /// Scrapes one endpoint until it is aborted; `first` is dropped after the first scrape.
-pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, first: tokio::sync::mpsc::Sender<()>) {
-    let mut first = Some(first);
+pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, target: Arc<Target>, mut first: Option<First>) {
     let mut models_at: Option<Time> = None;
     let mut was_reachable = None;
     let mut ticks = tokio::time::interval(shared.config.metrics.scrape_interval.get().to_std());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let reachable = scrape(&shared, id).await;
+        let reachable = scrape(&shared, id, &target).await;
         if was_reachable.replace(reachable) != Some(reachable) {
-            let endpoint = &*shared.backends[id.index()].config.name;
+            let endpoint = &*target.backend.config.name;
             tracing::info!(endpoint, reachable, "endpoint scraped");
         }
         let now = shared.clock.now();
         // After an outage it may be another server.
         models_at = models_at.filter(|_| reachable);
         if reachable && models_at.is_none_or(|at| now.since(at) >= MODELS_INTERVAL) {
-            models(&shared, id).await;
+            models(&shared, id, &target).await;
             models_at = Some(now);
         }
         first.take();
@@ -45,9 +45,10 @@ pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, first: tokio::syn
 }
 
 /// One scrape; whether the endpoint answered.
-async fn scrape(shared: &Shared, id: EndpointId) -> bool {
-    let backend = &shared.backends[id.index()];
-    let answer = get(shared, backend, "/metrics").await.map_err(|e| match e {
+async fn scrape(shared: &Shared, id: EndpointId, target: &Arc<Target>) -> bool {
+    let started = shared.clock.now();
+    let trail = shared.scrape_traces.as_ref().map(|traces| traces.start::<ScrapeFact>(started)).unwrap_or_default();
+    let answer = get(shared, target, "/metrics").await.map_err(|e| match e {
         // A server that refuses to tell is up all the same.
         ScrapeError::Status(400..500) => ScrapeError::NoMetrics,
         other @ (ScrapeError::Unreachable
@@ -60,38 +61,42 @@ async fn scrape(shared: &Shared, id: EndpointId) -> bool {
     if let Ok(body) = &answer
         && shared.reads_adapters
     {
-        tell_adapters(shared, id, body, at);
+        tell_adapters(shared, id, target, body, at);
     }
     let metrics = answer.and_then(|body| parse(&body, at));
+    let config = &target.backend.config;
+    let (endpoint, address) = (&config.name, &config.address);
+    trail.note(at, || ScrapeFact { endpoint: Arc::clone(endpoint), address: Arc::clone(address), outcome: metrics });
+    trail.finish(at);
     shared.metrics.scrapes.fetch_add(1, Ordering::Relaxed);
     let reachable = matches!(metrics, Ok(_) | Err(ScrapeError::NoMetrics));
     if !reachable {
         shared.metrics.scrapes_failed.fetch_add(1, Ordering::Relaxed);
     }
-    shared.tell(at, Input::Metrics { endpoint: id, metrics });
+    shared.tell_of(id, target, at, Input::Metrics { endpoint: id, metrics });
     reachable
 }
 
 /// Tells the core which LoRA adapters are where, if that changed.
-fn tell_adapters(shared: &Shared, id: EndpointId, body: &[u8], at: Time) {
+fn tell_adapters(shared: &Shared, id: EndpointId, target: &Arc<Target>, body: &[u8], at: Time) {
     let Some(adapters) = adapters(body) else { return };
     if shared.adapters(id).as_ref() != Some(&adapters) {
-        shared.tell(at, Input::Endpoint(EndpointChange::Adapters(id, adapters)));
+        shared.tell_of(id, target, at, Input::Endpoint(EndpointChange::Adapters(id, adapters)));
     }
 }
 
 /// Reads which models an endpoint serves; what cannot be read stays as it was.
-async fn models(shared: &Shared, id: EndpointId) {
-    let Ok(body) = get(shared, &shared.backends[id.index()], "/v1/models").await else { return };
+async fn models(shared: &Shared, id: EndpointId, target: &Arc<Target>) {
+    let Ok(body) = get(shared, target, "/v1/models").await else { return };
     let Ok(serde_json::Value::Object(mut list)) = serde_json::from_slice(&body) else { return };
     let Some(serde_json::Value::Array(cards)) = list.remove("data") else { return };
     let names = cards.iter().filter_map(|c| c.get("id")?.as_str()).map(Arc::from).collect();
-    shared.cards(id, cards);
-    shared.tell(shared.clock.now(), Input::Endpoint(EndpointChange::Models(id, names)));
+    target.set_cards(cards);
+    shared.tell_of(id, target, shared.clock.now(), Input::Endpoint(EndpointChange::Models(id, names)));
 }
 
-async fn get(shared: &Shared, backend: &Backend, path: &'static str) -> Result<Bytes, ScrapeError> {
-    let uri = backend.uri(&PathAndQuery::from_static(path)).ok_or(ScrapeError::Unreachable)?;
+async fn get(shared: &Shared, target: &Target, path: &'static str) -> Result<Bytes, ScrapeError> {
+    let uri = target.backend.uri(&PathAndQuery::from_static(path)).ok_or(ScrapeError::Unreachable)?;
     let mut request = http::Request::new(Full::new(Bytes::new()));
     *request.uri_mut() = uri;
     let answer = async {

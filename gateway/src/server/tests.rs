@@ -1,8 +1,13 @@
 //! The gateway on real sockets, between a client and engines that do exactly what each test says. Nothing here waits for time to
 //! pass except the tests of time limits.
 
+mod discovery;
+mod edge;
 mod failures;
 pub(crate) mod harness;
+mod membership;
 mod passing;
+mod resilience;
 mod tracing;
+mod trust;
 mod waiting;

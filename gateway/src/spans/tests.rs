@@ -273,9 +273,10 @@ fn a_sheddable_request_is_refused_when_saturated() {
 #[test]
 fn no_endpoint_is_an_error() {
     let mut run = Run::new(2, [0, 0]);
-    for endpoint in [EndpointId(0), EndpointId(1)] {
-        let change = crate::core::gateway::EndpointChange::Draining(endpoint);
-        run.gateway.handle(run.now, Input::Endpoint(change), &mut Ticking::new(run.now, Dur::ZERO), &mut Vec::new());
+    // Three scrapes in a row fail.
+    for endpoint in [0, 1, 0, 1, 0, 1].map(EndpointId) {
+        let lost = Input::Metrics { endpoint, metrics: Err(crate::core::pool::ScrapeError::Unreachable) };
+        run.gateway.handle(run.now, lost, &mut Ticking::new(run.now, Dur::ZERO), &mut Vec::new());
     }
     run.request(0);
     insta::assert_snapshot!(outline(&run.end(Some(503), None)), @"

@@ -128,6 +128,9 @@ pub(crate) struct TracingArgs {
     /// Share of engine steps that get a trace of their own, 0 to 1.
     #[arg(long, value_name = "R", value_parser = ratio)]
     engine_steps: Option<f64>,
+    /// Share of the gateway's scrapes of its engines that get a trace of their own, 0 to 1.
+    #[arg(long, value_name = "R", value_parser = ratio)]
+    scrapes: Option<f64>,
     /// How facts become spans: in the background, or at once by the OpenTelemetry SDK (live mode only).
     #[arg(long, value_enum)]
     recorder: Option<Recorder>,
@@ -324,8 +327,9 @@ impl TracingArgs {
     }
 
     fn options(&self) -> TracingOptions {
-        let (ratio, detail, engine_steps) = (self.sampling, self.detail, self.engine_steps);
-        TracingOptions { ratio, otlp: self.otlp.clone(), detail, engine_steps }
+        let (ratio, detail) = (self.sampling, self.detail);
+        let (engine_steps, scrapes) = (self.engine_steps, self.scrapes);
+        TracingOptions { ratio, otlp: self.otlp.clone(), detail, engine_steps, scrapes }
     }
 }
 

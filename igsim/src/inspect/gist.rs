@@ -15,8 +15,21 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
         ],
         "gateway.director.handle_request" => &[
             ("", "gateway.admission.result"),
+            ("", "gateway.admission.reason"),
             ("->", "gateway.target_endpoint.name"),
             ("saturation", "gateway.saturation"),
+        ],
+        "gateway.flowcontrol.enqueue" => &[
+            ("", "gateway.flow_control.flow_id"),
+            ("band", "gateway.flow_control.priority_band"),
+            ("position", "gateway.queue.position"),
+            ("ttl ms", "gateway.flow_control.ttl_ms"),
+        ],
+        "gateway.flowcontrol.dispatch" => &[
+            ("", "gateway.flow_control.result"),
+            ("wait ms", "gateway.queue.wait_ms"),
+            ("held at", "gateway.saturation"),
+            ("of", "gateway.flow_control.ceiling"),
         ],
         "gateway.scheduler.schedule" => &[
             ("from", "gateway.scheduler.candidates.initial"),

@@ -5,6 +5,7 @@
 
 mod arrivals;
 mod files;
+mod membership;
 mod outgoing;
 mod proxies;
 pub mod stack;

@@ -17,6 +17,7 @@ use shared::trace::{Resource, Telemetry, TelemetryError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::membership::{self, Change};
 use super::proxies::Proxies;
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, FaultFigures, PdFigures};
@@ -106,10 +107,11 @@ impl Stack {
         let (stop, phase) = watch::channel(Phase::Serving);
         let mut stack = Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
         let (mut backends, mut engines, mut engine_tasks) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut changes, mut joins) = (Vec::new(), Vec::new());
         let ports_of: std::collections::BTreeMap<usize, u32> = scenario.first_ports().into_iter().collect();
         for (g, group) in scenario.engines.iter().enumerate() {
             for i in 0..group.count {
-                let name = name_of(backends.len() as u32);
+                let name = name_of(engines.len() as u32);
                 let url = match &group.url {
                     Some(url) => url.clone(),
                     None => {
@@ -121,7 +123,11 @@ impl Stack {
                 };
                 let mut backend = Backend::new(&name, &url)?;
                 backend.config = backend.config.with_labels(group.endpoint_labels());
+                if let Some(at) = group.drains_at {
+                    changes.push(Change::Drains(at.get(), name.clone()));
+                }
                 backends.push(backend);
+                joins.push(group.joins_at);
                 engines.push((name, url));
             }
         }
@@ -133,12 +139,18 @@ impl Stack {
             config.precise_prefix.manager = Some(format!("http://{manager}"));
             engine_tasks.push(task);
         }
+        // Sidecars and the index stand beside every engine; the gateway knows some of them later.
+        let (later, backends): (Vec<_>, Vec<_>) = backends.into_iter().zip(joins).partition(|(_, at)| at.is_some());
+        changes.extend(later.into_iter().filter_map(|(backend, at)| Some(Change::Joins(at?.get(), backend))));
+        let backends: Vec<_> = backends.into_iter().map(|(backend, _)| backend).collect();
+        let known = backends.len() as u64;
         let server = gateway(scenario, config, telemetry, clock, ports, backends).await?;
+        membership::plan(changes, &server.endpoints(), clock);
         let gateway = server.local_addr();
         let stats = server.stats();
         let gateway_task = tokio::spawn(server.run(reached(phase, Phase::StopGateway)));
         // The gateway accepts nobody before it has looked at every engine; the first requests shall not measure that.
-        while stats().scrapes < engines.len() as u64 && !gateway_task.is_finished() {
+        while stats().scrapes < known && !gateway_task.is_finished() {
             tokio::time::sleep(LOOK_AGAIN.to_std()).await;
         }
         Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, proxies, pacer, own_engines, control })

@@ -225,6 +225,9 @@ pub struct TraceFigures {
     /// Traces of engine steps, which are no requests': not counted above.
     #[serde(default)]
     pub engine_steps: u64,
+    /// Traces of the gateway's scrapes, not counted above either.
+    #[serde(default)]
+    pub scrapes: u64,
     /// Spans made from records.
     pub spans_created: u64,
     /// Each exporter: created = exported + dropped.

@@ -113,12 +113,14 @@ impl Report {
 
     fn latency(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "{:<18}{:>9}{:>9}{:>9}{:>9}{:>9}", "Latency", "mean", "p50", "p90", "p95", "p99")?;
+        // With flow control it is time in the queue.
+        let added = if self.gateway_added_us.p99 < 1e5 { ("gateway (us)", 1.0) } else { ("gateway (ms)", 1e-3) };
         let rows: [(&str, &Quantiles, f64); 5] = [
             ("TTFT (ms)", &self.ttft_ms, 1.0),
             ("per token (ms)", &self.per_token_ms, 1.0),
             ("inter-token (ms)", &self.inter_token_ms, 1.0),
             ("end to end (s)", &self.e2e_ms, 1e-3),
-            ("gateway (us)", &self.gateway_added_us, 1.0),
+            (added.0, &self.gateway_added_us, added.1),
         ];
         for (name, q, scale) in rows.iter().filter(|(_, q, _)| q.count > 0) {
             write!(out, "  {name:<16}")?;
@@ -191,6 +193,9 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
     )?;
     if t.engine_steps > 0 {
         writeln!(out, "  steps    {} engine steps traced on their own", thousands(t.engine_steps))?;
+    }
+    if t.scrapes > 0 {
+        writeln!(out, "  scrapes  {} scrapes of engines traced on their own", thousands(t.scrapes))?;
     }
     if t.records_dropped + t.records_abandoned > 0 {
         let (dropped, abandoned) = (thousands(t.records_dropped), thousands(t.records_abandoned));

@@ -21,6 +21,8 @@ pub struct TracingOptions {
     pub detail: Option<u8>,
     /// Share of engine steps that get a trace of their own.
     pub engine_steps: Option<f64>,
+    /// Share of scrapes that get a trace of their own.
+    pub scrapes: Option<f64>,
 }
 
 /// Configuration of the telemetry of a run, and the warnings that came up.
@@ -43,8 +45,8 @@ pub fn resolve(
     file: Option<PathBuf>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Resolved, ConfigError> {
-    let TracingOptions { ratio, detail, engine_steps, otlp: _ } = *options;
-    let command_line = Layer { ratio, detail, engine_steps, ..Layer::default() };
+    let TracingOptions { ratio, detail, engine_steps, scrapes, otlp: _ } = *options;
+    let command_line = Layer { ratio, detail, engine_steps, scrapes, ..Layer::default() };
     let layer = scenario_layer(tracing);
     let (mut config, warnings) = TelemetryConfig::resolve(&command_line, &layer, env)?;
     if !options.otlp.is_empty() {
@@ -84,6 +86,7 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
         detail: tracing.detail,
         engine_steps: tracing.engine_steps,
         kv_events: tracing.kv_events,
+        scrapes: tracing.scrapes,
         exporters,
         max_open: tracing.max_open.map(|d| d.0),
         ..Layer::default()

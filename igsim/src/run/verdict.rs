@@ -86,6 +86,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
         records_abandoned: stats.records_abandoned,
         malformed_contexts: stats.malformed_contexts,
         engine_steps: stats.own_traces_sampled,
+        scrapes: stats.scrape_traces_sampled,
         spans_created: stats.spans_created,
         exporters: exporters.collect(),
         ..TraceFigures::default()

@@ -22,6 +22,13 @@ impl Validate for Scenario {
             for found in self.gateway.validate() {
                 p.add(&found.path, found.found, found.allowed);
             }
+            let followed = self.gateway.discovery.is_empty() || self.mode == Mode::Live;
+            p.check(
+                followed,
+                "discovery",
+                "sources of endpoints in virtual mode",
+                "engines with joins_at and drains_at",
+            );
         });
         for (i, group) in self.engines.iter().enumerate() {
             problems.at(&format!("engines[{i}]"), |p| self.check_engines(group, p));
@@ -75,6 +82,9 @@ impl Scenario {
     }
 
     fn check_engines(&self, group: &EngineGroup, p: &mut Problems) {
+        if let (Some(joins), Some(drains)) = (group.joins_at, group.drains_at) {
+            p.check(joins < drains, "drains_at", drains, "a time after joins_at");
+        }
         let twice = group.role.is_some() && group.labels.contains_key(ROLE_LABEL);
         p.check(!twice, "role", format!("a role beside the label {ROLE_LABEL}"), "one of the two");
         self.check_pd_proxy(group, p);
@@ -159,12 +169,19 @@ impl Scenario {
 
     /// One gateway, one pool, one model.
     fn check_models(&self, p: &mut Problems) {
-        let wanted = self.model();
+        let asked = self.model();
+        let rule = self.gateway.model_rewrites.get(&asked);
+        let wanted: Vec<&str> = rule.map_or(vec![&asked], |targets| targets.iter().map(|t| t.model.as_str()).collect());
         for (i, group) in self.engines.iter().enumerate() {
-            let adapter = group.lora_modules.iter().any(|m| m.name == wanted);
-            if let Some(model) = group.model_name().filter(|m| *m != wanted && !adapter) {
-                let asked = if self.workload.model.is_some() { "workload.model" } else { "the first group's" };
-                p.add(&format!("engines[{i}].model"), format!("{model:?}"), format!("{wanted:?}, {asked} model"));
+            let Some(own) = group.model_name() else { continue };
+            let serves = |wanted: &str| own == wanted || group.lora_modules.iter().any(|m| m.name == wanted);
+            if let Some(missing) = wanted.iter().find(|model| !serves(model)) {
+                let source = match (rule, &self.workload.model) {
+                    (Some(_), _) => "a target of gateway.model_rewrites",
+                    (None, Some(_)) => "workload.model model",
+                    (None, None) => "the first group's model",
+                };
+                p.add(&format!("engines[{i}].model"), format!("{own:?}"), format!("{missing:?}, {source}"));
             }
         }
         let decodes = self.engines.iter().any(|g| gateway::core::pool::Role::of(&g.endpoint_labels()).decodes());
@@ -376,6 +393,8 @@ fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     p.check((0.0..=1.0).contains(&steps), "engine_steps", steps, "a number from 0 to 1");
     let events = tracing.kv_events.unwrap_or(0.0);
     p.check((0.0..=1.0).contains(&events), "kv_events", events, "a number from 0 to 1");
+    let scrapes = tracing.scrapes.unwrap_or(0.0);
+    p.check((0.0..=1.0).contains(&scrapes), "scrapes", scrapes, "a number from 0 to 1");
     for (i, exporter) in tracing.exporters.iter().flatten().enumerate() {
         if let Exporter::Otlp(otlp) = exporter {
             let ok =

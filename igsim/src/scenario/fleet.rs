@@ -88,6 +88,12 @@ pub struct EngineGroup {
     /// Whether a request may ask for a fault of its own with the header `X-Igsim-Fault` or `X-Return-Error`. Live mode only.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fault_headers: bool,
+    /// When they join the gateway's pool; they are there from the start when absent. They run all the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joins_at: Option<HumanDur>,
+    /// When the gateway stops sending them requests; those that they have go on. Never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drains_at: Option<HumanDur>,
     /// The KV connector: prefill in one engine, decode in another. None when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransferConfig>,
@@ -188,6 +194,8 @@ impl EngineGroup {
             observability: defaults.observability,
             faults: Vec::new(),
             fault_headers: false,
+            joins_at: None,
+            drains_at: None,
             kv_transfer: defaults.kv_transfer,
             pd_proxy: None,
         }

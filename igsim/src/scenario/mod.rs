@@ -114,6 +114,11 @@ pub struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub kv_events: Option<f64>,
+    /// Share of the gateway's scrapes of its endpoints that get a trace of their own, 0 to 1; none when nothing says otherwise. 0.01
+    /// shows how old metrics are at little cost. From detail 2 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub scrapes: Option<f64>,
     /// How facts become spans; deferred when nothing says otherwise. Both make the same spans.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorder: Option<Recorder>,

@@ -2,6 +2,7 @@
 //!
 //! The figures are medians of the benches named beside them, rounded, on a two-core virtual machine; they are a model of a
 //! gateway on such a machine and of no other. `cargo bench -p benches` prints today's.
+//! Those of the index of KV events are estimates: their bench is there, and has not been read on such a machine yet.
 
 use shared::time::{Dur, Stage, Stopwatch, Time};
 

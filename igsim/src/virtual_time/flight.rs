@@ -51,6 +51,8 @@ pub(super) struct Flight {
     pub(super) taken: Option<Time>,
     pub(super) plan: PlannedRequest,
     pub(super) id: RequestId,
+    /// The model that it is sent to.
+    pub(super) model: Arc<str>,
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
@@ -84,7 +86,7 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn new(plan: PlannedRequest, sent: Time) -> Flight {
+    pub(super) fn new(plan: PlannedRequest, model: Arc<str>, sent: Time) -> Flight {
         Flight {
             leg: Leg::default(),
             waits: false,
@@ -92,6 +94,7 @@ impl Flight {
             taken: None,
             id: RequestId::sanitise(&format!("req-{}", plan.index)),
             plan,
+            model,
             started: None,
             trail: Trail::off(),
             engine_trail: Trail::off(),

@@ -42,7 +42,8 @@ impl World<'_> {
 
     /// Does what the core decided at `at`; `at_hand` is the request whose tokens are.
     pub(super) fn decide_all(&mut self, at: Time, mut at_hand: Option<usize>) {
-        for output in std::mem::take(&mut self.decisions) {
+        let mut decisions = std::mem::take(&mut self.decisions);
+        for output in decisions.drain(..) {
             let slot = output.key().0 as usize;
             self.decide(slot, at, output);
             if matches!(output, Output::Dispatch { .. }) {
@@ -54,6 +55,7 @@ impl World<'_> {
                 self.name_blocks(slot);
             }
         }
+        self.decisions = decisions;
     }
 
     /// Writes the prompt of a request once more: nobody keeps it while it waits.

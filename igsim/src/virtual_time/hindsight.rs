@@ -47,7 +47,7 @@ impl World<'_> {
         let read = at + self.engine_delay;
         let ready = read + cost::process_inputs(flight.plan.prompt_tokens);
         let (config, mut engine) = (engine.config(), engine.fork());
-        let adapter = config.adapter(&self.model);
+        let adapter = config.adapter(&flight.model);
         let extra = adapter.as_ref().map_or_else(ExtraKeys::default, |(_, extra)| extra.clone());
         let lora = adapter.map(|(number, _)| number);
         let mut outputs = Vec::new();

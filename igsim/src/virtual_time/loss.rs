@@ -208,8 +208,28 @@ impl World<'_> {
         self.abandon(slot);
         let flight = self.flight(slot);
         flight.attempt_failed(now, failure);
-        self.leave(slot);
+        let (endpoint, _) = flight.endpoint.clone().expect("the request was dispatched");
+        self.tell(GatewayInput::GivenUp { key: GatewayKey(slot as u64), endpoint, failure });
         self.fail(slot, failure);
+    }
+
+    /// The answer of an attempt did not begin in time: it is made elsewhere where the configuration says so.
+    fn late(&mut self, slot: usize) {
+        if self.scenario.gateway.retry.on_timeout {
+            self.abandon(slot);
+            self.try_again(slot, Broke::Timeout);
+        } else {
+            self.give_up(slot, Broke::Timeout);
+        }
+    }
+
+    /// Whether a refusal with this status is asked for elsewhere, and somebody else was found.
+    pub(super) fn is_retried(&mut self, slot: usize, status: u16) -> bool {
+        if !self.scenario.gateway.retry.on_status.contains(&status) {
+            return false;
+        }
+        self.try_again(slot, Broke::Status(status));
+        true
     }
 
     /// Ends a request that no engine has any more: with an error, or by breaking off an answer that has begun.
@@ -219,6 +239,13 @@ impl World<'_> {
         let status = match (flight.began(now), failure) {
             (true, _) => 200,
             (false, Broke::Timeout) => 504,
+            (false, Broke::Status(status)) => {
+                // The engine's own answer is passed on.
+                flight.gateway_refusal(now, status);
+                flight.leg = Leg::default();
+                let outcome = Outcome::Failed(Failure::Status(status));
+                return self.push(now + self.client_delay, Event::Done { slot, outcome });
+            }
             (false, Broke::Connect | Broke::Reset | Broke::Cancelled | Broke::Abandoned) => 502,
         };
         flight.gateway_failure(now, status, failure);
@@ -230,18 +257,22 @@ impl World<'_> {
     /// A time limit is reached, perhaps long after the request it was for ended.
     pub(super) fn overdue(&mut self, slot: usize, limit: Limit) {
         let Some(flight) = self.flights.get(slot).and_then(Option::as_ref) else { return };
-        let concerned = match limit {
-            Limit::Head(leg) => flight.leg == leg && !flight.began(self.now),
-            Limit::Total(index) => flight.plan.index == index && (flight.waits || flight.leg != Leg::default()),
-        };
-        if concerned && flight.waits {
-            self.flight(slot).waits = false;
-            self.tell(GatewayInput::Cancelled(GatewayKey(slot as u64)));
-            return self.fail(slot, Broke::Timeout);
+        if flight.waits {
+            let concerned = matches!(limit, Limit::Total(index) if flight.plan.index == index);
+            if concerned {
+                self.flight(slot).waits = false;
+                self.tell(GatewayInput::Cancelled(GatewayKey(slot as u64)));
+                self.fail(slot, Broke::Timeout);
+            }
+            return;
         }
         // The connection breaks with the answer: what the engine still does is for nobody.
-        if concerned {
-            self.give_up(slot, Broke::Timeout);
+        match limit {
+            Limit::Head(leg) if flight.leg == leg && !flight.began(self.now) => self.late(slot),
+            Limit::Total(index) if flight.plan.index == index && flight.leg != Leg::default() => {
+                self.give_up(slot, Broke::Timeout);
+            }
+            Limit::Head(_) | Limit::Total(_) => {}
         }
     }
 

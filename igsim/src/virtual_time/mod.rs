@@ -9,6 +9,7 @@ mod gate;
 mod hindsight;
 mod kv_events;
 mod loss;
+mod membership;
 mod peers;
 mod prefill;
 pub mod queue;

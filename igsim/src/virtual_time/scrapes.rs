@@ -1,8 +1,11 @@
 //! What the gateway learns of its engines: metrics, as old as a scrape is, or why there are none.
 
+use std::sync::Arc;
+
 use engine_sim::core::faults::PageFault;
 use gateway::core::gateway::Input;
 use gateway::core::pool::{EndpointId, EndpointMetrics, ScrapeError};
+use gateway::spans::ScrapeFact;
 use shared::time::{Dur, Time};
 
 use super::world::{Event, World};
@@ -10,7 +13,7 @@ use super::world::{Event, World};
 impl World<'_> {
     /// A gateway knows its endpoints before the first request, as a live one waits for a first scrape.
     pub(super) fn first_scrapes(&mut self) {
-        for engine in 0..self.machines.len() {
+        for engine in (0..self.machines.len()).filter(|e| self.machines[*e].member).collect::<Vec<_>>() {
             let metrics = self.metrics(engine, Time::ZERO);
             self.scraped(engine, Ok(metrics));
             self.push(Time::ZERO + self.scrape_every, Event::Scrape(engine));
@@ -20,9 +23,21 @@ impl World<'_> {
     /// Asked now; the engine answers one delay later, the gateway knows after another.
     pub(super) fn scrape(&mut self, engine: usize) {
         let (answer, takes) = self.page(engine);
+        self.record(engine, answer, takes);
         self.push(self.now + takes, Event::Scraped(engine, answer));
         // Scrapes of one engine never overlap.
         self.push(self.now + self.scrape_every.max(takes), Event::Scrape(engine));
+    }
+
+    /// Records a share of the scrapes.
+    fn record(&self, engine: usize, outcome: Result<EndpointMetrics, ScrapeError>, takes: Dur) {
+        let Some(traces) = &self.scrape_traces else { return };
+        let trail = traces.start::<ScrapeFact>(self.now);
+        let config = &self.gateway.endpoints()[engine].config;
+        let (endpoint, address) = (&config.name, &config.address);
+        let end = self.now + takes;
+        trail.note(end, || ScrapeFact { endpoint: Arc::clone(endpoint), address: Arc::clone(address), outcome });
+        trail.finish(end);
     }
 
     /// What the engine's metrics page answers, and how long that takes.

@@ -25,12 +25,13 @@ use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
 use shared::tokens::TokenId;
 use shared::trace::context::TraceContext;
-use shared::trace::{Resource, Telemetry, Tracer, Trail};
+use shared::trace::{OwnTraces, Resource, Telemetry, Tracer, Trail};
 
 use super::cost::{self, CostWatch};
 use super::flight::{Flight, Leg};
 use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
+use super::membership::Change;
 use super::peers::PeerNetwork;
 use super::prefill::PrefillEvent;
 use super::queue::Queue;
@@ -63,6 +64,8 @@ pub(super) enum Event {
         engine: usize,
         generation: u64,
     },
+    /// Engines that join the pool or are drained.
+    Membership(usize, Change),
     Scrape(usize),
     Scraped(usize, Result<EndpointMetrics, ScrapeError>),
     /// A batch of KV events is at the gateway.
@@ -107,7 +110,7 @@ impl Event {
             | Event::PrefillAgain(_)
             | Event::LeftBy(..)
             | Event::Heard { .. } => 3,
-            Event::Scrape(_) => 4,
+            Event::Membership(..) | Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
             Event::Scraped(..) | Event::KvEvents(..) => 6,
             Event::FirstChunk(_) => 7,
@@ -125,6 +128,8 @@ pub(super) struct Machine {
     /// Raised whenever the wake-up moves; steps of older generations are stale.
     generation: u64,
     scheduled: Option<Time>,
+    /// Whether the gateway knows it and does not drain it.
+    pub(super) member: bool,
     /// What its metrics page says while it does not change, and since when it does not.
     pub(super) frozen: Option<(Time, EndpointMetrics)>,
 }
@@ -146,6 +151,7 @@ pub(super) struct World<'a> {
     /// When the gateway's core is looked at next.
     pub(super) gateway_due: Option<Time>,
     tracer: Tracer,
+    pub(super) scrape_traces: Option<Arc<OwnTraces>>,
     pub(super) machines: Vec<Machine>,
     pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
@@ -196,11 +202,12 @@ impl<'a> World<'a> {
                     engine = engine.with_faults(faults);
                 }
                 engine.trace_steps(tracer.engine_steps());
-                machines.push(Machine { engine, tracer, generation: 0, scheduled: None, frozen: None });
+                machines.push(Machine { engine, tracer, generation: 0, scheduled: None, member: true, frozen: None });
             }
         }
-        let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
         let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+        let scrape_traces = tracer.scrapes();
+        let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
         let events = Events::new(&tracer);
         let mut config = scenario.gateway_config();
         // There is nothing to ask over a network that is not there.
@@ -209,6 +216,7 @@ impl<'a> World<'a> {
             gateway: Gateway::new(config, endpoints, seed),
             gateway_due: None,
             tracer,
+            scrape_traces,
             machines,
             plan,
             queue: Queue::default(),
@@ -236,6 +244,7 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn run(mut self, observer: &mut dyn Observer) -> Result<Ended, ReplayError> {
+        self.first_members();
         self.first_scrapes();
         // Faults have times of their own.
         (0..self.machines.len()).for_each(|engine| self.wake(engine));
@@ -269,8 +278,11 @@ impl<'a> World<'a> {
             Event::LeftBy(engine, key) => self.left_by(engine, key),
             Event::Heard { engine, input } => self.heard(engine, input),
             Event::Step { engine, generation } => self.step(engine, generation),
-            Event::Scrape(engine) => self.scrape(engine),
-            Event::Scraped(engine, metrics) => self.scraped(engine, metrics),
+            Event::Membership(engine, change) => self.membership(engine, change),
+            Event::Scrape(engine) if self.machines[engine].member => self.scrape(engine),
+            Event::Scraped(engine, metrics) if self.machines[engine].member => self.scraped(engine, metrics),
+            // Of an engine that is drained.
+            Event::Scrape(_) | Event::Scraped(..) => {}
             Event::KvEvents(engine, batch) => self.kv_events(engine, &batch),
             Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
@@ -315,7 +327,7 @@ impl<'a> World<'a> {
     fn send(&mut self, request: PlannedRequest) -> Result<(), ReplayError> {
         self.planned -= 1;
         let first_of_its_own = request.client.is_none() && request.is_first_turn();
-        let flight = Some(Flight::new(request, self.now));
+        let flight = Some(Flight::new(request, Arc::clone(&self.model), self.now));
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -349,15 +361,19 @@ impl<'a> World<'a> {
         let mut tokens = std::mem::take(&mut self.tokens);
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         flight.plan.tokens(&mut tokens);
+        if let Some(target) = self.gateway.rewrites().target(&self.model, None, &flight.id) {
+            trail.note(now, || GatewayFact::Rewritten { asked: Arc::clone(&flight.model) });
+            flight.model = target;
+        }
         flight.body_bytes = cost::body_bytes(tokens.len());
         flight.content = output_content(&tokens, None);
         let prefix = &self.scenario.gateway.prefix;
-        let mut hasher = PrefixHasher::with_blocks(&self.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
+        let mut hasher = PrefixHasher::with_blocks(&flight.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
         hasher.tokens(tokens.iter().copied());
         let info = RequestInfo {
             key: GatewayKey(slot as u64),
             id: flight.id.clone(),
-            model: Arc::clone(&self.model),
+            model: Arc::clone(&flight.model),
             streaming: flight.plan.streaming,
             size_bytes: flight.body_bytes,
             priority: 0,
@@ -370,7 +386,7 @@ impl<'a> World<'a> {
             max_output_tokens: Some(flight.plan.output_tokens),
             deadlines,
             prefix: hasher.finish(),
-            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &self.model, &tokens),
+            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
@@ -390,7 +406,7 @@ impl<'a> World<'a> {
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         if let Some((endpoint, _)) = &flight.endpoint {
             let config = self.machines[endpoint.index()].engine.config();
-            let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+            let extra = config.adapter(&flight.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
             let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
             if self.gateway.reads_kv_events() {
                 self.events.keep(&mut prompt, config, &self.tokens, &extra);
@@ -456,7 +472,7 @@ impl<'a> World<'a> {
         limit: u32,
     ) -> (Trail<EngineFact>, Time) {
         let now = self.now;
-        let model = Arc::clone(&self.model);
+        let model = Arc::clone(&self.flight(slot).model);
         let chat = self.scenario.workload.api == Api::Chat;
         let asked = Arc::clone(&model);
         let adapter = self.machines[engine].engine.config().adapter(&asked).is_some();
@@ -535,8 +551,9 @@ impl<'a> World<'a> {
         prompt: PreparedPrompt,
         asks: Asks,
     ) -> NewRequest {
-        let lora = self.machines[engine].engine.config().adapter(&self.model).map(|(number, _)| number);
         let Asks { max_tokens, arrival, kv, trail } = asks;
+        let model = Arc::clone(&self.flight(slot).model);
+        let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
         let flight = self.flight(slot);
         let (priority, content) = (-flight.plan.priority, flight.content);
         let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
@@ -547,9 +564,11 @@ impl<'a> World<'a> {
     pub(super) fn prepared(&mut self, slot: usize, engine: usize) -> PreparedPrompt {
         let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
-        self.flight(slot).plan.tokens(&mut tokens);
+        let flight = self.flight(slot);
+        flight.plan.tokens(&mut tokens);
+        let model = Arc::clone(&flight.model);
         let config = self.machines[engine].engine.config();
-        let extra = config.adapter(&self.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
+        let extra = config.adapter(&model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
         let prompt = prepare_prompt(&config.cache, &tokens, &extra);
         self.tokens = tokens;
         prompt
@@ -657,13 +676,14 @@ impl<'a> World<'a> {
     /// The end of the answer is at the gateway.
     fn answered(&mut self, slot: usize, reason: FinishReason) {
         let now = self.now;
-        let model = Arc::clone(&self.model);
         let flight = self.flight(slot);
+        let model = Arc::clone(&flight.model);
         flight.gateway_end(now, reason, model);
         let (prompt_tokens, output_tokens) = (flight.plan.prompt_tokens, flight.output_tokens);
         if self.gateway.reads_usage() {
             self.tell(GatewayInput::Used { key: GatewayKey(slot as u64), prompt_tokens, output_tokens });
         }
+        self.tell_status(slot, 200);
         self.leave(slot);
         self.push(now + self.client_delay, Event::Done { slot, outcome: Outcome::Ok });
     }
@@ -671,9 +691,19 @@ impl<'a> World<'a> {
     /// A refusal of the engine is at the gateway.
     fn refused(&mut self, slot: usize, status: u16) {
         let now = self.now;
+        if self.is_retried(slot, status) {
+            return;
+        }
         self.flight(slot).gateway_refusal(now, status);
+        self.tell_status(slot, status);
         self.leave(slot);
         self.push(now + self.client_delay, Event::Done { slot, outcome: Outcome::Failed(Failure::Status(status)) });
+    }
+
+    /// The gateway's core learns how an engine answered.
+    fn tell_status(&mut self, slot: usize, status: u16) {
+        let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
+        self.tell(GatewayInput::ResponseStarted { key: GatewayKey(slot as u64), endpoint, status });
     }
 
     /// The gateway's core forgets the request.

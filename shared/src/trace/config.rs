@@ -30,6 +30,8 @@ pub struct TelemetryConfig {
     pub engine_steps: Ratio,
     /// Share of batches of KV events that get a trace of their own where they are taken into an index; none unless asked for.
     pub kv_events: Ratio,
+    /// Share of the gateway's scrapes of its endpoints that get a trace of their own; none unless asked for.
+    pub scrapes: Ratio,
     /// How facts become spans.
     pub recorder: RecorderKind,
     /// Where spans go; none means that they are folded and counted only.
@@ -64,6 +66,7 @@ impl Default for TelemetryConfig {
             detail: 2,
             engine_steps: Ratio::NONE,
             kv_events: Ratio::NONE,
+            scrapes: Ratio::NONE,
             recorder: RecorderKind::Deferred,
             exporters: Vec::new(),
             channel_capacity: 8_192,
@@ -183,6 +186,8 @@ pub struct Layer {
     pub engine_steps: Option<f64>,
     /// Share of batches of KV events that get a trace of their own.
     pub kv_events: Option<f64>,
+    /// Share of scrapes that get a trace of their own.
+    pub scrapes: Option<f64>,
     /// Where spans go; replaces all exporters of the layers below.
     pub exporters: Option<Vec<ExporterChoice>>,
     /// The longest time a span waits for its batch to fill.
@@ -250,8 +255,9 @@ impl TelemetryConfig {
             disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
             sampler: sampler(&layers, &env)?,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
-            engine_steps: own(&layers, "tracing.engine_steps", |l| l.engine_steps)?.unwrap_or(defaults.engine_steps),
-            kv_events: own(&layers, "tracing.kv_events", |l| l.kv_events)?.unwrap_or(defaults.kv_events),
+            engine_steps: share(&layers, "tracing.engine_steps", |l| l.engine_steps)?.unwrap_or(defaults.engine_steps),
+            kv_events: share(&layers, "tracing.kv_events", |l| l.kv_events)?.unwrap_or(defaults.kv_events),
+            scrapes: share(&layers, "tracing.scrapes", |l| l.scrapes)?.unwrap_or(defaults.scrapes),
             recorder,
             exporters,
             schedule_delay: first(|l| l.schedule_delay).or(env.schedule_delay).unwrap_or(defaults.schedule_delay),
@@ -302,11 +308,13 @@ fn detail(layers: &[&Layer]) -> Result<Option<u8>, ConfigError> {
     }
 }
 
-/// The share of traces that no request causes.
-fn own(layers: &[&Layer], field: &'static str, pick: fn(&Layer) -> Option<f64>) -> Result<Option<Ratio>, ConfigError> {
+fn share(
+    layers: &[&Layer],
+    field: &'static str,
+    pick: fn(&Layer) -> Option<f64>,
+) -> Result<Option<Ratio>, ConfigError> {
     let Some(share) = layers.iter().find_map(|l| pick(l)) else { return Ok(None) };
-    let allowed = "a number from 0 to 1 is allowed";
-    let wrong = || ConfigError { field, found: share.to_string(), allowed };
+    let wrong = || ConfigError { field, found: share.to_string(), allowed: "a number from 0 to 1 is allowed" };
     Ratio::new(share).ok_or_else(wrong).map(Some)
 }
 

@@ -1,4 +1,4 @@
-//! Traces that no request causes: what a component does for many requests at once, an engine's step for example.
+//! Traces that no request causes: what a component does for many requests at once, an engine's step or a scrape for example.
 //!
 //! They are roots with a ratio, ids and counts of their own, so that turning them on changes neither the ids nor the counts of the
 //! traces of requests. Whoever starts one pays a draw and a comparison where it is not kept.
@@ -24,6 +24,8 @@ pub(super) struct OwnConfig {
     pub(super) engine_steps: Ratio,
     /// Share of batches of KV events.
     pub(super) kv_events: Ratio,
+    /// Share of scrapes.
+    pub(super) scrapes: Ratio,
     /// Of a virtual run.
     pub(super) seed: Option<Seed>,
 }
@@ -31,12 +33,17 @@ pub(super) struct OwnConfig {
 impl OwnConfig {
     /// What is kept of a tracer's whole process.
     pub(super) fn of(config: &TelemetryConfig, seed: Option<Seed>) -> OwnConfig {
-        OwnConfig { engine_steps: config.engine_steps.clone(), kv_events: config.kv_events.clone(), seed }
+        OwnConfig {
+            engine_steps: config.engine_steps.clone(),
+            kv_events: config.kv_events.clone(),
+            scrapes: config.scrapes.clone(),
+            seed,
+        }
     }
 
     /// Whether there are any.
     pub(super) fn wanted(&self) -> bool {
-        [&self.engine_steps, &self.kv_events].into_iter().any(|ratio| ratio.probability() > 0.0)
+        [&self.engine_steps, &self.kv_events, &self.scrapes].into_iter().any(|ratio| ratio.probability() > 0.0)
     }
 
     /// Ids of the traces called `name` of one instance: a stream each, so that nobody shifts another's draws.
@@ -48,32 +55,43 @@ impl OwnConfig {
     }
 }
 
+/// What a trace is about that no request causes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Step,
+    KvEvents,
+    Scrape,
+}
+
 /// Starts traces of one kind for one service instance.
 #[derive(Debug)]
 pub struct OwnTraces {
     tracer: Tracer,
     sampler: Sampler,
     ids: IdSource,
-    /// Whether they count as steps.
-    steps: bool,
+    what: What,
 }
 
 impl Tracer {
     /// Starts traces of engine steps; `None` where none is ever kept, so that a step costs one branch.
     pub fn engine_steps(&self) -> Option<Arc<OwnTraces>> {
-        self.own_traces("engine-step-ids", |own| &own.engine_steps, true)
+        self.own_traces("engine-step-ids", What::Step, |own| &own.engine_steps)
     }
 
     /// Starts traces of batches of KV events; `None` where none is ever kept.
     pub fn kv_events(&self) -> Option<Arc<OwnTraces>> {
-        self.own_traces("kv-event-ids", |own| &own.kv_events, false)
+        self.own_traces("kv-event-ids", What::KvEvents, |own| &own.kv_events)
     }
 
-    fn own_traces(&self, ids: &str, ratio: fn(&OwnConfig) -> &Ratio, steps: bool) -> Option<Arc<OwnTraces>> {
-        let shared = self.shared.as_ref().filter(|s| s.detail >= LEVEL)?;
-        let ratio = ratio(&shared.own);
-        let sampler = (ratio.probability() > 0.0).then(|| Sampler::parent_based_ratio(ratio.clone()))?;
-        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids(ids, self), steps }))
+    /// Starts traces of scrapes; `None` where none is ever kept.
+    pub fn scrapes(&self) -> Option<Arc<OwnTraces>> {
+        self.own_traces("scrape-ids", What::Scrape, |own| &own.scrapes)
+    }
+
+    fn own_traces(&self, stream: &str, what: What, share: fn(&OwnConfig) -> &Ratio) -> Option<Arc<OwnTraces>> {
+        let shared = self.shared.as_ref().filter(|s| share(&s.own).probability() > 0.0 && s.detail >= LEVEL)?;
+        let sampler = Sampler::parent_based_ratio(share(&shared.own).clone());
+        Some(Arc::new(OwnTraces { tracer: self.clone(), sampler, ids: shared.own.ids(stream, self), what }))
     }
 }
 
@@ -83,14 +101,14 @@ impl OwnTraces {
         let Some(shared) = &self.tracer.shared else { return Trail::off() };
         let trace_id = self.ids.trace_id();
         let decision = self.sampler.sample(None, trace_id);
-        if self.steps {
-            shared.counters.own_started.add(1);
-        }
+        shared.counters.own_started.add(usize::from(self.what == What::Step));
         if !decision.sampled {
             return Trail::off();
         }
-        if self.steps {
-            shared.counters.own_sampled.add(1);
+        match self.what {
+            What::Step => shared.counters.own_sampled.add(1),
+            What::Scrape => shared.counters.scrapes_sampled.add(1),
+            What::KvEvents => {}
         }
         let (span_id, detail) = (self.ids.span_id(), shared.detail);
         if let Some(service) = &self.tracer.own {

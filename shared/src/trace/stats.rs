@@ -39,6 +39,8 @@ pub struct Stats {
     pub own_traces_started: u64,
     /// Of these, recorded.
     pub own_traces_sampled: u64,
+    /// Of these again, traces of scrapes.
+    pub scrape_traces_sampled: u64,
 }
 
 /// What one exporter did with the spans it was given.
@@ -104,6 +106,7 @@ pub(crate) struct Counters {
     pub(crate) traces_sampled: Counter,
     pub(crate) own_started: Counter,
     pub(crate) own_sampled: Counter,
+    pub(crate) scrapes_sampled: Counter,
 }
 
 impl Counters {
@@ -123,6 +126,7 @@ impl Counters {
             traces_sampled: self.traces_sampled.get(),
             own_traces_started: self.own_started.get(),
             own_traces_sampled: self.own_sampled.get(),
+            scrape_traces_sampled: self.scrapes_sampled.get(),
         }
     }
 }

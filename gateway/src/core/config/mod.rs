@@ -3,9 +3,12 @@
 //! The doc comments of the fields become the descriptions of the published JSON Schema. Where endpoints are and where spans
 //! go is the driver's configuration, not the gateway's.
 
+mod discovery;
+mod edge;
 mod flow_control;
 mod precise;
 mod profile;
+mod resilience;
 mod saturation;
 
 use std::collections::BTreeMap;
@@ -16,10 +19,13 @@ use serde::{Deserialize, Serialize};
 pub use shared::config::ConfigProblem;
 use shared::units::HumanDur;
 
+pub use discovery::{DiscoveryConfig, DnsDiscovery, DnsRecord, EndpointScheme, FileDiscovery};
+pub use edge::{AuthConfig, TlsConfig, TrustInbound, UpstreamConfig, UpstreamHttp};
 pub use flow_control::{BandConfig, FairnessPolicy, FlowControlConfig, OrderingPolicy};
 pub use precise::PreciseConfig;
 pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 pub(crate) use profile::{WEIGHT, is_weight};
+pub use resilience::{OutlierConfig, RetryConfig};
 pub use saturation::{ConcurrencyConfig, ConcurrencyMode, Detector, SaturationConfig};
 
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
@@ -62,11 +68,50 @@ pub struct GatewayConfig {
     pub timeouts: TimeoutConfig,
     /// Bounds of requests and connections.
     pub limits: LimitConfig,
+    /// When another endpoint is asked.
+    pub retry: RetryConfig,
+    /// Endpoints that fail several times in a row get no requests for a while.
+    pub outlier_ejection: OutlierConfig,
+    /// Where endpoints come from while the gateway runs, besides those that it is started with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub discovery: Vec<DiscoveryConfig>,
+    /// How engines are spoken to.
+    pub upstream: UpstreamConfig,
+    /// What is made of the trace context that callers send: always where the gateway listens on a loopback address, else link, when
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_inbound: Option<TrustInbound>,
+    /// Who may call; everybody when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthConfig>,
+    /// TLS towards callers; none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
     /// Priorities of the objectives that requests name in `x-llm-d-inference-objective`; negative means sheddable. An unknown
     /// objective has priority 0 (InferenceObjective of the Gateway API inference extension).
     pub objectives: BTreeMap<String, i32>,
+    /// Models that requests are sent to instead of the one they ask for, by that one's name (InferenceModelRewrite of the Gateway API
+    /// inference extension). A name without a rule may be rewritten by the header `x-llm-d-model-name-rewrite`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub model_rewrites: BTreeMap<String, Vec<ModelTarget>>,
     /// Whether spans name users and sessions as callers do (`user.id`, `session.id`).
     pub identity_in_spans: bool,
+}
+
+/// A model that requests for another name are sent to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelTarget {
+    /// The model, or LoRA adapter.
+    pub model: String,
+    /// Its part of the requests, relative to the other targets' weights.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// The pool of engines.
@@ -129,6 +174,10 @@ pub struct TimeoutConfig {
     pub total: HumanDur,
     /// At shutdown: how long requests in flight may take to finish.
     pub drain: HumanDur,
+    /// How long a caller may take to send the first bytes of a connection, and the head of a request.
+    pub request_head: HumanDur,
+    /// How long a caller may take nothing of what is written to it before its connection is closed.
+    pub idle_write: HumanDur,
 }
 
 /// Bounds of requests and connections.
@@ -141,6 +190,14 @@ pub struct LimitConfig {
     pub max_connections: u32,
     /// How many further endpoints are tried when one cannot be reached.
     pub retries: u32,
+    /// Most headers of a request; more are answered with 431.
+    pub max_headers: u32,
+    /// Most bytes of a request's headers, names and values; more are answered with 431.
+    pub max_header_bytes: u32,
+    /// Requests that one endpoint may have before it is left out of a choice (circuit breaking); no bound when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_active_per_endpoint: Option<u32>,
 }
 
 impl Default for PoolConfig {
@@ -182,13 +239,22 @@ impl Default for TimeoutConfig {
             response_head: HumanDur::secs(300),
             total: HumanDur::secs(600),
             drain: HumanDur::secs(30),
+            request_head: HumanDur::secs(30),
+            idle_write: HumanDur::secs(60),
         }
     }
 }
 
 impl Default for LimitConfig {
     fn default() -> LimitConfig {
-        LimitConfig { max_body_bytes: 16 * 1024 * 1024, max_connections: 65_536, retries: 1 }
+        LimitConfig {
+            max_body_bytes: 16 * 1024 * 1024,
+            max_connections: 65_536,
+            retries: 1,
+            max_headers: 100,
+            max_header_bytes: 64 * 1024,
+            max_active_per_endpoint: None,
+        }
     }
 }
 
@@ -209,6 +275,7 @@ impl GatewayConfig {
         }
         self.precise_prefix.validate(p);
         self.in_flight.validate(p);
+        self.check_rewrites(p);
         if !(BLOCK_TOKENS..=MAX_BLOCK_TOKENS).contains(&(self.prefix.block_tokens as usize)) {
             let allowed = format!("a number from {BLOCK_TOKENS} to {MAX_BLOCK_TOKENS}");
             problem("prefix.block_tokens", self.prefix.block_tokens, allowed, p);
@@ -225,6 +292,7 @@ impl GatewayConfig {
         if self.limits.retries > MAX_RETRIES {
             problem("limits.retries", self.limits.retries, format!("at most {MAX_RETRIES}"), p);
         }
+        self.check_edge(p);
         problems
     }
 
@@ -235,6 +303,23 @@ impl GatewayConfig {
         let scorers = self.profiles().flat_map(|p| &p.scorers).map(|s| &s.parameters);
         let named = self.scorers(PRECISE_PREFIX).next().is_some();
         named || filters.chain(deciders).chain(scorers).any(precise_asked)
+    }
+
+    /// What callers, engines and endpoints may do.
+    fn check_edge(&self, p: &mut Vec<ConfigProblem>) {
+        at_least("timeouts.request_head", self.timeouts.request_head, HumanDur::millis(1), p);
+        at_least("timeouts.idle_write", self.timeouts.idle_write, HumanDur::millis(1), p);
+        at_least("limits.max_headers", self.limits.max_headers, 1, p);
+        at_least("limits.max_header_bytes", self.limits.max_header_bytes, 256, p);
+        at_least("limits.max_active_per_endpoint", self.limits.max_active_per_endpoint.unwrap_or(1), 1, p);
+        self.retry.validate(p);
+        self.outlier_ejection.validate(p);
+        for (i, source) in self.discovery.iter().enumerate() {
+            source.validate(&format!("discovery[{i}]"), p);
+        }
+        if let Some(auth) = &self.auth {
+            auth.validate(p);
+        }
     }
 
     /// How sessions are bound, if a scorer asks for that.
@@ -275,6 +360,18 @@ impl GatewayConfig {
         ];
         for (path, _) in beside.iter().filter(|(_, given)| *given) {
             problem(path, "a section beside epp_config", "nothing: the file says it".to_owned(), p);
+        }
+    }
+
+    fn check_rewrites(&self, p: &mut Vec<ConfigProblem>) {
+        for (model, targets) in &self.model_rewrites {
+            let path = format!("model_rewrites.{model}");
+            if targets.iter().all(|t| t.weight == 0) {
+                problem(&path, "no target with a weight", "a target with a weight above 0".to_owned(), p);
+            }
+            for (i, _) in targets.iter().enumerate().filter(|(_, t)| t.model.is_empty()) {
+                problem(&format!("{path}[{i}].model"), "no name", "the name of a model".to_owned(), p);
+            }
         }
     }
 
@@ -344,9 +441,33 @@ mod tests {
         insta::assert_snapshot!(problems(|c| c.saturation.kv_cache_threshold = 1.5), @"saturation.kv_cache_threshold: found 1.5, expected a number above 0 and at most 1");
         insta::assert_snapshot!(problems(|c| c.metrics.scrape_interval = HumanDur::default()), @"metrics.scrape_interval: found 0s, expected at least 1ms");
         insta::assert_snapshot!(problems(|c| c.limits.retries = 99), @"limits.retries: found 99, expected at most 8");
+        insta::assert_snapshot!(problems(|c| c.retry.on_status = vec![503, 200]), @"retry.on_status[1]: found 200, expected a status from 400 to 599");
+        insta::assert_snapshot!(problems(|c| c.outlier_ejection.max_time = HumanDur::secs(1)), @"outlier_ejection.max_time: found 1s, expected at least 30s");
+        insta::assert_snapshot!(problems(|c| c.auth = Some(AuthConfig::default())), @"auth: found neither file nor variable, expected bearer_tokens_file or bearer_tokens_env");
+        insta::assert_snapshot!(problems(|c| {
+            let dns = serde_json::json!({"dns": {"name": "", "interval": "1ms"}});
+            c.discovery.push(serde_json::from_value(dns).unwrap());
+        }), @r"
+        discovery[0].dns.name: found no name, expected a name such as vllm.default.svc
+        discovery[0].dns.port: found no port, expected the port of the endpoints
+        discovery[0].dns.interval: found 1ms, expected at least 10ms
+        ");
         insta::assert_snapshot!(problems(|c| {
             c.profile.filters[0].parameters.insert("x".into(), serde_json::json!(1));
         }), @"profile.filters[0].parameters.x: found 1, expected no parameter");
+    }
+
+    #[test]
+    fn a_rewrite_needs_a_target() {
+        let rewrite = |targets: &[(&str, u32)]| {
+            let targets = targets.iter().map(|(m, weight)| ModelTarget { model: (*m).into(), weight: *weight });
+            let rules = BTreeMap::from([("chat".to_owned(), targets.collect())]);
+            problems(|c| c.model_rewrites = rules)
+        };
+        assert_eq!(rewrite(&[("a", 0), ("b", 1)]), "");
+        insta::assert_snapshot!(rewrite(&[]), @"model_rewrites.chat: found no target with a weight, expected a target with a weight above 0");
+        insta::assert_snapshot!(rewrite(&[("a", 0)]), @"model_rewrites.chat: found no target with a weight, expected a target with a weight above 0");
+        insta::assert_snapshot!(rewrite(&[("", 1)]), @"model_rewrites.chat[0].model: found no name, expected the name of a model");
     }
 
     #[test]

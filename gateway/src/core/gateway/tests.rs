@@ -154,6 +154,89 @@ fn a_new_endpoint_gets_requests_once_it_is_scraped() {
     assert_eq!(endpoint(step(&mut g, Input::Request(request(2)))), 0);
 }
 
+#[test]
+fn a_draining_endpoint_leaves_with_its_last_request() {
+    let mut g = gateway(1, |_| {});
+    endpoint(step(&mut g, Input::Request(request(1))));
+    step(&mut g, Input::Endpoint(EndpointChange::Draining(EndpointId(0))));
+    assert_eq!(rejection(step(&mut g, Input::Request(request(2)))), Rejection::NoEndpoints);
+    assert_eq!(g.join(EndpointConfig::new("b", "h", 1)), EndpointId(1), "the request still has its place");
+    step(&mut g, Input::Finished { key: RequestKey(1), endpoint: EndpointId(0) });
+    assert_eq!(g.join(EndpointConfig::new("c", "h", 1)), EndpointId(0), "now it is free");
+    report(&mut g, 0, 0);
+    assert_eq!(endpoint(step(&mut g, Input::Request(request(3)))), 0);
+}
+
+#[test]
+fn what_was_known_of_an_endpoint_that_left_is_not_known_of_the_next() {
+    let mut g = gateway(2, |c| {
+        c.profile.scorers = vec![ScorerConfig::of("prefix-cache-scorer", 3.0), ScorerConfig::of("queue-scorer", 1.0)];
+    });
+    let ask = |g: &mut Gateway, key| {
+        let mut r = request(key);
+        r.prefix = vec![1, 2, 3];
+        let chosen = EndpointId(endpoint(step(g, Input::Request(r))));
+        step(g, Input::Finished { key: RequestKey(key), endpoint: chosen });
+        chosen
+    };
+    let first = ask(&mut g, 0);
+    let other = EndpointId(1 - first.0);
+    // It is asked again for the prefix, however long its queue.
+    report(&mut g, first.0, 9);
+    assert_eq!(ask(&mut g, 1), first);
+    step(&mut g, Input::Endpoint(EndpointChange::Draining(first)));
+    assert_eq!(g.join(EndpointConfig::new("new", "h", 1)), first);
+    report(&mut g, first.0, 9);
+    assert_eq!(ask(&mut g, 2), other);
+}
+
+#[test]
+fn an_endpoint_that_fails_in_a_row_is_left_out_and_comes_back() {
+    let mut g = gateway(2, |c| {
+        c.outlier_ejection.consecutive_failures = 3;
+        c.outlier_ejection.base_time = shared::units::HumanDur::secs(10);
+    });
+    let at = |s| Time::ZERO + Dur::from_secs(s);
+    let failed = EndpointId(0);
+    for status in [500, 503, 502, 429, 504] {
+        step_at(&mut g, at(0), Input::ResponseStarted { key: RequestKey(99), endpoint: failed, status });
+    }
+    assert_eq!(g.ejections(), 1, "refusals for load do not count");
+    let asked = |g: &mut Gateway, key, now| {
+        let chosen = endpoint(step_at(g, now, Input::Request(request(key))));
+        step_at(g, now, Input::Finished { key: RequestKey(key), endpoint: EndpointId(chosen) });
+        chosen
+    };
+    assert!((0..40).all(|key| asked(&mut g, key, at(9)) == 1));
+    assert!((40..80).any(|key| asked(&mut g, key, at(10)) == 0));
+    // Half of the pool may be out, and no more.
+    for endpoint in [0, 1].map(EndpointId) {
+        for _ in 0..9 {
+            step_at(&mut g, at(20), Input::GivenUp { key: RequestKey(99), endpoint, failure: Failure::Reset });
+        }
+    }
+    assert_eq!(g.ejections(), 2);
+}
+
+#[test]
+fn retries_stop_where_their_budget_does() {
+    let mut g = gateway(3, |c| {
+        (c.retry.budget_ratio, c.retry.budget_min_per_second) = (0.5, 0);
+        c.limits.retries = 8;
+    });
+    let failure = Failure::Reset;
+    let mut retried = 0;
+    for key in 0..10 {
+        let first = EndpointId(endpoint(step(&mut g, Input::Request(request(key)))));
+        let next = step(&mut g, Input::AttemptFailed { key: RequestKey(key), endpoint: first, failure });
+        if let Some(Output::Dispatch { endpoint, .. }) = next {
+            retried += 1;
+            step(&mut g, Input::Finished { key: RequestKey(key), endpoint });
+        }
+    }
+    assert_eq!((retried, g.retries_refused(), g.open_requests()), (5, 5, 0));
+}
+
 /// Endpoints of these roles behind a gateway that disaggregates from 16 uncached tokens on.
 fn disaggregating(roles: &[&str], order: StageOrder) -> Gateway {
     let profile = |name: &str, filter| ProfileConfig {

@@ -45,6 +45,15 @@ impl ColdRequests {
         }
     }
 
+    /// Forgets an endpoint that has left.
+    pub(crate) fn forget(&mut self, endpoint: EndpointId) {
+        let Some(place) = self.position.get_mut(endpoint.index()).and_then(Option::take) else { return };
+        self.order.remove(place as usize);
+        for (place, endpoint) in self.order.iter().enumerate().skip(place as usize) {
+            self.position[endpoint.index()] = Some(place as u32);
+        }
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.order.clear();
@@ -70,5 +79,13 @@ mod tests {
         check(2, &[2, 0, 1], [Some(0), Some(1), None, None]);
         check(2, &[2, 0, 1, 0, 3], [Some(0), None, None, Some(1)]);
         check(1, &[2, 0], [Some(0), None, None, None]);
+    }
+
+    #[test]
+    fn one_that_left_is_forgotten() {
+        let mut cold = ColdRequests::new(9);
+        [2, 0, 1].into_iter().for_each(|e| cold.sent(EndpointId(e)));
+        [0, 3].into_iter().for_each(|e| cold.forget(EndpointId(e)));
+        assert_eq!([0, 1, 2, 3].map(|e| cold.position(EndpointId(e))), [None, Some(1), Some(0), None]);
     }
 }

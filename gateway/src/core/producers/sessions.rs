@@ -46,6 +46,11 @@ impl Sessions {
         self.bound.insert(session, (endpoint, now));
     }
 
+    /// Forgets the bindings to an endpoint that has left.
+    pub(crate) fn forget(&mut self, endpoint: EndpointId) {
+        self.bound.retain(|_, (bound, _)| *bound != endpoint);
+    }
+
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.bound.clear();
@@ -73,6 +78,10 @@ mod tests {
         assert_eq!(sessions.endpoint(session, at(600)), None);
         sessions.sent(session, a, true, at(600));
         assert_eq!(sessions.endpoint(session, at(600)), Some(a));
+        sessions.forget(b);
+        assert_eq!(sessions.endpoint(session, at(600)), Some(a));
+        sessions.forget(a);
+        assert_eq!(sessions.endpoint(session, at(600)), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use super::answer::No;
 use super::call::{self, Upstream, failure_of};
 use super::exchange;
-use crate::core::config::TimeoutConfig;
+use crate::core::config::{TimeoutConfig, UpstreamConfig};
 use crate::pd_proxy::core::{Allowed, Done, Failure, PdProxyConfig};
 use crate::server::Backend;
 use crate::server::connect::Connector;
@@ -200,7 +200,7 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>, mut shutdown: impl F
 
 fn client(config: &PdProxyConfig) -> Result<Upstream, BindError> {
     let timeouts = TimeoutConfig { connect: config.timeouts.connect, ..TimeoutConfig::default() };
-    let connector = Connector::new(&timeouts).map_err(|e| BindError::Tls(e.to_string()))?;
+    let connector = Connector::new(&timeouts, &UpstreamConfig::default()).map_err(BindError::Tls)?;
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
     Ok(builder.build(connector))

@@ -10,7 +10,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
 
-use crate::core::config::TimeoutConfig;
+use crate::core::config::{TimeoutConfig, UpstreamConfig};
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
 
@@ -44,9 +44,9 @@ struct Published {
 }
 
 impl Sources {
-    /// `port` is that of engines which do not say.
-    pub(crate) fn new(port: u16) -> Result<Sources, rustls::Error> {
-        let connector = Connector::new(&TimeoutConfig::default())?;
+    /// `port` is that of engines which do not say; `upstream` says whom to trust.
+    pub(crate) fn new(port: u16, upstream: &UpstreamConfig) -> Result<Sources, String> {
+        let connector = Connector::new(&TimeoutConfig::default(), upstream)?;
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
         Ok(Sources { client: builder.build(connector), port })

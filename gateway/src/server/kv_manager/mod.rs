@@ -15,7 +15,7 @@ use shared::trace::Tracer;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::core::config::{GatewayConfig, PreciseConfig};
+use crate::core::config::{GatewayConfig, PreciseConfig, UpstreamConfig};
 use crate::core::kv_index::events::Batch;
 use crate::core::kv_index::{Applied, KvIndex};
 use crate::core::pool::EndpointId;
@@ -80,7 +80,8 @@ impl KvManager {
     /// # Errors
     /// If no connection can be accepted any more, or TLS towards the engines cannot be set up.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-        let sources = Sources::new(self.state.config.events_port).map_err(io::Error::other)?;
+        let sources =
+            Sources::new(self.state.config.events_port, &UpstreamConfig::default()).map_err(io::Error::other)?;
         let mut followers = JoinSet::new();
         for (i, backend) in self.state.backends.iter().enumerate() {
             let follower = Follower {

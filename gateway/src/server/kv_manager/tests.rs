@@ -61,7 +61,7 @@ impl Rig {
     }
 
     fn client(&self, config: &PreciseConfig) -> Manager {
-        let connector = Connector::new(&crate::core::config::TimeoutConfig::default()).unwrap();
+        let connector = Connector::new(&Default::default(), &Default::default()).unwrap();
         let client: Upstream =
             hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build(connector);
         Manager::of(config, &client).unwrap()

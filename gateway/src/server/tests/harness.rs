@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::core::config::GatewayConfig;
-use crate::server::{Backend, Server, Stats};
+use crate::server::{Backend, Endpoints, Server, Stats};
 
 /// A request that an engine received, to be answered by the test.
 pub(crate) struct Call {
@@ -113,6 +113,7 @@ pub(crate) fn json(status: u16, text: &'static str) -> Response {
 pub(super) struct Running {
     pub(super) addr: SocketAddr,
     pub(super) stats: Box<dyn Fn() -> Stats>,
+    pub(super) endpoints: Endpoints,
     stop: oneshot::Sender<()>,
     pub(super) server: JoinHandle<Stats>,
     telemetry: Telemetry,
@@ -137,24 +138,36 @@ impl Running {
     }
 
     pub(super) async fn with(tracing: Tracing, config: GatewayConfig, backends: Vec<Backend>) -> Running {
+        Running::at("127.0.0.1:0", tracing, |_| (), config, backends).await
+    }
+
+    /// A gateway at this address, with telemetry to taste.
+    pub(super) async fn at(
+        addr: &str,
+        tracing: Tracing,
+        change: impl FnOnce(&mut TelemetryConfig),
+        config: GatewayConfig,
+        backends: Vec<Backend>,
+    ) -> Running {
         let clock = RunClock::start();
         let spans = MemorySpans::default();
         let sampler = SamplerKind::ParentBasedAlwaysOn.with(Ratio::new(1.0).unwrap());
         let exporters = vec![ExporterConfig::Memory(spans.clone())];
         let trace_context = tracing != Tracing::Alone;
-        let telemetry = TelemetryConfig { sampler, exporters, trace_context, ..TelemetryConfig::default() };
+        let mut telemetry = TelemetryConfig { sampler, exporters, trace_context, ..TelemetryConfig::default() };
+        change(&mut telemetry);
         let telemetry = Telemetry::live(telemetry, clock).unwrap();
         let tracer = match tracing {
             Tracing::On | Tracing::Alone => telemetry.tracer(Resource::new("inference-gateway", "gateway-0")),
             Tracing::Off => Tracer::off(),
         };
-        let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(any, config, backends, tracer, clock, Seed(1)).await.unwrap();
-        let (addr, stats) = (server.local_addr(), Box::new(server.stats()));
+        let server = Server::bind(addr.parse().unwrap(), config, backends, tracer, clock, Seed(1)).await.unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], server.local_addr().port()));
+        let (stats, endpoints) = (Box::new(server.stats()), server.endpoints());
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(server.run(async { _ = stopped.await }));
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Running { addr, stats, stop, server, telemetry, spans, clock, client }
+        Running { addr, stats, endpoints, stop, server, telemetry, spans, clock, client }
     }
 
     /// Sends a request and waits for the head of its response.
@@ -166,6 +179,10 @@ impl Running {
     pub(super) fn spawn(&self, request: http::Request<Full<Bytes>>) -> JoinHandle<http::Response<Incoming>> {
         let client = self.client.clone();
         tokio::spawn(async move { client.request(request).await.unwrap() })
+    }
+
+    pub(super) fn client(&self) -> Client<HttpConnector, Full<Bytes>> {
+        self.client.clone()
     }
 
     pub(super) fn post(&self, path: &str, body: &'static str) -> http::Request<Full<Bytes>> {
@@ -181,6 +198,20 @@ impl Running {
         let uri = format!("http://{}{path}", self.addr);
         let response = self.send(http::Request::get(uri).body(Full::default()).unwrap()).await;
         (response.status().as_u16(), text(response).await)
+    }
+
+    /// Waits until the gateway would give an endpoint a request, or would not.
+    pub(super) async fn until_ready(&self, ready: bool) {
+        while (self.get("/health").await.0 == 200) != ready {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until these are the members of the pool.
+    pub(super) async fn until_members(&self, names: &[&str]) {
+        while self.endpoints.names() != names {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Asks for an orderly stop.
@@ -219,6 +250,11 @@ pub(crate) async fn text(response: http::Response<Incoming>) -> String {
 
 pub(crate) fn header<T>(response: &http::Response<T>, name: &str) -> String {
     response.headers().get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+/// The spans of this name.
+pub(super) fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
+    spans.iter().filter(|s| s.name == name).collect()
 }
 
 /// An address at which nobody listens.

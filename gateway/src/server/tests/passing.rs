@@ -4,7 +4,9 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::harness::{CHAT, Engine, Running, Tracing, header, json, stream, text};
-use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
+use crate::core::config::{
+    DisaggregationConfig, GatewayConfig, ModelTarget, PluginConfig, ProfileConfig, ScorerConfig, StageOrder,
+};
 use crate::server::Backend;
 
 #[tokio::test]
@@ -183,4 +185,34 @@ async fn a_session_token_brings_its_caller_back() {
         assert!(token.replace(given.clone()).is_none_or(|t| t == given), "the token names another endpoint");
     }
     gateway.stop().done().await;
+}
+
+#[tokio::test]
+async fn a_model_is_rewritten_by_rule_or_by_header_in_the_body_too() {
+    let mut engine = Engine::start(0).await;
+    let target = ModelTarget { model: "m".into(), weight: 1 };
+    let config = GatewayConfig { model_rewrites: [("chat".into(), vec![target])].into(), ..GatewayConfig::default() };
+    let gateway = Running::start(config, vec![engine.backend("a")]).await;
+    let body = r#"{"model":"chat","max_tokens":3,"prompt":"x","seed":18446744073709551615}"#;
+    let mut named = gateway.post("/v1/completions", r#"{"prompt":"x","model":"other"}"#);
+    named.headers_mut().insert("x-llm-d-model-name-rewrite", "m".parse().unwrap());
+    let sent = [gateway.post("/v1/completions", body), named, gateway.post("/v1/completions", r#"{"model":"m"}"#)];
+    for request in sent {
+        let response = gateway.spawn(request);
+        let call = engine.call().await;
+        let read: serde_json::Value = serde_json::from_slice(&call.body).unwrap();
+        assert_eq!(read["model"], "m");
+        if let Some(seed) = read.get("seed") {
+            assert_eq!((seed.as_u64(), read["max_tokens"].as_u64()), (Some(u64::MAX), Some(3)));
+        }
+        assert_eq!(call.head.headers["content-length"], call.body.len().to_string());
+        call.reply.send(json(200, "{}")).unwrap();
+        text(response.await.unwrap()).await;
+    }
+    let (_, spans) = gateway.stop().done().await;
+    let roots = spans.iter().filter(|s| s.name == "gateway.request");
+    let models =
+        |key: &'static str| roots.clone().map(move |s| s.get(key).and_then(|v| v.as_str()).unwrap_or_default());
+    assert_eq!(models("gen_ai.request.model").collect::<Vec<_>>(), ["chat", "other", "m"]);
+    assert_eq!(models("gateway.target_model").collect::<Vec<_>>(), ["m"; 3]);
 }
