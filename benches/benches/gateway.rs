@@ -142,7 +142,9 @@ fn kv_index(c: &mut Criterion) {
         index.apply(EndpointId(e as u32), "m", &batch)
     };
     for e in 0..8 {
-        (0..19).for_each(|n| drop(take(&mut index, e, stored(100 + 19 * e as u64 + n).0)));
+        for n in 0..19 {
+            take(&mut index, e, stored(100 + 19 * e as u64 + n).0);
+        }
         if e % 2 == 0 {
             take(&mut index, e, stored(1).0);
         }
