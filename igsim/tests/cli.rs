@@ -102,7 +102,7 @@ fn a_trace_that_is_not_there_is_refused() {
 #[test]
 fn an_unknown_plugin_is_refused_with_the_known_ones() {
     insta::assert_snapshot!(refused(&with(ARRIVALS, "gateway: { profile: { scorers: [{ type: prefix-cash-scorer }] } }\n")), @r#"
-    error: bad.yaml: gateway.profile.scorers[0].type: found "prefix-cash-scorer", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer
+    error: bad.yaml: gateway.profile.scorers[0].type: found "prefix-cash-scorer", expected one of queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer, load-aware-scorer, lora-affinity-scorer, active-request-scorer, token-load-scorer, prefix-cache-scorer, precise-prefix-cache-scorer, no-hit-lru-scorer, session-affinity-scorer, context-length-aware, latency-scorer
        6 | gateway: { profile: { scorers: [{ type: prefix-cash-scorer }] } }
          |                                         ^^^^^^^^^^^^^^^^^^
     "#);
