@@ -224,8 +224,8 @@ proptest! {
     fn agrees_with_a_naive_index(steps in proptest::collection::vec(step(), 0..60)) {
         let long = PreciseConfig { speculative_ttl: HumanDur::secs(3600), ..config() };
         let mut index = KvIndex::new(&long, 3);
-        let mut engines = vec![[0u32; 5]; 3];
-        let mut expected = vec![[false; 5]; 3];
+        let mut engines = [[0u32; 5]; 3];
+        let mut expected = [[false; 5]; 3];
         for step in steps {
             match step {
                 // An engine stores a block only where it has the one before.
