@@ -25,10 +25,12 @@ const MOST_WAKE_UPS: u32 = 1_000_000;
 impl World<'_> {
     /// Notes what would have become of the request in `slot`, which was sent to an endpoint at `at`. Its tokens are at hand.
     ///
-    /// Nothing is noted of a request that another engine prefills: its time depends on more than one engine.
+    /// It is a look back at the first choice: nothing is noted of a retry, nor of a request that another engine prefills, whose time
+    /// depends on more than one engine.
     pub(super) fn look_back(&mut self, slot: usize, at: Time) {
         let flight = self.flights[slot].as_ref().expect("an event names an open request");
-        let Some((chosen, _)) = flight.endpoint.as_ref().filter(|_| flight.trail.detail() >= EVERY_ENDPOINT) else {
+        let wanted = flight.trail.detail() >= EVERY_ENDPOINT && flight.attempts == 1;
+        let Some((chosen, _)) = flight.endpoint.as_ref().filter(|_| wanted) else {
             return;
         };
         let available = self.gateway.endpoints().iter().enumerate().filter(|(_, e)| e.is_available());
