@@ -9,7 +9,8 @@ use common::{Place, by_trace, scenario};
 use shared::trace::tree::{kind_name, value_text};
 use shared::trace::{Span, Status, TraceSet};
 
-/// Everything that a span says, as text, one line for each thing. Attributes are in the order of their keys: they are a set.
+/// Everything that a span says, as text, one line for each thing. Attributes are in the order of their keys: they are a set. Tempo
+/// does not keep `flags`, so whether the parent is remote does not come back.
 fn told(set: &TraceSet, span: &Span) -> Vec<String> {
     let attributes = |attrs: &[(shared::trace::span::Text, shared::trace::Value)]| {
         let mut lines: Vec<String> =
@@ -21,7 +22,7 @@ fn told(set: &TraceSet, span: &Span) -> Vec<String> {
     let parent = span.parent.map(|p| p.to_string());
     let mut lines = vec![
         format!("{} {} {}", span.name, kind_name(span.kind), span.span_id),
-        format!("parent {parent:?}, remote {}", span.parent_is_remote),
+        format!("parent {parent:?}"),
         format!("{} to {}", at(span.start), at(span.end)),
         format!("state {:?}", span.tracestate),
         match &span.status {

@@ -55,7 +55,7 @@ pub const QUERIES: &[Query] = &[
         question: "Is one engine slower to its first token than the others?",
         traceql: r#"{ name = "vllm.engine.request" } | avg_over_time(span.gen_ai.latency.time_to_first_token) by (resource.service.instance.id)"#,
         parameters: &[],
-        reads: "The mean in seconds for each engine. (Quantiles of a decimal attribute are not to be had: Tempo counts only durations and whole numbers into buckets.)",
+        reads: "The mean in seconds for each engine. Tempo has no quantiles of decimal attributes: it counts only durations and whole numbers into buckets.",
         answers: QUICKSTART,
     },
     Query {

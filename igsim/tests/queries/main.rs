@@ -15,10 +15,15 @@ use answers::{Sent, figures, matches};
 use common::tempo::{Server, lately};
 use common::{Place, library, traceql};
 use igsim::queries::{self, Answers, QUERIES, Query, Shape};
+use shared::clock::RunClock;
 use shared::ids::TraceId;
+use shared::time::{Dur, Time};
 use shared::trace::registry::Registry;
 use shared::trace::tree::value_text;
 use shared::trace::{Event, TraceSet};
+
+/// How long Tempo may take to merge what it has of a trace.
+const PATIENCE: Dur = Dur::from_secs(90);
 
 /// Above what is generated.
 const HEAD: &str = "# Questions to traces
@@ -158,48 +163,62 @@ fn the_command_asks_tempo_and_prints_a_table() {
     );
 }
 
-/// Asks Tempo, compares, and says how large the answer was.
+/// Asks Tempo until its answer is the expected one, and says how large that is. Tempo takes the spans of a trace in in parts, one for
+/// each service; until it has merged what it wrote of them, a search may see one part only.
 fn compare(server: &Server, sent: &Sent, query: &Query) -> usize {
+    let clock = RunClock::start();
+    loop {
+        match difference(server, sent, query) {
+            Ok(answers) => return answers,
+            Err(difference) if clock.now().since(Time::ZERO) > PATIENCE => panic!("{}: {difference}", sent.name),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(500)),
+        }
+    }
+}
+
+/// How large the answer is, or how it differs from what is expected.
+fn difference(server: &Server, sent: &Sent, query: &Query) -> Result<usize, String> {
     let links = sent.set.spans.iter().flat_map(|s| &s.links).map(|l| l.trace_id);
     let trace = links.min().unwrap_or(TraceId::new(1).unwrap());
     let set = if query.name == "engine-steps" { vec![("trace".to_owned(), trace.to_string())] } else { Vec::new() };
     let traceql = query.render(&set, Some(&sent.only)).unwrap();
-    let place = format!("{} on {}: {traceql}", query.name, sent.name);
+    let ensure =
+        |good: bool, what: &dyn Fn() -> String| if good { Ok(()) } else { Err(format!("{traceql}: {}", what())) };
     match query.shape() {
         Shape::Spans => {
-            let found = server.tempo.search(&traceql, lately(), 100_000).unwrap_or_else(|e| panic!("{place}: {e}"));
+            let found = server.tempo.search(&traceql, lately(), 100_000).unwrap_or_else(|e| panic!("{traceql}: {e}"));
             let about = sent.set.spans.iter().filter(|s| matches(query.name, sent, s, trace));
             let expect: BTreeSet<_> = about.map(|s| (s.trace_id, s.span_id)).collect();
             let matched: u64 = found.iter().map(|f| f.matched).sum();
-            assert_eq!(matched, expect.len() as u64, "{place}");
+            ensure(matched == expect.len() as u64, &|| format!("{matched} spans, expected {}", expect.len()))?;
             let ids: BTreeSet<_> = found.iter().flat_map(|f| f.spans.iter().map(|s| (f.trace_id, s.span_id))).collect();
             // Of a trace with more spans than Tempo shows, those that it shows.
-            assert!(ids.is_subset(&expect), "{place}: {:?}", ids.difference(&expect).next());
-            let shown = found.iter().all(|f| f.matched == f.spans.len() as u64);
-            assert!(!shown || ids == expect, "{place}: {:?}", expect.difference(&ids).next());
+            ensure(ids.is_subset(&expect), &|| format!("one too many: {:?}", ids.difference(&expect).next()))?;
+            let whole = found.iter().all(|f| f.matched == f.spans.len() as u64);
+            ensure(!whole || ids == expect, &|| format!("one is missing: {:?}", expect.difference(&ids).next()))?;
             for (trace, span) in found.iter().flat_map(|f| f.spans.iter().map(move |s| (f, s))) {
                 let ours = &sent.set.spans[sent.by_id[&(trace.trace_id, span.span_id)]];
-                assert_eq!(span.duration_nanos, (ours.end - ours.start).as_nanos(), "{place}");
+                ensure(span.duration_nanos == (ours.end - ours.start).as_nanos(), &|| format!("{span:?}"))?;
                 for (key, value) in span.attributes.iter().filter(|(key, _)| ours.get(key).is_some()) {
-                    let shown = ours.get(key).map(value_text);
-                    assert_eq!(Some(value_text(value)), shown, "{place}: {key}");
+                    let same = Some(value_text(value)) == ours.get(key).map(value_text);
+                    ensure(same, &|| format!("{key} is {value:?} in {ours:?}"))?;
                 }
             }
-            expect.len()
+            Ok(expect.len())
         }
         Shape::Figures => {
-            let found = server.tempo.metrics(&traceql, lately()).unwrap_or_else(|e| panic!("{place}: {e}"));
+            let found = server.tempo.metrics(&traceql, lately()).unwrap_or_else(|e| panic!("{traceql}: {e}"));
             let (expect, exactness) = figures(query.name, sent);
             let labelled = found.iter().filter(|s| s.labels.iter().all(|(key, _)| key != "__name__"));
             let found: BTreeMap<Vec<String>, f64> =
                 labelled.map(|s| (s.labels.iter().map(|(_, v)| value_text(v)).collect(), s.value)).collect();
-            assert_eq!(found.keys().collect::<Vec<_>>(), expect.keys().collect::<Vec<_>>(), "{place}");
+            ensure(found.keys().eq(expect.keys()), &|| format!("{found:?}, expected {expect:?}"))?;
             for (labels, expect) in &expect {
                 let found = found[labels];
                 let close = found <= expect * (1.0 + exactness) && found >= expect / (1.0 + exactness);
-                assert!(close, "{place}: {labels:?}: found {found}, expected {expect}");
+                ensure(close, &|| format!("{labels:?}: {found}, expected {expect}"))?;
             }
-            expect.len()
+            Ok(expect.len())
         }
     }
 }
