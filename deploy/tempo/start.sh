@@ -14,10 +14,10 @@ run() { # Tempo's own graceful stop can hang after a query, so it gets three sec
 
 mkdir -p tempo-data
 if [ -n "${TEMPO:-}" ] || command -v tempo >/dev/null; then
-    run "${TEMPO:-tempo}" -config.file="$here/tempo.yaml"
+    run "${TEMPO:-tempo}" -config.expand-env=true -config.file="$here/tempo.yaml"
 elif command -v docker >/dev/null && docker info >/dev/null 2>&1; then
     run docker run --rm --network host --user "$(id -u)" -v "$here/tempo.yaml:/etc/tempo.yaml:ro" \
-        -v "$PWD/tempo-data:/tempo-data" -w / "$image" -config.file=/etc/tempo.yaml
+        -v "$PWD/tempo-data:/tempo-data" -w / "$image" -config.expand-env=true -config.file=/etc/tempo.yaml
 else
     echo "error: neither a tempo binary (set TEMPO=/path/to/tempo) nor a running docker was found." >&2
     echo "help: Tempo's releases page has binaries for version 3.0.3; any OTLP backend works as well (docs/tempo.md)." >&2

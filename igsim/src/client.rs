@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::Client as Legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
@@ -22,13 +22,30 @@ use shared::time::{Dur, Time};
 
 use crate::report::Failure;
 
+/// Connections to servers, kept and used again.
+pub(crate) type Pool = Legacy<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// A pool for HTTP, and for HTTPS with certificates of the web's authorities.
+pub(crate) fn pool() -> Pool {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.enforce_http(false);
+    let tls = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+        .expect("ring supports the default protocol versions")
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
+    Legacy::builder(TokioExecutor::new()).build(tls)
+}
+
 /// The longest reason for a dropped request that is repeated.
 const MAX_REASON: usize = 64;
 
 /// Sends requests to one gateway, engine or other OpenAI-compatible server.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    pool: Pool,
     clock: RunClock,
     timeout: Duration,
 }
@@ -82,17 +99,7 @@ pub struct Observed {
 impl Client {
     /// A client on `clock` that gives up on a request after `timeout`.
     pub fn new(clock: RunClock, timeout: Dur) -> Client {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.enforce_http(false);
-        let tls = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .expect("ring supports the default protocol versions")
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let pool = Pool::builder(TokioExecutor::new()).build(tls);
-        Client { pool, clock, timeout: timeout.to_std() }
+        Client { pool: pool(), clock, timeout: timeout.to_std() }
     }
 
     /// Sends a request and reads its answer to the end.

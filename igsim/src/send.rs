@@ -40,7 +40,8 @@ fn ending_now(clock: RunClock, last: Time) -> Anchor {
     Anchor::from_unix_nanos(now.saturating_sub(last.as_nanos()))
 }
 
-fn salted(id: TraceId, options: &SendOptions) -> TraceId {
+/// The id under which a trace is sent.
+pub fn salted(id: TraceId, options: &SendOptions) -> TraceId {
     let Some(run_id) = &options.run_id else { return id };
     let salt = run_id.bytes().fold(0x1653_u64, |h, b| mix64(h ^ u64::from(b)));
     let (high, low) = ((id.get() >> 64) as u64, id.get() as u64);

@@ -206,6 +206,7 @@ fn every_scenario_runs_in_virtual_time_without_findings() {
         "overload" => "duration=10s",
         "faults-crash" | "faults-rates" | "faults-stale-metrics" | "flow-control" | "pd" | "resilience" => "seed=42",
         "parity" => "requests=40",
+        "small-cache" => "seed=42",
         "quickstart" | "overhead" => "requests=200",
         "shared-prefix" => "requests=150",
         "replay-azure" => "trace.path=azure.csv",

@@ -7,6 +7,7 @@ mod explain;
 mod inspect;
 mod ladder;
 mod overhead;
+mod query;
 mod run;
 mod send;
 mod up;
@@ -65,6 +66,11 @@ enum Command {
         after_help = "Examples:\n  igsim run scenarios/quickstart.yaml --mode virtual --sampling 1 --detail 3 --out runs/why\n  igsim explain runs/why\n  igsim explain runs/why --trace 3b1f"
     )]
     Explain(explain::ExplainArgs),
+    /// Ask Grafana Tempo a question about traces: what was slow, who waited, what failed
+    #[command(
+        after_help = "Examples:\n  igsim query --list\n  igsim query slow-requests --set over=1s\n  igsim query preempted --tempo http://127.0.0.1:3200 --start 24h\n  igsim query errors --print"
+    )]
+    Query(query::QueryArgs),
     /// Send the traces of a finished run to an OTLP endpoint
     #[command(after_help = "Example: igsim send runs/quickstart-20261120-1842 --otlp http://127.0.0.1:4318 --end-now")]
     Send(SendArgs),
@@ -294,6 +300,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Up(args) => up::up(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Query(args) => query::query(&args),
         Command::Send(args) => send::send(&args),
         Command::Ladder(args) => ladder::run(&args),
         Command::Overhead(args) => overhead::overhead(args),

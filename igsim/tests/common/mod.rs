@@ -5,6 +5,8 @@
 #[path = "../../../shared/tests/support/collector.rs"]
 pub mod collector;
 pub mod http;
+pub mod tempo;
+pub mod traceql;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
