@@ -17,8 +17,10 @@ use crate::core::request::Rejection;
 use crate::core::scheduler::explain::{Given, Known};
 use crate::core::scheduler::{Choice, Verdict};
 
+mod arrival;
 mod flow_control;
 
+pub use arrival::Arrived;
 use flow_control::Out;
 pub use flow_control::{Dequeued, Hold};
 use kv_cache::KvAsked;
@@ -146,6 +148,20 @@ pub enum GatewayFact {
         path: Arc<str>,
         /// The route that matched.
         route: Option<&'static str>,
+    },
+    /// Driver, finest detail: the headers were judged.
+    HeadersRead {
+        /// How many there are; `None` where there are none to count, in virtual time.
+        count: Option<u32>,
+        /// Whether one says how the request is to be treated.
+        metadata: bool,
+    },
+    /// Driver, finest detail: the body was read, or could not be.
+    BodyRead {
+        /// What came of it.
+        arrived: Arrived,
+        /// Whether it came whole and could be read.
+        parsed: bool,
     },
     /// Driver: the request asks for this model and is sent to another one; comes before [`GatewayFact::Parsed`].
     Rewritten {
@@ -463,6 +479,8 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         self.latest = self.latest.max(at);
         match fact {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
+            GatewayFact::HeadersRead { count, metadata } => self.headers_read(cx, at, *count, *metadata),
+            GatewayFact::BodyRead { arrived, parsed } => self.body_read(cx, at, *arrived, *parsed),
             GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;

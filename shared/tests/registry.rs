@@ -8,6 +8,7 @@ use shared::trace::registry::{FILES, Registry};
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
 const FOLDS: [&str; 10] = [
     "gateway/src/spans.rs",
+    "gateway/src/spans/arrival.rs",
     "gateway/src/spans/collect.rs",
     "gateway/src/pd_proxy/spans.rs",
     "gateway/src/spans/flow_control.rs",

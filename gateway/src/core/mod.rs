@@ -7,6 +7,7 @@ pub mod gateway;
 pub mod kv_index;
 pub mod outlier;
 pub mod pool;
+pub mod pools;
 pub mod prefix_index;
 mod producers;
 pub mod request;

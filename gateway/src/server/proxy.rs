@@ -25,17 +25,20 @@ use tokio::time::Instant;
 use crate::core::gateway::Input;
 use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
+use crate::core::pools::PoolId;
 use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey};
+use crate::core::scheduler::explain::EVERY_ENDPOINT;
 use crate::server::api::method_name;
 use crate::server::membership::Target;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::queue::Answer;
 use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
-use crate::server::request::{self, Caller, MODEL_REWRITE, Parsed, Route};
+use crate::server::pool::Pool;
+use crate::server::request::{self, Asked, Caller, MODEL_REWRITE, Parsed, Route};
 use crate::server::routing::Routing;
 use crate::server::runtime::Shared;
 use crate::server::trust;
-use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, lookup_span_id, proxy_span_id};
+use crate::spans::{Arrived, Failure, GatewayFact, bounded_name, bounded_path, lookup_span_id, proxy_span_id};
 
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) -> Response {
@@ -58,6 +61,8 @@ pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) 
 /// A request being served. Dropped before its end, it counts as given up by its caller, or by a gateway whose drain is over.
 struct Exchange {
     shared: Arc<Shared>,
+    /// The pool that it goes to, as soon as its model is known.
+    pool: PoolId,
     route: Route,
     received: Time,
     key: RequestKey,
@@ -108,6 +113,7 @@ impl Exchange {
         });
         Exchange {
             shared,
+            pool: PoolId::default(),
             route,
             received,
             key: RequestKey(key),
@@ -128,42 +134,97 @@ impl Exchange {
         }
     }
 
-    /// Reads and parses the body.
+    fn pool(&self) -> &Pool {
+        &self.shared.pools[self.pool.index()]
+    }
+
+    /// Judges the headers, reads and parses the body.
     async fn read(
         &mut self,
         headers: &HeaderMap,
         body: Body,
         model: &mut Arc<str>,
     ) -> Result<(Box<RequestInfo>, Bytes), Refusal> {
+        // How a request arrived is shown by the finest detail only.
+        let fine = self.trail.detail() >= EVERY_ENDPOINT;
+        let judged = self.judge(headers);
+        if fine {
+            let (count, metadata) = (u32::try_from(headers.len()).ok(), request::has_metadata(headers));
+            self.trail.note(self.shared.clock.now(), || GatewayFact::HeadersRead { count, metadata });
+        }
+        judged?;
+        let mut arrived = Arrived::default();
+        let limit = self.shared.config.limits.max_body_bytes;
+        let bytes = if fine {
+            tokio::time::timeout_at(self.deadline(), request::counted_body(body, headers, limit, &mut arrived)).await
+        } else {
+            tokio::time::timeout_at(self.deadline(), request::body(body, headers, limit)).await
+        };
+        let parsed = bytes.unwrap_or(Err(Refusal::SlowBody)).and_then(|bytes| self.parse(headers, bytes, model));
+        if fine {
+            let parsed = matches!(parsed, Ok(_) | Err(Refusal::Rejected(_)));
+            self.trail.note(self.shared.clock.now(), || GatewayFact::BodyRead { arrived, parsed });
+        }
+        let (parsed, bytes) = parsed?;
+        let mut caller = Caller::of(headers, &self.pool().routing);
+        if self.pool().queue.is_some() || self.trail.is_recording() {
+            caller.deadlines = request::deadlines(headers);
+        }
+        let bytes = match self.pool().config.priority_of_engines(caller.objective.as_deref()) {
+            Some(priority) => request::with_priority(bytes, priority),
+            None => bytes,
+        };
+        let info = self.info(parsed, caller, model, bytes.len());
+        Ok((info, bytes))
+    }
+
+    /// Whether a request with these headers may go on.
+    fn judge(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         if self.shared.is_draining() {
             return Err(Refusal::Rejected(Rejection::ShuttingDown));
         }
-        let config = &self.shared.config;
-        if !request::headers_fit(headers, &config.limits) {
+        if !request::headers_fit(headers, &self.shared.config.limits) {
             return Err(Refusal::HeadersTooLarge);
         }
-        if !self.shared.may_call(headers) {
-            return Err(Refusal::Unauthorized);
-        }
-        let body = request::body(body, headers, config.limits.max_body_bytes);
-        let mut bytes = tokio::time::timeout_at(self.deadline(), body).await.unwrap_or(Err(Refusal::SlowBody))?;
-        let precise = self.shared.reads_kv_events.then_some(&config.precise_prefix);
-        let mut parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
-        *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
+        if self.shared.may_call(headers) { Ok(()) } else { Err(Refusal::Unauthorized) }
+    }
+
+    /// Finds out which model a body is for, and with that the pool; returns what it says, and itself as it is sent.
+    fn parse(&mut self, headers: &HeaderMap, bytes: Bytes, model: &mut Arc<str>) -> Result<(Parsed, Bytes), Refusal> {
+        let mut rewritten = None;
+        let mut asked = Asked::read(self.route, &bytes)?;
+        *model = asked.model.take().unwrap_or_else(|| self.shared.default_model());
         if let Some(target) = self.target(headers, model)
-            && let Some(rewritten) = request::with_model(&bytes, &target)
+            && let Some(body) = request::with_model(&bytes, &target)
         {
-            bytes = rewritten;
-            parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
+            asked = Asked::read(self.route, rewritten.insert(body))?;
             let asked = std::mem::replace(model, target);
             self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
         }
-        let mut caller = Caller::of(headers, &self.shared.routing);
-        if self.shared.queue.is_some() || self.trail.is_recording() {
-            caller.deadlines = request::deadlines(headers);
+        let Some(pool) = self.shared.table.of_model(model) else {
+            self.note_unknown(model, bytes.len());
+            self.shared.metrics.rejected(Rejection::UnknownModel);
+            return Err(Refusal::Rejected(Rejection::UnknownModel));
+        };
+        self.pool = pool;
+        let pool = self.pool();
+        if self.shared.table.is_split() {
+            pool.requests.fetch_add(1, Ordering::Relaxed);
         }
-        let info = self.info(parsed, caller, model, bytes.len());
-        Ok((info, bytes))
+        let precise = pool.reads_kv_events.then_some(&pool.config.precise_prefix);
+        let parsed = asked.parsed(&pool.config.prefix, precise);
+        Ok((parsed, rewritten.unwrap_or(bytes)))
+    }
+
+    /// Records a request that no pool has a core for.
+    fn note_unknown(&self, model: &Arc<str>, size: usize) {
+        self.trail.annotate(self.received, || GatewayFact::Parsed {
+            id: self.id.clone(),
+            model: bounded_name(model),
+            size_bytes: u32::try_from(size).unwrap_or(u32::MAX),
+            priority: 0,
+            streaming: false,
+        });
     }
 
     /// The model that the request is sent to, if it is not the one it asks for.
@@ -210,14 +271,14 @@ impl Exchange {
     /// Asks a kv-cache-manager who holds the prompt, where there is one; returns the blocks that it is to expect where the request
     /// goes. Without an answer the request is scheduled without.
     async fn look_up(&self, info: &mut RequestInfo) -> Vec<u64> {
-        let Some(manager) = self.shared.kv_manager.as_ref().filter(|_| !info.kv.keys.is_empty()) else {
+        let Some(manager) = self.pool().kv_manager.as_ref().filter(|_| !info.kv.keys.is_empty()) else {
             return Vec::new();
         };
         let (mut headers, started) = (HeaderMap::new(), self.shared.clock.now());
         if let Some(own) = self.started.as_ref().map(|s| &s.context) {
             self.tracer.inject(&own.child(lookup_span_id(own.span_id)), &mut headers);
         }
-        let asked = manager.ask(&info.model, &info.kv.keys, headers, &self.shared.membership.backends()).await;
+        let asked = manager.ask(&info.model, &info.kv.keys, headers, &self.pool().membership.backends()).await;
         info.kv.answer = asked.answer;
         let (address, port, status, failure) = (&manager.address, manager.port, asked.status, asked.failure);
         self.trail.note(self.shared.clock.now(), || GatewayFact::KvAsked {
@@ -227,14 +288,14 @@ impl Exchange {
             status,
             failure,
         });
-        if self.shared.config.precise_prefix.speculative { info.kv.keys.clone() } else { Vec::new() }
+        if self.pool().config.precise_prefix.speculative { info.kv.keys.clone() } else { Vec::new() }
     }
 
     /// Tells the kv-cache-manager where the request goes.
     fn expect(&self, endpoints: [Option<EndpointId>; 2], keys: &[u64]) {
-        if let Some(manager) = self.shared.kv_manager.as_ref().filter(|_| !keys.is_empty()) {
+        if let Some(manager) = self.pool().kv_manager.as_ref().filter(|_| !keys.is_empty()) {
             for endpoint in endpoints.into_iter().flatten() {
-                manager.tell(&self.shared.membership.get(endpoint).backend.config.name, keys.to_vec());
+                manager.tell(&self.pool().membership.get(endpoint).backend.config.name, keys.to_vec());
             }
         }
     }
@@ -260,7 +321,7 @@ impl Exchange {
             };
             self.expect([Some(endpoint), prefill], expected);
             self.attempt_started(attempt);
-            let prefill = prefill.map(|id| self.shared.membership.get(id));
+            let prefill = prefill.map(|id| self.pool().membership.get(id));
             Routing::set_prefiller(&mut headers, prefill.as_ref().map(|p| &p.labels));
             let request = self.outgoing(parts, &mut headers, body.clone(), attempt)?;
             let failure = match tokio::time::timeout_at(deadline, self.head(request)).await {
@@ -294,17 +355,17 @@ impl Exchange {
         last: Option<Failure>,
     ) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
         let now = self.shared.clock.now();
-        let output = match self.shared.ask(now, self.key, input, self.trail.is_recording()) {
+        let output = match self.pool().ask(now, self.key, input, self.trail.is_recording()) {
             Answer::Now(output) => output,
             Answer::Later(answer) => self.wait(answer).await?,
         };
-        if self.shared.queue.is_some() && last.is_none() {
+        if self.pool().queue.is_some() && last.is_none() {
             self.waited(self.shared.clock.now().since(now));
         }
         match output {
             Output::Dispatch { endpoint, prefill, attempt, .. } => {
                 self.at = Some(endpoint);
-                self.target = Some(self.shared.membership.get(endpoint));
+                self.target = Some(self.pool().membership.get(endpoint));
                 if attempt > 0 {
                     self.shared.metrics.retries.fetch_add(1, Ordering::Relaxed);
                 }
@@ -406,11 +467,11 @@ impl Exchange {
         let now = self.shared.clock.now();
         self.trail.note(now, || GatewayFact::ResponseHead { status });
         if let Some(endpoint) = self.at {
-            self.shared.tell(now, Input::ResponseStarted { key: self.key, endpoint, status });
+            self.pool().tell(now, Input::ResponseStarted { key: self.key, endpoint, status });
         }
         let mut headers = end_to_end(&parts.headers);
         self.decorate(&mut headers);
-        let observer = Observer::of(&headers, self.trail.is_recording() || self.shared.reads_usage);
+        let observer = Observer::of(&headers, self.trail.is_recording() || self.pool().reads_usage);
         let deadline = self.deadline();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = parts.status;
@@ -422,7 +483,7 @@ impl Exchange {
     /// Tells the core that the engine's prefill is over.
     fn first_chunk(&self) {
         if let Some(endpoint) = self.at {
-            self.shared.tell(self.shared.clock.now(), Input::FirstChunk { key: self.key, endpoint });
+            self.pool().tell(self.shared.clock.now(), Input::FirstChunk { key: self.key, endpoint });
         }
     }
 
@@ -450,7 +511,7 @@ impl Exchange {
         }
         // A request that no endpoint has was not answered by one.
         let Some(target) = self.target.as_ref().filter(|_| self.at.is_some() || self.status.is_some()) else { return };
-        self.shared.routing.set_session_token(headers, &target.labels);
+        self.pool().routing.set_session_token(headers, &target.labels);
         if let Some(name) = &target.name {
             headers.insert(SERVED_BY, name.clone());
         }
@@ -464,12 +525,12 @@ impl Exchange {
         self.attempt_ended(failure);
         let now = self.shared.clock.now();
         if std::mem::take(&mut self.waits) {
-            self.shared.cancel(now, self.key);
+            self.pool().cancel(now, self.key);
             self.shared.metrics.dropped(Rejection::Cancelled);
         }
         self.tell_usage(now);
         if let Some(endpoint) = self.at.take() {
-            self.shared.tell(now, self.ending(endpoint, failure));
+            self.pool().tell(now, self.ending(endpoint, failure));
         }
         self.note_end(now, failure);
         std::mem::take(&mut self.trail).finish(now);
@@ -490,11 +551,11 @@ impl Exchange {
     }
 
     fn tell_usage(&self, now: Time) {
-        if self.shared.reads_usage
+        if self.pool().reads_usage
             && let Some(usage) = &self.learnt.usage
         {
             let (prompt_tokens, output_tokens) = (usage.prompt_tokens, usage.completion_tokens);
-            self.shared.tell(now, Input::Used { key: self.key, prompt_tokens, output_tokens });
+            self.pool().tell(now, Input::Used { key: self.key, prompt_tokens, output_tokens });
         }
     }
 
@@ -634,7 +695,7 @@ impl Passage {
 
     fn pass(&mut self, data: &Bytes) {
         let exchange = &mut self.exchange;
-        if exchange.bytes == 0 && !data.is_empty() && exchange.shared.reads_first_chunks {
+        if exchange.bytes == 0 && !data.is_empty() && exchange.pool().reads_first_chunks {
             exchange.first_chunk();
         }
         exchange.bytes += data.len() as u64;

@@ -6,6 +6,7 @@ use engine_sim::core::engine::{PreparedPrompt, RequestKey as EngineKey};
 use engine_sim::core::facts::EngineFact;
 use engine_sim::core::sequence::FinishReason;
 use gateway::core::pool::EndpointId;
+use gateway::core::pools::PoolId;
 use gateway::spans::{Failure, GatewayFact};
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
@@ -51,8 +52,11 @@ pub(super) struct Flight {
     pub(super) taken: Option<Time>,
     pub(super) plan: PlannedRequest,
     pub(super) id: RequestId,
-    /// The model that it is sent to.
+    /// The model that it is sent to, and the pool that has it.
     pub(super) model: Arc<str>,
+    pub(super) pool: PoolId,
+    /// Its priority in vLLM's sense: lower is more important.
+    pub(super) engine_priority: i32,
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
@@ -93,8 +97,10 @@ impl Flight {
             dropped: None,
             taken: None,
             id: RequestId::sanitise(&format!("req-{}", plan.index)),
+            engine_priority: -plan.priority,
             plan,
             model,
+            pool: PoolId::default(),
             started: None,
             trail: Trail::off(),
             engine_trail: Trail::off(),

@@ -51,7 +51,8 @@ impl Losses {
     pub(super) fn of(scenario: &Scenario) -> Losses {
         let timeouts = &scenario.gateway.timeouts;
         let faulty = scenario.engines.iter().any(|group| !group.faults.is_empty());
-        let waits = scenario.gateway.flow_control.as_ref().is_some_and(|f| f.enabled);
+        let pools = scenario.gateway.pool_configs();
+        let waits = pools.iter().any(|c| c.flow_control.as_ref().is_some_and(|f| f.enabled));
         let limits = (faulty || waits).then(|| (timeouts.response_head.get(), timeouts.total.get()));
         Losses { limits, legs: 0, left: BTreeMap::new() }
     }

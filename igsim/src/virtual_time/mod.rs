@@ -11,6 +11,7 @@ mod kv_events;
 mod loss;
 mod membership;
 mod peers;
+mod pools;
 mod prefill;
 pub mod queue;
 mod scrapes;

@@ -17,9 +17,12 @@ use gateway::core::gateway::{
 };
 use gateway::core::kv_index::events::Batch;
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
+use gateway::core::pools::PoolId;
 use gateway::core::prefix_index::PrefixHasher;
+use gateway::core::scheduler::explain::EVERY_ENDPOINT;
 use gateway::pd_proxy::core::Leg as Side;
-use gateway::spans::{GatewayFact, proxy_span_id};
+use gateway::core::request::Rejection;
+use gateway::spans::{Arrived, GatewayFact, bounded_name, proxy_span_id};
 use shared::block_hash::ExtraKeys;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
@@ -33,6 +36,7 @@ use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::membership::Change;
 use super::peers::PeerNetwork;
+use super::pools::Pools;
 use super::prefill::PrefillEvent;
 use super::queue::Queue;
 use super::sidecar::Sidecars;
@@ -84,8 +88,8 @@ pub(super) enum Event {
         leg: Leg,
         loss: Loss,
     },
-    /// The gateway's core wants to be looked at.
-    GatewayDue,
+    /// A core of the gateway wants to be looked at.
+    GatewayDue(PoolId),
     /// A time limit of the gateway is reached.
     Overdue {
         slot: usize,
@@ -115,7 +119,7 @@ impl Event {
             Event::Scraped(..) | Event::KvEvents(..) => 6,
             Event::FirstChunk(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
-            Event::GatewayDue => 9,
+            Event::GatewayDue(_) => 9,
             Event::Overdue { .. } => 10,
             Event::Done { .. } => 11,
         }
@@ -124,6 +128,8 @@ impl Event {
 
 pub(super) struct Machine {
     pub(super) engine: Engine,
+    /// What its KV events call its model.
+    pub(super) model: Arc<str>,
     pub(super) tracer: Tracer,
     /// Raised whenever the wake-up moves; steps of older generations are stale.
     generation: u64,
@@ -147,19 +153,17 @@ pub(super) struct World<'a> {
     plan: Plan,
     queue: Queue<Event>,
     pub(super) sidecars: Sidecars,
-    pub(super) gateway: Gateway,
-    /// When the gateway's core is looked at next.
-    pub(super) gateway_due: Option<Time>,
+    pub(super) pools: Pools,
     tracer: Tracer,
     pub(super) scrape_traces: Option<Arc<OwnTraces>>,
     pub(super) machines: Vec<Machine>,
     pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     open: usize,
-    pub(super) model: Arc<str>,
+    model: Arc<str>,
     pub(super) api: &'static str,
-    /// Names of the tenants, and how soon they want their requests.
-    tenants: Vec<(Arc<str>, Deadlines)>,
+    /// Names of the tenants, how soon they want their requests, and for which model if not for that of all.
+    tenants: Vec<(Arc<str>, Deadlines, Option<Arc<str>>)>,
     pub(super) client_delay: Dur,
     pub(super) engine_delay: Dur,
     pub(super) scrape_every: Dur,
@@ -186,13 +190,17 @@ impl<'a> World<'a> {
     pub(super) fn new(scenario: &'a Scenario, plan: Plan, seed: Seed, telemetry: &Telemetry) -> World<'a> {
         let mut machines = Vec::new();
         let mut endpoints = Vec::new();
+        let model: Arc<str> = scenario.model().into();
         for group in &scenario.engines {
             // Prompts and answers are tokens of four bytes here.
             let config = EngineConfig { tokenizer: Tokenizer::Bytes, ..group.engine_config() };
             let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
-                endpoints.push(EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels()));
+                endpoints.push(EndpointConfig {
+                    models: scenario.models_of_endpoint(group),
+                    ..EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels())
+                });
                 let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
@@ -202,7 +210,9 @@ impl<'a> World<'a> {
                     engine = engine.with_faults(faults);
                 }
                 engine.trace_steps(tracer.engine_steps());
-                machines.push(Machine { engine, tracer, generation: 0, scheduled: None, member: true, frozen: None });
+                let model = scenario.model_of_events(group).map_or_else(|| Arc::clone(&model), Arc::from);
+                let (member, frozen) = (true, None);
+                machines.push(Machine { engine, model, tracer, generation: 0, scheduled: None, member, frozen });
             }
         }
         let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
@@ -211,10 +221,9 @@ impl<'a> World<'a> {
         let events = Events::new(&tracer);
         let mut config = scenario.gateway_config();
         // There is nothing to ask over a network that is not there.
-        config.precise_prefix.manager = None;
+        config.ask_nobody();
         World {
-            gateway: Gateway::new(config, endpoints, seed),
-            gateway_due: None,
+            pools: Pools::new(&config, &endpoints, seed),
             tracer,
             scrape_traces,
             machines,
@@ -224,9 +233,9 @@ impl<'a> World<'a> {
             flights: Vec::new(),
             free: Vec::new(),
             open: 0,
-            model: scenario.model().into(),
+            model,
             api: path_of(scenario.workload.api),
-            tenants: scenario.workload.tenants.iter().map(|t| (t.name.as_str().into(), deadlines(t))).collect(),
+            tenants: scenario.workload.tenants.iter().map(said).collect(),
             client_delay: scenario.network.client_gateway.get(),
             engine_delay: scenario.network.gateway_engine.get(),
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
@@ -298,7 +307,7 @@ impl<'a> World<'a> {
             | Event::Answered { .. }
             | Event::Refused { .. }
             | Event::Lost { .. } => {}
-            Event::GatewayDue => self.gateway_due(),
+            Event::GatewayDue(pool) => self.gateway_due(pool),
             Event::Overdue { slot, limit } => self.overdue(slot, limit),
             Event::Done { slot, outcome } => self.done(slot, outcome, observer),
         }
@@ -327,7 +336,8 @@ impl<'a> World<'a> {
     fn send(&mut self, request: PlannedRequest) -> Result<(), ReplayError> {
         self.planned -= 1;
         let first_of_its_own = request.client.is_none() && request.is_first_turn();
-        let flight = Some(Flight::new(request, Arc::clone(&self.model), self.now));
+        let own = self.tenants.get(usize::from(request.tenant)).and_then(|(_, _, model)| model.clone());
+        let flight = Some(Flight::new(request, own.unwrap_or_else(|| Arc::clone(&self.model)), self.now));
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -353,7 +363,7 @@ impl<'a> World<'a> {
         trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
         let tenant = self.flights[slot].as_ref().map(|f| usize::from(f.plan.tenant));
         let tenant = tenant.and_then(|t| self.tenants.get(t)).cloned();
-        let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d)| (Some(name), d));
+        let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d, _)| (Some(name), d));
         if deadlines.ttft.is_some() {
             trail.note(now, || GatewayFact::Objectives { ttft: deadlines.ttft, tpot: None });
         }
@@ -361,13 +371,33 @@ impl<'a> World<'a> {
         let mut tokens = std::mem::take(&mut self.tokens);
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         flight.plan.tokens(&mut tokens);
-        if let Some(target) = self.gateway.rewrites().target(&self.model, None, &flight.id) {
+        if let Some(target) = self.pools.rewrites().target(&flight.model, None, &flight.id) {
             trail.note(now, || GatewayFact::Rewritten { asked: Arc::clone(&flight.model) });
             flight.model = target;
         }
         flight.body_bytes = cost::body_bytes(tokens.len());
         flight.content = output_content(&tokens, None);
-        let prefix = &self.scenario.gateway.prefix;
+        let mut watch = CostWatch(now);
+        watch.lap(Stage::Parse { bytes: flight.body_bytes });
+        let parsed = watch.0;
+        if trail.detail() >= EVERY_ENDPOINT {
+            // A body comes in one piece, and there are no headers to read.
+            let metadata = flight.plan.objective.is_some() || fairness_id.is_some() || flight.plan.session.is_some();
+            trail.note(now, || GatewayFact::HeadersRead { count: None, metadata });
+            let arrived = Arrived { chunks: 1, bytes: flight.body_bytes.into() };
+            trail.note(parsed, || GatewayFact::BodyRead { arrived, parsed: true });
+        }
+        let Some(pool) = self.pools.table.of_model(&flight.model) else {
+            self.tokens = tokens;
+            (flight.started, flight.trail) = (Some(started), trail);
+            return self.unknown_model(slot, parsed);
+        };
+        flight.pool = pool;
+        let config = self.pools.config(pool);
+        if let Some(priority) = config.priority_of_engines(flight.plan.objective.as_deref()) {
+            flight.engine_priority = priority;
+        }
+        let prefix = &config.prefix;
         let mut hasher = PrefixHasher::with_blocks(&flight.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
         hasher.tokens(tokens.iter().copied());
         let info = RequestInfo {
@@ -386,19 +416,30 @@ impl<'a> World<'a> {
             max_output_tokens: Some(flight.plan.output_tokens),
             deadlines,
             prefix: hasher.finish(),
-            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &flight.model, &tokens),
+            kv: self.events.prompt(self.pools.core(pool), &config.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
         flight.trail = trail;
         self.tokens = tokens;
-        let mut watch = CostWatch(now);
-        watch.lap(Stage::Parse { bytes: flight.body_bytes });
-        let parsed = watch.0;
         self.flight(slot).waits = true;
         self.ask(parsed, GatewayInput::Request(Box::new(info)), &mut watch);
         self.limit_total(slot);
         self.decide_all(watch.0, Some(slot));
+    }
+
+    /// No pool has the model: the request is answered at once.
+    fn unknown_model(&mut self, slot: usize, at: Time) {
+        let flight = self.flight(slot);
+        flight.trail.annotate(at, || GatewayFact::Parsed {
+            id: flight.id.clone(),
+            model: bounded_name(&flight.model),
+            size_bytes: flight.body_bytes,
+            priority: 0,
+            streaming: flight.plan.streaming,
+        });
+        let (key, rejection) = (GatewayKey(slot as u64), Rejection::UnknownModel);
+        self.decide(slot, at, GatewayOutput::Reject { key, rejection });
     }
 
     /// Names the prompt's blocks as the chosen engine does, while its tokens are at hand.
@@ -408,7 +449,7 @@ impl<'a> World<'a> {
             let config = self.machines[endpoint.index()].engine.config();
             let extra = config.adapter(&flight.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
             let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
-            if self.gateway.reads_kv_events() {
+            if self.pools.core(flight.pool).reads_kv_events() {
                 self.events.keep(&mut prompt, config, &self.tokens, &extra);
             }
             flight.prompt = Some(prompt);
@@ -420,7 +461,7 @@ impl<'a> World<'a> {
         self.flight(slot).waits = false;
         match decision {
             GatewayOutput::Dispatch { endpoint, prefill, attempt, .. } => {
-                let config = &self.gateway.endpoints()[endpoint.index()].config;
+                let config = self.pools.endpoint(endpoint.index());
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
                 let leg = self.losses.next_leg(slot);
                 let flight = self.flight(slot);
@@ -490,7 +531,7 @@ impl<'a> World<'a> {
             let name = Arc::clone(&asked);
             trail.note(now, || EngineFact::Adapter(name));
         }
-        let priority = -flight.plan.priority;
+        let priority = flight.engine_priority;
         trail.note(now, || EngineFact::Asked {
             max_tokens: Some(limit),
             temperature: None,
@@ -555,7 +596,7 @@ impl<'a> World<'a> {
         let model = Arc::clone(&self.flight(slot).model);
         let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
         let flight = self.flight(slot);
-        let (priority, content) = (-flight.plan.priority, flight.content);
+        let (priority, content) = (flight.engine_priority, flight.content);
         let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
         NewRequest { key: leg.key(), prompt, params, priority, arrival, content, lora, kv, trail }
     }
@@ -641,7 +682,7 @@ impl<'a> World<'a> {
                 }
                 let flight = self.flight(slot);
                 flight.streamed(at, to_gateway, to_client, new_tokens);
-                if first && self.gateway.reads_first_chunks() {
+                if first && self.core_of(slot).reads_first_chunks() {
                     self.push(at + to_gateway, Event::FirstChunk(leg));
                 }
             }
@@ -680,7 +721,7 @@ impl<'a> World<'a> {
         let model = Arc::clone(&flight.model);
         flight.gateway_end(now, reason, model);
         let (prompt_tokens, output_tokens) = (flight.plan.prompt_tokens, flight.output_tokens);
-        if self.gateway.reads_usage() {
+        if self.core_of(slot).reads_usage() {
             self.tell(GatewayInput::Used { key: GatewayKey(slot as u64), prompt_tokens, output_tokens });
         }
         self.tell_status(slot, 200);
@@ -737,9 +778,20 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The core that has the request in `slot`.
+    fn core_of(&self, slot: usize) -> &Gateway {
+        let flight = self.flights[slot].as_ref().expect("an event names an open request");
+        self.pools.core(flight.pool)
+    }
+
     pub(super) fn flight(&mut self, slot: usize) -> &mut Flight {
         self.flights[slot].as_mut().expect("an event names an open request")
     }
+}
+
+/// What all requests of a tenant say.
+fn said(tenant: &Tenant) -> (Arc<str>, Deadlines, Option<Arc<str>>) {
+    (tenant.name.as_str().into(), deadlines(tenant), tenant.model.as_deref().map(Arc::from))
 }
 
 fn deadlines(tenant: &Tenant) -> Deadlines {
