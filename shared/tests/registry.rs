@@ -10,6 +10,8 @@ const FOLDS: [&str; 10] = [
     "gateway/src/spans.rs",
     "gateway/src/spans/arrival.rs",
     "gateway/src/spans/collect.rs",
+    "gateway/src/spans/decision.rs",
+    "gateway/src/spans/facts.rs",
     "gateway/src/pd_proxy/spans.rs",
     "gateway/src/spans/flow_control.rs",
     "gateway/src/spans/kv_cache.rs",
