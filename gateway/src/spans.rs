@@ -72,6 +72,8 @@ pub struct GatewayFold<D> {
     schedule: Option<D>,
     decide: Option<D>,
     proxy: Option<D>,
+    /// The attempt before it, as long as it is under way, too.
+    beside: Option<D>,
     response: Option<D>,
     /// When the stage of the schedule that ends next began.
     stage: Time,
@@ -106,6 +108,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             schedule: None,
             decide: None,
             proxy: None,
+            beside: None,
             response: None,
             stage: cx.head.opened,
             latest: cx.head.opened,
@@ -229,6 +232,10 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 let endpoint = ("gateway.backend.endpoint.name", failed.into());
                 self.root.event("gateway.retry", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
             }
+            GatewayFact::Hedge { attempt, slow } => {
+                let endpoint = ("gateway.backend.endpoint.name", slow.into());
+                self.root.event("gateway.hedge", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
+            }
             GatewayFact::RetryRefused => {
                 self.root.event("gateway.retry_refused", at, &[]);
             }
@@ -269,11 +276,13 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
 
     fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
         let end = self.latest.max(ending.closed);
-        let still_open = [self.director.take(), self.schedule.take(), self.proxy.take(), self.response.take()];
+        let attempts = [self.beside.take(), self.proxy.take()];
+        let still_open = [self.director.take(), self.schedule.take()].into_iter().chain(attempts);
+        let still_open = still_open.chain([self.response.take()]);
         if let Some(decide) = self.decide.take() {
             cx.emit(decide);
         }
-        for mut span in still_open.into_iter().flatten() {
+        for mut span in still_open.flatten() {
             abandon(&mut span, ending.abandoned);
             close(cx, span, end);
         }
@@ -335,13 +344,16 @@ impl<D: Draft> GatewayFold<D> {
         span.set("server.address", address).set("server.port", port);
         span.set("gateway.backend.endpoint.name", endpoint);
         span.set_some("http.request.resend_count", (attempt > 0).then_some(attempt));
-        if let Some(before) = self.proxy.replace(span) {
-            cx.emit(before);
+        if let Some(before) = self.proxy.replace(span)
+            && let Some(older) = self.beside.replace(before)
+        {
+            cx.emit(older);
         }
     }
 
     fn response_head<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, status: u16) {
-        if let Some(proxy) = &mut self.proxy {
+        // Of two attempts the other one has ended before.
+        if let Some(proxy) = self.proxy.as_mut().or(self.beside.as_mut()) {
             proxy.set("http.response.status_code", status);
             mark(proxy, None, (status >= 400).then_some(status));
         }
@@ -358,7 +370,9 @@ impl<D: Draft> GatewayFold<D> {
         failure: Option<Failure>,
     ) {
         let id = proxy_span_id(self.root.id(), attempt);
-        if let Some(mut proxy) = self.proxy.take_if(|p| p.id() == id) {
+        let found = self.proxy.take_if(|p| p.id() == id).or_else(|| self.beside.take_if(|p| p.id() == id));
+        if let Some(mut proxy) = found {
+            proxy.set_some("gateway.backend.cancelled", (failure == Some(Failure::Outrun)).then_some(true));
             let status = failure.and_then(Failure::status);
             proxy.set_some("http.response.status_code", status);
             mark(&mut proxy, failure.and_then(Failure::error), status);

@@ -4,6 +4,7 @@ pub mod config;
 mod director;
 mod flow_control;
 pub mod gateway;
+mod hedge;
 pub mod kv_index;
 pub mod outlier;
 pub mod pool;

@@ -13,8 +13,9 @@ use crate::server::pool::Pool;
 /// A metric with a value for each pool.
 type Counter = (&'static str, &'static str, fn(&Pool) -> u64);
 
-const COUNTERS: [Counter; 2] = [
+const COUNTERS: [Counter; 3] = [
     ("gateway_ejections_total", "Endpoints left out for failing several times in a row.", |p| p.core().ejections()),
+    ("gateway_hedges_total", "Second attempts beside one that had not answered.", |p| p.core().hedges()),
     ("gateway_retries_refused_total", "Attempts not made: the retry budget was spent.", |p| p.core().retries_refused()),
 ];
 /// Metrics that only tell pools apart.

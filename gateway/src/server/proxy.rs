@@ -4,6 +4,7 @@
 
 mod arrival;
 mod attempt;
+mod hedge;
 mod relay;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::server::request::Route;
 use crate::server::runtime::Shared;
 use crate::server::trust;
 use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path};
+use hedge::Second;
 use relay::Relay;
 
 /// Answers one request.
@@ -78,6 +80,8 @@ struct Exchange {
     queued: Option<Dur>,
     /// The attempt that is under way.
     attempt: Option<u32>,
+    /// Another one beside it.
+    second: Option<Box<Second>>,
     /// The status sent to the caller.
     status: Option<u16>,
     learnt: Learnt,
@@ -121,6 +125,7 @@ impl Exchange {
             waits: false,
             queued: None,
             attempt: None,
+            second: None,
             status: None,
             learnt: Learnt::default(),
             bytes: 0,
@@ -201,6 +206,7 @@ impl Exchange {
             return;
         }
         self.attempt_ended(failure);
+        self.second_ended(failure);
         let now = self.shared.clock.now();
         if std::mem::take(&mut self.waits) {
             self.pool().cancel(now, self.key);
@@ -222,7 +228,12 @@ impl Exchange {
             Some(failure @ Failure::Reset) => Input::GivenUp { key, endpoint, failure },
             Some(failure @ Failure::Timeout) if self.bytes == 0 => Input::GivenUp { key, endpoint, failure },
             Some(
-                Failure::Timeout | Failure::Connect | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned,
+                Failure::Timeout
+                | Failure::Connect
+                | Failure::Status(_)
+                | Failure::Outrun
+                | Failure::Cancelled
+                | Failure::Abandoned,
             )
             | None => Input::Finished { key, endpoint },
         }

@@ -6,6 +6,7 @@ mod discovery;
 mod edge;
 mod failures;
 pub(crate) mod harness;
+mod hedging;
 mod membership;
 mod passing;
 mod pools;

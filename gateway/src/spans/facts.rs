@@ -39,6 +39,8 @@ pub enum Failure {
     Reset,
     /// The engine answered with a status that is asked for elsewhere.
     Status(u16),
+    /// Another attempt answered first: no error.
+    Outrun,
     /// The caller went away: no error.
     Cancelled,
     /// The gateway stopped before the response was complete.
@@ -53,7 +55,7 @@ impl Failure {
             Failure::Timeout => Some(("timeout", "the engine took too long")),
             Failure::Reset => Some(("connection_reset", "the engine broke off")),
             // The status says it.
-            Failure::Cancelled | Failure::Status(_) => None,
+            Failure::Outrun | Failure::Cancelled | Failure::Status(_) => None,
             Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
         }
     }
@@ -64,7 +66,12 @@ impl Failure {
     pub(super) const fn status(self) -> Option<u16> {
         match self {
             Failure::Status(status) => Some(status),
-            Failure::Connect | Failure::Timeout | Failure::Reset | Failure::Cancelled | Failure::Abandoned => None,
+            Failure::Connect
+            | Failure::Timeout
+            | Failure::Reset
+            | Failure::Outrun
+            | Failure::Cancelled
+            | Failure::Abandoned => None,
         }
     }
 }
@@ -300,6 +307,13 @@ pub enum GatewayFact {
         attempt: u32,
         /// The endpoint that failed.
         failed: Arc<str>,
+    },
+    /// Core: another endpoint is tried beside the first.
+    Hedge {
+        /// The new attempt.
+        attempt: u32,
+        /// The endpoint that has not answered.
+        slow: Arc<str>,
     },
     /// Core: no other endpoint is tried because the retry budget is spent.
     RetryRefused,

@@ -32,6 +32,7 @@ impl World<'_> {
         match input {
             Input::Request(info) => of_request(&info.key),
             Input::AttemptFailed { key, .. }
+            | Input::Late { key }
             | Input::ResponseStarted { key, .. }
             | Input::FirstChunk { key, .. }
             | Input::Finished { key, .. }

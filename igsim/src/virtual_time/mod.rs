@@ -6,6 +6,7 @@
 pub mod cost;
 mod flight;
 mod gate;
+mod hedge;
 mod hindsight;
 mod kv_events;
 mod loss;

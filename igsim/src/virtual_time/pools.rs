@@ -5,12 +5,16 @@
 use std::sync::Arc;
 
 use gateway::core::config::GatewayConfig;
-use gateway::core::gateway::{EndpointChange, Gateway, Input};
+use gateway::core::gateway::{EndpointChange, Gateway, Input, Output, RequestKey};
 use gateway::core::pool::{EndpointConfig, EndpointId};
 use gateway::core::pools::{PoolId, PoolTable};
+use gateway::core::request::Rejection;
 use gateway::core::rewrite::Rewrites;
+use gateway::spans::{GatewayFact, bounded_name};
 use shared::rng::Seed;
 use shared::time::{Stopped, Time};
+
+use super::world::World;
 
 /// The pools of the gateway.
 pub(super) struct Pools {
@@ -78,5 +82,21 @@ impl Pools {
     /// Which models requests are sent to, whatever their pool will be.
     pub(super) fn rewrites(&self) -> Arc<Rewrites> {
         self.pools[0].core.rewrites()
+    }
+}
+
+impl World<'_> {
+    /// No pool has the model: the request is answered at once.
+    pub(super) fn unknown_model(&mut self, slot: usize, at: Time) {
+        let flight = self.flight(slot);
+        flight.trail.annotate(at, || GatewayFact::Parsed {
+            id: flight.id.clone(),
+            model: bounded_name(&flight.model),
+            size_bytes: flight.body_bytes,
+            priority: 0,
+            streaming: flight.plan.streaming,
+        });
+        let (key, rejection) = (RequestKey(slot as u64), Rejection::UnknownModel);
+        self.decide(slot, at, Output::Reject { key, rejection });
     }
 }

@@ -21,8 +21,7 @@ use gateway::core::pools::PoolId;
 use gateway::core::prefix_index::PrefixHasher;
 use gateway::core::scheduler::explain::EVERY_ENDPOINT;
 use gateway::pd_proxy::core::Leg as Side;
-use gateway::core::request::Rejection;
-use gateway::spans::{Arrived, GatewayFact, bounded_name, proxy_span_id};
+use gateway::spans::{Arrived, GatewayFact, proxy_span_id};
 use shared::block_hash::ExtraKeys;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
@@ -90,6 +89,10 @@ pub(super) enum Event {
     },
     /// A core of the gateway wants to be looked at.
     GatewayDue(PoolId),
+    /// An attempt has not answered for so long that a second one may be made.
+    HedgeDue(Leg),
+    /// The head of an answer is at the gateway.
+    Head(Leg),
     /// A time limit of the gateway is reached.
     Overdue {
         slot: usize,
@@ -117,10 +120,10 @@ impl Event {
             Event::Membership(..) | Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
             Event::Scraped(..) | Event::KvEvents(..) => 6,
-            Event::FirstChunk(_) => 7,
+            Event::FirstChunk(_) | Event::Head(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
             Event::GatewayDue(_) => 9,
-            Event::Overdue { .. } => 10,
+            Event::HedgeDue(_) | Event::Overdue { .. } => 10,
             Event::Done { .. } => 11,
         }
     }
@@ -172,6 +175,8 @@ pub(super) struct World<'a> {
     pub(super) peers: PeerNetwork,
     pub(super) events: Events,
     pub(super) losses: Losses,
+    /// Whether the gateway may make a second attempt beside a first.
+    hedges: bool,
     pub(super) decisions: Vec<GatewayOutput>,
     pub(super) now: Time,
     /// Requests planned and not sent yet.
@@ -197,10 +202,9 @@ impl<'a> World<'a> {
             let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
-                endpoints.push(EndpointConfig {
-                    models: scenario.models_of_endpoint(group),
-                    ..EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels())
-                });
+                let mut endpoint = EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels());
+                endpoint.models = scenario.models_of_endpoint(group);
+                endpoints.push(endpoint);
                 let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
@@ -244,6 +248,7 @@ impl<'a> World<'a> {
             peers,
             events,
             losses: Losses::of(scenario),
+            hedges: scenario.gateway.retry.hedge.is_some(),
             decisions: Vec::new(),
             now: Time::ZERO,
             planned: 0,
@@ -275,6 +280,9 @@ impl<'a> World<'a> {
     }
 
     fn happen(&mut self, event: Event, observer: &mut dyn Observer) -> Result<(), ReplayError> {
+        if let Some(leg) = event.answer() {
+            self.bring_forward(leg);
+        }
         match event {
             Event::Send(_) if self.stopping => self.planned -= 1,
             Event::Send(plan) => self.send(*plan)?,
@@ -294,6 +302,8 @@ impl<'a> World<'a> {
             Event::Scrape(_) | Event::Scraped(..) => {}
             Event::KvEvents(engine, batch) => self.kv_events(engine, &batch),
             Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
+            Event::HedgeDue(leg) if self.is_current(leg) => self.hedge(leg.slot),
+            Event::Head(leg) if self.is_current(leg) => self.tell_status(leg.slot, 200),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
             Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
             Event::Lost { leg, loss } if self.is_current(leg) => self.lost(leg.slot, loss),
@@ -304,6 +314,8 @@ impl<'a> World<'a> {
             | Event::Prefill(..)
             | Event::PrefillAgain(_)
             | Event::FirstChunk(_)
+            | Event::HedgeDue(_)
+            | Event::Head(_)
             | Event::Answered { .. }
             | Event::Refused { .. }
             | Event::Lost { .. } => {}
@@ -428,20 +440,6 @@ impl<'a> World<'a> {
         self.decide_all(watch.0, Some(slot));
     }
 
-    /// No pool has the model: the request is answered at once.
-    fn unknown_model(&mut self, slot: usize, at: Time) {
-        let flight = self.flight(slot);
-        flight.trail.annotate(at, || GatewayFact::Parsed {
-            id: flight.id.clone(),
-            model: bounded_name(&flight.model),
-            size_bytes: flight.body_bytes,
-            priority: 0,
-            streaming: flight.plan.streaming,
-        });
-        let (key, rejection) = (GatewayKey(slot as u64), Rejection::UnknownModel);
-        self.decide(slot, at, GatewayOutput::Reject { key, rejection });
-    }
-
     /// Names the prompt's blocks as the chosen engine does, while its tokens are at hand.
     pub(super) fn name_blocks(&mut self, slot: usize) {
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
@@ -460,21 +458,25 @@ impl<'a> World<'a> {
     pub(super) fn decide(&mut self, slot: usize, at: Time, decision: GatewayOutput) {
         self.flight(slot).waits = false;
         match decision {
-            GatewayOutput::Dispatch { endpoint, prefill, attempt, .. } => {
+            GatewayOutput::Dispatch { endpoint, prefill, attempt, hedge_after, .. } => {
                 let config = self.pools.endpoint(endpoint.index());
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
                 let leg = self.losses.next_leg(slot);
                 let flight = self.flight(slot);
                 flight.leg = leg;
                 flight.endpoint = Some((endpoint, Arc::clone(&name)));
-                flight.attempts = attempt + 1;
+                (flight.attempts, flight.attempt) = (attempt + 1, attempt);
                 flight.prefiller = prefill;
                 flight.trail.note(at, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
                 self.limit_head(leg, at);
+                if let Some(after) = hedge_after {
+                    self.push(at + after, Event::HedgeDue(leg));
+                }
                 let sidecar = self.sidecars.is_before(endpoint.index());
                 let event = if sidecar { Event::AtSidecar(leg) } else { Event::AtEngine(leg) };
                 self.push(at + self.engine_delay, event);
             }
+            GatewayOutput::Stay { .. } => {}
             GatewayOutput::Reject { rejection, .. } => {
                 let status = rejection.status();
                 let flight = self.flight(slot);
@@ -554,7 +556,7 @@ impl<'a> World<'a> {
             return (engine, proxied.context(Side::Decode, 0));
         }
         let own = &flight.started.as_ref().expect("the request began").context;
-        (engine, own.child(proxy_span_id(own.span_id, flight.attempts - 1)))
+        (engine, own.child(proxy_span_id(own.span_id, flight.attempt)))
     }
 
     /// The prompt is tokens: the engine's core gets the request, and the stream's head goes out.
@@ -578,6 +580,10 @@ impl<'a> World<'a> {
         if flight.plan.streaming {
             let head = now + self.way(slot);
             self.flight(slot).head(head);
+            self.settle_race(slot, head);
+            if self.hedges {
+                self.push(head, Event::Head(leg));
+            }
         }
         self.machines[engine].engine.handle(now, EngineInput::Add(Box::new(request)));
         self.wake(engine);
@@ -664,6 +670,7 @@ impl<'a> World<'a> {
 
     fn output(&mut self, output: EngineOutput) {
         let leg = Leg::of(output.key());
+        self.bring_forward(leg);
         if self.is_prefill(leg) {
             return self.prefill_output(leg, &output);
         }
@@ -692,7 +699,8 @@ impl<'a> World<'a> {
                 self.sidecar_done(slot, at, 200);
                 let flight = self.flight(slot);
                 flight.cached_tokens = stats.cached_tokens;
-                flight.answered(at, to_gateway, to_client);
+                self.settle_race(slot, at + to_gateway);
+                self.flight(slot).answered(at, to_gateway, to_client);
                 self.push(at + to_gateway, Event::Answered { leg, reason });
             }
             EngineOutput::Rejected { at, reason, .. } => {
@@ -735,6 +743,7 @@ impl<'a> World<'a> {
         if self.is_retried(slot, status) {
             return;
         }
+        self.settle_race(slot, now);
         self.flight(slot).gateway_refusal(now, status);
         self.tell_status(slot, status);
         self.leave(slot);
@@ -742,7 +751,7 @@ impl<'a> World<'a> {
     }
 
     /// The gateway's core learns how an engine answered.
-    fn tell_status(&mut self, slot: usize, status: u16) {
+    pub(super) fn tell_status(&mut self, slot: usize, status: u16) {
         let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
         self.tell(GatewayInput::ResponseStarted { key: GatewayKey(slot as u64), endpoint, status });
     }

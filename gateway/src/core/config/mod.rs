@@ -27,7 +27,7 @@ pub use pools::PoolEntry;
 pub use precise::PreciseConfig;
 pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 pub(crate) use profile::{WEIGHT, is_weight};
-pub use resilience::{OutlierConfig, RetryConfig};
+pub use resilience::{HedgeAfter, HedgeConfig, OutlierConfig, RetryConfig};
 pub use saturation::{ConcurrencyConfig, ConcurrencyMode, Detector, SaturationConfig};
 
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
@@ -325,6 +325,10 @@ impl GatewayConfig {
         at_least("limits.max_header_bytes", self.limits.max_header_bytes, 256, p);
         at_least("limits.max_active_per_endpoint", self.limits.max_active_per_endpoint.unwrap_or(1), 1, p);
         self.retry.validate(p);
+        if self.retry.hedge.is_some() && self.disaggregation.is_some() {
+            let allowed = "none: a prompt would be prefilled twice".to_owned();
+            problem("retry.hedge", "hedging with disaggregated prefill", allowed, p);
+        }
         self.outlier_ejection.validate(p);
         for (i, source) in self.discovery.iter().enumerate() {
             source.validate(&format!("discovery[{i}]"), p);

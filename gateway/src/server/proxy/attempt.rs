@@ -12,14 +12,27 @@ use shared::time::Dur;
 use tokio::sync::oneshot;
 
 use super::Exchange;
+use super::hedge::Sending;
 use crate::core::gateway::Input;
 use crate::core::pool::EndpointId;
 use crate::core::request::{Output, Rejection, RequestInfo};
+use crate::server::membership::Target;
 use crate::server::queue::Answer;
 use crate::server::reply::{REQUEST_ID, Refusal, end_to_end};
 use crate::server::routing::Routing;
 use crate::server::trust;
 use crate::spans::{Failure, GatewayFact, lookup_span_id, proxy_span_id};
+
+/// Where a request goes next.
+struct Place {
+    endpoint: EndpointId,
+    /// Who prefills.
+    prefill: Option<EndpointId>,
+    attempt: u32,
+    /// When a second attempt may be made.
+    hedge_after: Option<Dur>,
+    target: Arc<Target>,
+}
 
 impl Exchange {
     /// Asks a kv-cache-manager who holds the prompt, where there is one; returns the blocks that it is to expect where the request
@@ -46,7 +59,7 @@ impl Exchange {
     }
 
     /// Tells the kv-cache-manager where the request goes.
-    fn expect(&self, endpoints: [Option<EndpointId>; 2], keys: &[u64]) {
+    pub(super) fn expect(&self, endpoints: [Option<EndpointId>; 2], keys: &[u64]) {
         if let Some(manager) = self.pool().kv_manager.as_ref().filter(|_| !keys.is_empty()) {
             for endpoint in endpoints.into_iter().flatten() {
                 manager.tell(&self.pool().membership.get(endpoint).backend.config.name, keys.to_vec());
@@ -67,18 +80,28 @@ impl Exchange {
         let mut input = Input::Request(info);
         let (mut last, mut held) = (None, None);
         loop {
-            let (endpoint, prefill, attempt) = match (self.ask(input, last).await, held.take()) {
+            let place = match (self.ask(input, last).await, held.take()) {
                 (Ok(next), _) => next,
                 // Nobody else can be asked: the engine's own answer is better than none.
                 (Err(_), Some(response)) => return Ok(response),
                 (Err(refusal), None) => return Err(refusal),
             };
-            self.expect([Some(endpoint), prefill], expected);
-            self.attempt_started(attempt);
-            let prefill = prefill.map(|id| self.pool().membership.get(id));
+            self.expect([Some(place.endpoint), place.prefill], expected);
+            self.attempt = Some(place.attempt);
+            self.note_started(place.attempt, &place.target);
+            let prefill = place.prefill.map(|id| self.pool().membership.get(id));
             Routing::set_prefiller(&mut headers, prefill.as_ref().map(|p| &p.labels));
-            let request = self.outgoing(parts, &mut headers, body.clone(), attempt)?;
-            let failure = match tokio::time::timeout_at(deadline, self.head(request)).await {
+            let request = self.outgoing(parts, &mut headers, body.clone(), place.attempt, &place.target)?;
+            let head = match place.hedge_after {
+                None => tokio::time::timeout_at(deadline, self.head(request)).await,
+                Some(after) => {
+                    let sending = Sending { parts, headers: &mut headers, body: &body, expected };
+                    // On the heap: requests that are not hedged shall not carry it along.
+                    let hedged = Box::pin(self.hedged(request, after, sending));
+                    tokio::time::timeout_at(deadline, hedged).await
+                }
+            };
+            let failure = match head {
                 Ok(Ok(response)) if self.is_retried(response.status()) => {
                     let status = response.status().as_u16();
                     held = Some(response);
@@ -93,21 +116,19 @@ impl Exchange {
             };
             self.attempt_ended(Some(failure));
             last = Some(failure);
+            // Of two attempts it is the one that was left.
+            let endpoint = self.at.unwrap_or(place.endpoint);
             input = Input::AttemptFailed { key: self.key, endpoint, failure };
         }
     }
 
     /// Whether an answer with this status is asked for elsewhere.
-    fn is_retried(&self, status: http::StatusCode) -> bool {
+    pub(super) fn is_retried(&self, status: http::StatusCode) -> bool {
         self.shared.config.retry.on_status.contains(&status.as_u16())
     }
 
     /// Where the request goes next, who prefills, and the attempt; `last` is what went wrong before.
-    async fn ask(
-        &mut self,
-        input: Input,
-        last: Option<Failure>,
-    ) -> Result<(EndpointId, Option<EndpointId>, u32), Refusal> {
+    async fn ask(&mut self, input: Input, last: Option<Failure>) -> Result<Place, Refusal> {
         let now = self.shared.clock.now();
         let output = match self.pool().ask(now, self.key, input, self.trail.is_recording()) {
             Answer::Now(output) => output,
@@ -117,14 +138,16 @@ impl Exchange {
             self.waited(self.shared.clock.now().since(now));
         }
         match output {
-            Output::Dispatch { endpoint, prefill, attempt, .. } => {
+            Output::Dispatch { endpoint, prefill, attempt, hedge_after, .. } => {
                 self.at = Some(endpoint);
-                self.target = Some(self.pool().membership.get(endpoint));
+                let target = self.pool().membership.get(endpoint);
+                self.target = Some(Arc::clone(&target));
                 if attempt > 0 {
                     self.shared.metrics.retries.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok((endpoint, prefill, attempt))
+                Ok(Place { endpoint, prefill, attempt, hedge_after, target })
             }
+            Output::Stay { .. } => unreachable!("a request that is nowhere cannot stay there"),
             Output::Reject { rejection, .. } => {
                 self.at = None;
                 if last.is_none() {
@@ -150,10 +173,13 @@ impl Exchange {
     }
 
     /// Sends an attempt and waits for the head of its response.
-    async fn head(&self, request: http::Request<Full<Bytes>>) -> Result<http::Response<Incoming>, Failure> {
+    pub(super) fn head(
+        &self,
+        request: http::Request<Full<Bytes>>,
+    ) -> impl Future<Output = Result<http::Response<Incoming>, Failure>> + Send + use<> {
         let limit = self.shared.config.timeouts.response_head.get().to_std();
-        let sent = tokio::time::timeout(limit, self.shared.client.request(request)).await;
-        sent.map_err(|_| Failure::Timeout)?.map_err(|e| failure_of(&e))
+        let sent = tokio::time::timeout(limit, self.shared.client.request(request));
+        async move { sent.await.map_err(|_| Failure::Timeout)?.map_err(|e| failure_of(&e)) }
     }
 
     /// The headers of every attempt.
@@ -171,12 +197,13 @@ impl Exchange {
         headers
     }
 
-    fn outgoing(
+    pub(super) fn outgoing(
         &self,
         parts: &http::request::Parts,
         headers: &mut HeaderMap,
         body: Bytes,
         attempt: u32,
+        target: &Target,
     ) -> Result<http::Request<Full<Bytes>>, Refusal> {
         if let Some(started) = &self.started {
             let span = proxy_span_id(started.context.span_id, attempt);
@@ -187,17 +214,13 @@ impl Exchange {
         let path = parts.uri.path_and_query().unwrap_or(&root);
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = parts.method.clone();
-        let uri = self.target.as_ref().and_then(|target| target.backend.uri(path));
-        *request.uri_mut() = uri.ok_or(Refusal::NoRoute)?;
+        *request.uri_mut() = target.backend.uri(path).ok_or(Refusal::NoRoute)?;
         request.headers_mut().clone_from(headers);
         Ok(request)
     }
 
-    fn attempt_started(&mut self, attempt: u32) {
-        self.attempt = Some(attempt);
-        if self.trail.is_on()
-            && let Some(target) = &self.target
-        {
+    pub(super) fn note_started(&self, attempt: u32, target: &Target) {
+        if self.trail.is_on() {
             let config = &target.backend.config;
             let (name, address, port) = (config.name.clone(), config.address.clone(), config.port);
             let now = self.shared.clock.now();
