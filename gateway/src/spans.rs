@@ -10,6 +10,8 @@ use shared::ids::SpanId;
 use shared::time::{Dur, Time};
 use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
 
+use crate::core::scheduler::explain::Given;
+
 pub use self::collect::ScrapeFact;
 
 mod arrival;
@@ -401,7 +403,6 @@ impl<D: Draft> GatewayFold<D> {
         let id = cx.head.inner_id(self.drawn - 1);
         cx.inner(Inner { name, kind: Kind::Internal, parent, id, start: at, end: at })
     }
-
 }
 
 fn close<S: Form>(cx: &mut Cx<'_, S>, mut span: S::Draft, at: Time) {

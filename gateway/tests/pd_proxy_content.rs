@@ -123,10 +123,12 @@ fn exchange(addr: SocketAddr, request: &str) -> String {
 #[test]
 fn nothing_of_a_request_or_an_answer_is_told() {
     let decode = engine("200 OK", r#"{"choices":[{"text":"canary-answer"}]}"#);
-    let prefills = r#"{"choices":[{"text":"canary-answer"}],"kv_transfer_params":{"remote_engine_id":"canary-params"}}"#;
+    let prefills =
+        r#"{"choices":[{"text":"canary-answer"}],"kv_transfer_params":{"remote_engine_id":"canary-params"}}"#;
     let prefill = engine("200 OK", prefills).to_string();
     let without = engine("200 OK", r#"{"choices":[{"text":"canary-answer"}]}"#).to_string();
-    let failing = engine("500 Internal Server Error", r#"{"error":{"message":"canary-prompt canary-answer"}}"#).to_string();
+    let failing =
+        engine("500 Internal Server Error", r#"{"error":{"message":"canary-prompt canary-answer"}}"#).to_string();
     let odd = engine("200 OK", "canary-answer, which is no object").to_string();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let sidecar = Sidecar::start(decode);

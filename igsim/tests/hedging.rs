@@ -67,7 +67,16 @@ fn virtual_runs_repeat_to_the_byte() {
     let bytes = || {
         let place = Place::new();
         place.write("hang.yaml", HANG);
-        place.good(&["run", "hang.yaml", "--mode", "virtual", "--out", "out", "--set", "gateway.retry.hedge.after=p95"]);
+        place.good(&[
+            "run",
+            "hang.yaml",
+            "--mode",
+            "virtual",
+            "--out",
+            "out",
+            "--set",
+            "gateway.retry.hedge.after=p95",
+        ]);
         std::fs::read(place.path("out/traces.otlp.jsonl")).expect("the file of traces")
     };
     assert_eq!(bytes(), bytes(), "the same seed, the same bytes (I6)");

@@ -83,7 +83,8 @@ fn one_trace_shows_five_instances() {
         let ends: BTreeSet<_> = transfers.iter().map(|s| resource(s).instance_id.to_string()).collect();
         let director = only(spans, "gateway.director.handle_request");
         let decider = only(spans, "gateway.pd.decide");
-        let chosen = [text(director, "gateway.target_endpoint.name"), text(decider, "gateway.pd.prefill_endpoint.name")];
+        let chosen =
+            [text(director, "gateway.target_endpoint.name"), text(decider, "gateway.pd.prefill_endpoint.name")];
         assert_eq!(ends, chosen.map(ToOwned::to_owned).into(), "the transfer's ends");
     }
     assert!(disaggregated.len() >= 15 && matched >= 5, "{} elsewhere, {matched} found blocks", disaggregated.len());

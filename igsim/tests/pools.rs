@@ -39,7 +39,8 @@ fn each_request_goes_to_the_pool_of_its_model() {
             assert_whole(spans);
             let root = named(spans, "gateway.request")[0];
             let model = text(root, "gen_ai.request.model").to_owned();
-            let way = (model, text(root, "gateway.target_model").to_owned(), text(root, "gateway.pool.name").to_owned());
+            let way =
+                (model, text(root, "gateway.target_model").to_owned(), text(root, "gateway.pool.name").to_owned());
             let engines = ways.entry(way).or_default();
             for engine in named(spans, "vllm.engine.request") {
                 let place = set.resource(engine.instance).expect("a resource").instance_id.to_string();
@@ -49,11 +50,20 @@ fn each_request_goes_to_the_pool_of_its_model() {
             let waits = !named(spans, "gateway.flowcontrol.enqueue").is_empty();
             let pool = text(root, "gateway.pool.name");
             assert_eq!(waits, pool == "large", "{mode}: {pool}");
-            let asked = named(spans, "vllm.engine.request").first().and_then(|s| s.get("vllm.request.priority")?.as_int());
+            let asked =
+                named(spans, "vllm.engine.request").first().and_then(|s| s.get("vllm.request.priority")?.as_int());
             let coder = text(root, "gateway.objective") == "code";
             assert_eq!(asked, coder.then_some(-9), "{mode}");
             let scorers = named(spans, "gateway.scheduler.score").len();
-            assert_eq!(scorers, match pool { "small" => 4, "large" => 2, _ => 0 }, "{mode}: {pool}");
+            assert_eq!(
+                scorers,
+                match pool {
+                    "small" => 4,
+                    "large" => 2,
+                    _ => 0,
+                },
+                "{mode}: {pool}"
+            );
         }
         let (small, large) = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-32B");
         let way = |asked: &str, target: &str, pool: &str| (asked.to_owned(), target.to_owned(), pool.to_owned());

@@ -15,8 +15,8 @@ use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
 use crate::core::flow_control::FlowControl;
 use crate::core::hedge::Hedging;
-use crate::core::kv_index::events::Batch;
 use crate::core::kv_index::Applied;
+use crate::core::kv_index::events::Batch;
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
 use crate::core::retry_budget::RetryBudget;
@@ -151,7 +151,6 @@ impl Open {
     const fn new(info: Box<RequestInfo>, placed: Placed, sent: Time) -> Open {
         Open { info, placed, second: None, attempt: 0, tried: Vec::new(), sent, answered: false }
     }
-
 }
 
 impl Gateway {

@@ -11,10 +11,10 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use crate::server::{pool_metrics, proxy};
 use crate::server::reply::Refusal;
 use crate::server::request::Route;
 use crate::server::runtime::Shared;
+use crate::server::{pool_metrics, proxy};
 
 /// All routes. A wrong method is answered by the engine, so that its answer is the engine's.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {

@@ -36,8 +36,7 @@ pub(crate) fn text(pools: &[Arc<Pool>], split: bool, now: Time) -> String {
     for (name, help, value) in COUNTERS.into_iter().chain(split.then_some(OF_SEVERAL)) {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
         for pool in pools {
-            let label =
-                if split { format!("{{pool=\"{}\"}}", escaped(&pool.config.pool.name)) } else { String::new() };
+            let label = if split { format!("{{pool=\"{}\"}}", escaped(&pool.config.pool.name)) } else { String::new() };
             let _ = writeln!(out, "{name}{label} {}", value(pool));
         }
     }

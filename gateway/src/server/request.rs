@@ -394,8 +394,7 @@ mod tests {
         let check = |body: &str, expect: Option<(&str, bool, u32)>| {
             for route in [Route::Chat, Route::Completions] {
                 let found = parse(route, body.as_bytes(), &blocks(64), None).ok();
-                let found =
-                    found.as_ref().map(|(m, p)| (m.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
+                let found = found.as_ref().map(|(m, p)| (m.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
                 assert_eq!(found, expect, "{body}");
             }
         };

@@ -36,7 +36,13 @@ pub(super) fn endpoint_score<D: Draft>(score: &mut D, at: Time, given: &Given) {
 }
 
 impl<D: Draft> GatewayFold<D> {
-    pub(super) fn scheduling<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, profile: &Arc<str>, candidates: u32) {
+    pub(super) fn scheduling<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        profile: &Arc<str>,
+        candidates: u32,
+    ) {
         let parent = self.director.as_ref().map_or(self.root.id(), D::id);
         let mut span = self.inner(cx, "gateway.scheduler.schedule", parent, at);
         span.set("gateway.scheduler.profile", profile).set("gateway.scheduler.policy", "filter-score-pick");
@@ -67,7 +73,14 @@ impl<D: Draft> GatewayFold<D> {
         });
     }
 
-    pub(super) fn picked<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, plugin: &PluginName, index: u32, ties: u32) {
+    pub(super) fn picked<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        at: Time,
+        plugin: &PluginName,
+        index: u32,
+        ties: u32,
+    ) {
         let (names, scores) = (std::mem::take(&mut self.top_names), std::mem::take(&mut self.top_scores));
         self.staged(cx, "gateway.scheduler.pick", at, |s| {
             s.set("gateway.scheduler.picker.type", plugin.kind).set("gateway.scheduler.selected_index", index);
@@ -87,7 +100,13 @@ impl<D: Draft> GatewayFold<D> {
     }
 
     /// The span of a decision: it is known later which endpoint prefills.
-    pub(super) fn decided<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, started: Time, at: Time, verdict: &Verdict) {
+    pub(super) fn decided<S: Form<Draft = D>>(
+        &mut self,
+        cx: &mut Cx<'_, S>,
+        started: Time,
+        at: Time,
+        verdict: &Verdict,
+    ) {
         self.drawn += 1;
         self.stage = self.stage.max(at);
         if cx.head.detail < 2 {

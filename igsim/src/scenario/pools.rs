@@ -48,7 +48,8 @@ impl Scenario {
             };
             used.insert(pool);
             let Some(own) = group.model_name() else { continue };
-            let missing = wanted.iter().find(|(model, _)| self.is_asked_of(&table, pool, model) && !serves(group, model));
+            let missing =
+                wanted.iter().find(|(model, _)| self.is_asked_of(&table, pool, model) && !serves(group, model));
             if let Some((model, source)) = missing {
                 p.add(&format!("engines[{i}].model"), format!("{own:?}"), format!("{model:?}, {source}"));
             }
@@ -66,7 +67,8 @@ impl Scenario {
 
     /// Whether requests for `model` go to `pool`, which is said to have it.
     fn is_asked_of(&self, table: &PoolTable, pool: PoolId, model: &str) -> bool {
-        let listed = self.gateway.pools.is_empty() || self.gateway.pools.iter().any(|p| p.models.iter().any(|m| m == model));
+        let listed =
+            self.gateway.pools.is_empty() || self.gateway.pools.iter().any(|p| p.models.iter().any(|m| m == model));
         listed && table.of_model(model) == Some(pool)
     }
 

@@ -212,7 +212,9 @@ impl GatewayConfig {
         // What is wrong with the sections of all is told once.
         let own: BTreeSet<&str> = pool.sections().collect();
         let whole = GatewayConfig { epp_config: None, ..pool.config(self) };
-        for found in whole.validate().into_iter().filter(|f| own.contains(f.path.split(['.', '[']).next().unwrap_or(""))) {
+        for found in
+            whole.validate().into_iter().filter(|f| own.contains(f.path.split(['.', '[']).next().unwrap_or("")))
+        {
             p.push(ConfigProblem { path: format!("pools[{i}].{}", found.path), ..found });
         }
     }
@@ -281,7 +283,8 @@ mod tests {
     #[test]
     fn engines_run_the_lowest_priority_first() {
         let of = |on: bool, objective| {
-            let config = config(&serde_json::json!({"engine_priority": on, "objectives": {"premium": 10, "batch": -1}}));
+            let config =
+                config(&serde_json::json!({"engine_priority": on, "objectives": {"premium": 10, "batch": -1}}));
             config.priority_of_engines(objective)
         };
         assert_eq!((of(true, Some("premium")), of(true, Some("batch"))), (Some(-10), Some(1)));

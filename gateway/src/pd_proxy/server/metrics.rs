@@ -95,7 +95,13 @@ impl Metrics {
         let classes = CLASSES.into_iter().zip(&self.classes);
         labelled(&mut out, "pd_proxy_responses_total", "Finished requests by status class.", "status", classes);
         let failures = FAILURES.iter().filter_map(|f| f.error()).map(|(kind, _)| kind).zip(&self.failures);
-        labelled(&mut out, "pd_proxy_failures_total", "Requests that failed, by what went wrong.", "error_type", failures);
+        labelled(
+            &mut out,
+            "pd_proxy_failures_total",
+            "Requests that failed, by what went wrong.",
+            "error_type",
+            failures,
+        );
         let counters = [
             ("pd_proxy_disconnected_total", "Requests whose caller went away.", &self.disconnected),
             ("pd_proxy_prefill_attempts_total", "Calls of engines that prefill.", &self.prefill_attempts),
@@ -109,8 +115,16 @@ impl Metrics {
             ("pd_proxy_request_duration_seconds", "From a request's head to its last byte.", &self.total),
             ("pd_proxy_prefill_duration_seconds", "Prefills, all attempts and pauses.", &self.prefill),
             ("pd_proxy_decode_duration_seconds", "From the end of the prefill to the last byte.", &self.decode),
-            ("pd_proxy_time_to_first_token_seconds", "From a request's head to the first byte passed on.", &self.first_byte),
-            ("pd_proxy_coordination_duration_seconds", "Up to the decode, without calls of the prefill.", &self.coordination),
+            (
+                "pd_proxy_time_to_first_token_seconds",
+                "From a request's head to the first byte passed on.",
+                &self.first_byte,
+            ),
+            (
+                "pd_proxy_coordination_duration_seconds",
+                "Up to the decode, without calls of the prefill.",
+                &self.coordination,
+            ),
         ];
         for (name, help, durations) in durations {
             durations.text(&mut out, name, help);
@@ -211,7 +225,13 @@ mod tests {
         let failed = Failure::Connect;
         metrics.done(&Done { prefill_failed: true, status: Some(502), failure: Some(failed), ..done });
         let gone = Failure::Cancelled;
-        metrics.done(&Done { reason: Reason::Undecided, status: None, failure: Some(gone), prefill_attempts: 0, ..done });
+        metrics.done(&Done {
+            reason: Reason::Undecided,
+            status: None,
+            failure: Some(gone),
+            prefill_attempts: 0,
+            ..done
+        });
         let text = metrics.text();
         for expect in [
             "pd_proxy_requests_active 1",

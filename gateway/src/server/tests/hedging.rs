@@ -55,7 +55,10 @@ async fn the_second_answers_for_one_that_hangs() {
     // Its connection is closed, so that the engine aborts.
     hangs.reply.closed().await;
     let (_, metrics) = gateway.get("/metrics").await;
-    assert!(metrics.contains("\ngateway_hedges_total 1\n") && metrics.contains("\ngateway_retries_total 0\n"), "{metrics}");
+    assert!(
+        metrics.contains("\ngateway_hedges_total 1\n") && metrics.contains("\ngateway_retries_total 0\n"),
+        "{metrics}"
+    );
     let (stats, spans) = gateway.stop().done().await;
     assert_eq!((stats.succeeded, stats.disconnected, stats.active), (1, 0, 0));
     check_race(&spans, "a");

@@ -92,7 +92,10 @@ async fn a_rewritten_model_decides_the_pool() {
     let (_, spans) = gateway.stop().done().await;
     let root = named(&spans, "gateway.request")[0];
     let of = |key: &str| root.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
-    assert_eq!((of("gen_ai.request.model"), of("gateway.target_model"), of("gateway.pool.name")), ("s".into(), "l".into(), "large".into()));
+    assert_eq!(
+        (of("gen_ai.request.model"), of("gateway.target_model"), of("gateway.pool.name")),
+        ("s".into(), "l".into(), "large".into())
+    );
 }
 
 #[tokio::test]

@@ -21,7 +21,9 @@ fn in_flight(g: &Gateway) -> Vec<u32> {
 /// A request, and where it is; a second attempt is due after 100 ms.
 fn begun(g: &mut Gateway) -> EndpointId {
     let output = step(g, Input::Request(request(1)));
-    assert!(matches!(output, Some(Output::Dispatch { hedge_after: Some(after), .. }) if after == Dur::from_millis(100)));
+    assert!(
+        matches!(output, Some(Output::Dispatch { hedge_after: Some(after), .. }) if after == Dur::from_millis(100))
+    );
     EndpointId(endpoint(output))
 }
 
