@@ -28,7 +28,7 @@ fn check_race(spans: &[Span], loser: &str) {
     let attempts = named(spans, "gateway.backend.proxy");
     let of = |name: &str| {
         let at = |s: &&&Span| s.get("gateway.backend.endpoint.name").and_then(Value::as_str) == Some(name);
-        **attempts.iter().find(at).unwrap_or_else(|| panic!("no attempt at {name}: {attempts:?}"))
+        *attempts.iter().find(at).unwrap_or_else(|| panic!("no attempt at {name}: {attempts:?}"))
     };
     let (a, b) = (of("a"), of("b"));
     assert_eq!(attempts.len(), 2);
