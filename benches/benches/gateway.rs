@@ -94,7 +94,7 @@ fn decide(gateway: &mut Gateway, info: Box<RequestInfo>, out: &mut Vec<Output>) 
     }
     let endpoint = match out.pop() {
         Some(Output::Dispatch { endpoint, .. }) => endpoint,
-        Some(Output::Reject { .. }) | None => EndpointId(0),
+        Some(Output::Stay { .. } | Output::Reject { .. }) | None => EndpointId(0),
     };
     finish(gateway, key, endpoint);
     trail

@@ -6,19 +6,22 @@ mod kv_cache;
 
 use std::sync::Arc;
 
-use shared::ids::{RequestId, SpanId};
+use shared::ids::SpanId;
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
+
+use crate::core::scheduler::explain::Given;
 
 pub use self::collect::ScrapeFact;
 
-use crate::core::config::{FairnessPolicy, OrderingPolicy};
-use crate::core::request::Rejection;
-use crate::core::scheduler::explain::{Given, Known};
-use crate::core::scheduler::{Choice, Verdict};
-
+mod arrival;
+mod decision;
+mod facts;
 mod flow_control;
 
+pub use arrival::Arrived;
+use decision::{candidate, endpoint_score};
+pub use facts::{Failure, GatewayFact, Hindsight, PluginName};
 use flow_control::Out;
 pub use flow_control::{Dequeued, Hold};
 use kv_cache::KvAsked;
@@ -58,341 +61,6 @@ pub fn bounded_path(path: &str, route: &'static str) -> Arc<str> {
     if path.len() <= MAX_NAME_BYTES { path.into() } else { route.into() }
 }
 
-/// A plugin as spans name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PluginName {
-    /// Its type.
-    pub kind: &'static str,
-    /// The name it was given, or its type.
-    pub name: Arc<str>,
-}
-
-impl PluginName {
-    /// A plugin of type `kind`, with the name it was given.
-    pub fn new(kind: &'static str, name: Option<&str>) -> Arc<PluginName> {
-        Arc::new(PluginName { kind, name: name.unwrap_or(kind).into() })
-    }
-}
-
-/// Why a response was not delivered in full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The engine could not be reached.
-    Connect,
-    /// The engine took too long.
-    Timeout,
-    /// The engine broke off.
-    Reset,
-    /// The engine answered with a status that is asked for elsewhere.
-    Status(u16),
-    /// The caller went away: no error.
-    Cancelled,
-    /// The gateway stopped before the response was complete.
-    Abandoned,
-}
-
-impl Failure {
-    /// The value of `error.type`, and the description of the status; nothing for what is no error.
-    pub const fn error(self) -> Option<(&'static str, &'static str)> {
-        match self {
-            Failure::Connect => Some(("connection_failed", "the engine could not be reached")),
-            Failure::Timeout => Some(("timeout", "the engine took too long")),
-            Failure::Reset => Some(("connection_reset", "the engine broke off")),
-            // The status says it.
-            Failure::Cancelled | Failure::Status(_) => None,
-            Failure::Abandoned => Some(("abandoned", "the gateway stopped before the response was complete")),
-        }
-    }
-}
-
-impl Failure {
-    /// The status of an engine whose answer is not passed on.
-    const fn status(self) -> Option<u16> {
-        match self {
-            Failure::Status(status) => Some(status),
-            Failure::Connect | Failure::Timeout | Failure::Reset | Failure::Cancelled | Failure::Abandoned => None,
-        }
-    }
-}
-
-/// What would have become of a request on one endpoint, found by running a copy of that engine on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Hindsight {
-    /// The endpoint.
-    pub endpoint: Arc<str>,
-    /// From the client's sending to its first token; `None` if the endpoint would have refused the request.
-    pub ttft: Option<Dur>,
-    /// Whether the request was sent there.
-    pub chosen: bool,
-}
-
-impl Hindsight {
-    /// The time to first token on the endpoint that was chosen less the shortest on any; `None` if the chosen one has none.
-    pub fn regret(all: &[Hindsight]) -> Option<Dur> {
-        let chosen = all.iter().find(|h| h.chosen)?.ttft?;
-        let least = all.iter().filter_map(|h| h.ttft).min()?;
-        Some(chosen - least)
-    }
-}
-
-/// What is recorded of a sampled request. The core notes what it decides, the driver what it sends and receives.
-#[derive(Clone, Debug)]
-pub enum GatewayFact {
-    /// Driver: the head of a request was read.
-    Received {
-        /// The HTTP method.
-        method: &'static str,
-        /// The path, without the query (see [`bounded_path`]).
-        path: Arc<str>,
-        /// The route that matched.
-        route: Option<&'static str>,
-    },
-    /// Driver: the request asks for this model and is sent to another one; comes before [`GatewayFact::Parsed`].
-    Rewritten {
-        /// The model asked for (see [`bounded_name`]).
-        asked: Arc<str>,
-    },
-    /// Core: what the request asks for.
-    Parsed {
-        /// Its id.
-        id: RequestId,
-        /// The model it is sent to (see [`bounded_name`]).
-        model: Arc<str>,
-        /// Size of the body in bytes.
-        size_bytes: u32,
-        /// Priority, after its objective.
-        priority: i32,
-        /// Whether the response is streamed.
-        streaming: bool,
-    },
-    /// Core: what the caller says of itself.
-    Labels {
-        /// Its objective.
-        objective: Option<Arc<str>>,
-        /// Its flow.
-        fairness_id: Option<Arc<str>>,
-    },
-    /// Driver: ids of user and session, only where the operator allows them.
-    Identity {
-        /// The user.
-        user: Option<Arc<str>>,
-        /// The session.
-        session: Option<Arc<str>>,
-    },
-    /// Core: the pool.
-    Pool {
-        /// Its name.
-        name: Arc<str>,
-        /// Its namespace.
-        namespace: Arc<str>,
-    },
-    /// Driver: how soon the caller wants it.
-    Objectives {
-        /// Time to first token.
-        ttft: Option<Dur>,
-        /// Time per output token after the first.
-        tpot: Option<Dur>,
-    },
-    /// Core: the director starts; once more for every retry.
-    Directing {
-        /// Whether requests may wait in the gateway.
-        flow_control: bool,
-    },
-    /// Core: the request is in the gateway's queue, or found no room there.
-    Enqueued {
-        /// Its flow.
-        flow: Arc<str>,
-        /// Requests of its flow that wait already; `None` if there was no room.
-        position: Option<u32>,
-        /// All requests that wait already.
-        size: u32,
-        /// How long it may wait; `None` is for ever.
-        ttl: Option<Dur>,
-    },
-    /// Core: the request is out of the queue.
-    Dequeued {
-        /// How long it waited.
-        waited: Dur,
-        /// How flows share.
-        fairness: FairnessPolicy,
-        /// The order inside the flow.
-        ordering: OrderingPolicy,
-        /// Why it left.
-        result: Dequeued,
-        /// What held it last, if anything did.
-        hold: Option<Hold>,
-    },
-    /// Core: what admission saw.
-    Admission {
-        /// Saturation of the pool, 1 is full.
-        saturation: f64,
-        /// Endpoints in the pool.
-        candidates: u32,
-    },
-    /// Core: the index of KV events was asked.
-    KvScored(Box<KvScored>),
-    /// Driver: a kv-cache-manager was asked, before the director starts.
-    KvAsked {
-        /// When.
-        started: Time,
-        /// Its address.
-        address: Arc<str>,
-        /// Its port.
-        port: u16,
-        /// The HTTP status of its answer.
-        status: Option<u16>,
-        /// Why it did not answer.
-        failure: Option<Failure>,
-    },
-    /// Core: a profile starts.
-    Scheduling {
-        /// The profile.
-        profile: Arc<str>,
-        /// Candidates before filtering.
-        candidates: u32,
-    },
-    /// Core, finest detail: what is known of the candidates of the profile that starts.
-    Known(Box<[Known]>),
-    /// Core, finest detail: which endpoints the filter took out that is done next.
-    Removed(Box<[Arc<str>]>),
-    /// Core, finest detail: what the scorer that is done next gave every candidate.
-    Given(Box<[Given]>),
-    /// Driver, virtual time and finest detail: what the time to first token would have been on each endpoint.
-    Hindsight(Box<[Hindsight]>),
-    /// Core: a filter is done.
-    Filtered {
-        /// The filter.
-        plugin: Arc<PluginName>,
-        /// Candidates before it.
-        before: u32,
-        /// Candidates after it.
-        after: u32,
-    },
-    /// Core: a scorer is done.
-    Scored {
-        /// The scorer.
-        plugin: Arc<PluginName>,
-        /// Its weight.
-        weight: f64,
-        /// The lowest score.
-        min: f64,
-        /// The highest score.
-        max: f64,
-        /// The mean score.
-        avg: f64,
-    },
-    /// Core: one of the best endpoints, best first, before the pick.
-    Top {
-        /// The endpoint.
-        endpoint: Arc<str>,
-        /// Its weighted score.
-        score: f64,
-    },
-    /// Core: the picker is done.
-    Picked {
-        /// The picker.
-        plugin: Arc<PluginName>,
-        /// The chosen endpoint.
-        endpoint: Arc<str>,
-        /// Place of the chosen candidate.
-        index: u32,
-        /// Others that were as good.
-        ties: u32,
-    },
-    /// Core: the profile is done.
-    Scheduled {
-        /// How clear the choice was; `None` if no candidate was left.
-        choice: Option<Choice>,
-        /// Age of the oldest metrics used.
-        metrics_age: Option<Dur>,
-        /// Candidates after filtering.
-        candidates: u32,
-    },
-    /// Core: it is decided whether another endpoint prefills.
-    PdDecided {
-        /// When deciding began.
-        started: Time,
-        /// What was decided.
-        verdict: Verdict,
-    },
-    /// Core: an endpoint is chosen.
-    Directed {
-        /// Its name.
-        endpoint: Arc<str>,
-        /// Its address.
-        address: Arc<str>,
-        /// The name of the endpoint that is to prefill.
-        prefill: Option<Arc<str>>,
-    },
-    /// Core: the request is refused.
-    Refused(Rejection),
-    /// Core: another endpoint is tried.
-    Retry {
-        /// The new attempt, from 1.
-        attempt: u32,
-        /// The endpoint that failed.
-        failed: Arc<str>,
-    },
-    /// Core: no other endpoint is tried because the retry budget is spent.
-    RetryRefused,
-    /// Driver: the trace begins here; the caller's own is another one. Boxed, as it is rare and large.
-    LinkedFrom(Box<LinkTo>),
-    /// Driver: before connecting to an endpoint.
-    AttemptStarted {
-        /// The attempt, from 0.
-        attempt: u32,
-        /// The endpoint.
-        endpoint: Arc<str>,
-        /// Its address.
-        address: Arc<str>,
-        /// Its port.
-        port: u16,
-    },
-    /// Driver: the head of the engine's response was read.
-    ResponseHead {
-        /// Its HTTP status.
-        status: u16,
-    },
-    /// Driver: the last byte of an engine's response was read, or the attempt failed.
-    AttemptEnded {
-        /// The attempt, from 0.
-        attempt: u32,
-        /// Why it failed.
-        failure: Option<Failure>,
-    },
-    /// Driver: the first token of a streamed response was passed on.
-    FirstToken,
-    /// Driver: what went through.
-    Streamed {
-        /// Chunks: server-sent events, or body frames without streaming.
-        chunks: u32,
-        /// Body bytes.
-        bytes: u64,
-        /// Whether the response came to its end.
-        complete: bool,
-    },
-    /// Driver: token counts that the engine reported.
-    Usage {
-        /// Tokens of the prompt.
-        input: u32,
-        /// Tokens generated.
-        output: u32,
-    },
-    /// Driver: why the engine stopped.
-    FinishReason(&'static str),
-    /// Driver: the model that answered (see [`bounded_name`]).
-    ResponseModel(Arc<str>),
-    /// Driver: the caller went away.
-    ClientDisconnected,
-    /// Driver: the response is over; nothing follows.
-    Ended {
-        /// The HTTP status sent to the caller; `None` if none was.
-        status: Option<u16>,
-        /// Why the response was not delivered in full.
-        failure: Option<Failure>,
-    },
-}
-
 impl Fact for GatewayFact {
     type Fold<S: Form> = GatewayFold<S::Draft>;
 }
@@ -406,6 +74,8 @@ pub struct GatewayFold<D> {
     schedule: Option<D>,
     decide: Option<D>,
     proxy: Option<D>,
+    /// The attempt before it, as long as it is under way, too.
+    beside: Option<D>,
     response: Option<D>,
     /// When the stage of the schedule that ends next began.
     stage: Time,
@@ -440,6 +110,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             schedule: None,
             decide: None,
             proxy: None,
+            beside: None,
             response: None,
             stage: cx.head.opened,
             latest: cx.head.opened,
@@ -463,6 +134,8 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         self.latest = self.latest.max(at);
         match fact {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
+            GatewayFact::HeadersRead { count, metadata } => self.headers_read(cx, at, *count, *metadata),
+            GatewayFact::BodyRead { arrived, parsed } => self.body_read(cx, at, *arrived, *parsed),
             GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;
@@ -561,6 +234,10 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 let endpoint = ("gateway.backend.endpoint.name", failed.into());
                 self.root.event("gateway.retry", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
             }
+            GatewayFact::Hedge { attempt, slow } => {
+                let endpoint = ("gateway.backend.endpoint.name", slow.into());
+                self.root.event("gateway.hedge", at, &[("gateway.retry.attempt", (*attempt).into()), endpoint]);
+            }
             GatewayFact::RetryRefused => {
                 self.root.event("gateway.retry_refused", at, &[]);
             }
@@ -601,11 +278,13 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
 
     fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
         let end = self.latest.max(ending.closed);
-        let still_open = [self.director.take(), self.schedule.take(), self.proxy.take(), self.response.take()];
+        let attempts = [self.beside.take(), self.proxy.take()];
+        let still_open = [self.director.take(), self.schedule.take()].into_iter().chain(attempts);
+        let still_open = still_open.chain([self.response.take()]);
         if let Some(decide) = self.decide.take() {
             cx.emit(decide);
         }
-        for mut span in still_open.into_iter().flatten() {
+        for mut span in still_open.flatten() {
             abandon(&mut span, ending.abandoned);
             close(cx, span, end);
         }
@@ -651,110 +330,6 @@ impl<D: Draft> GatewayFold<D> {
         kv_cache::stages(cx, id, [lookup, compute], scored, at);
     }
 
-    fn scheduling<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, profile: &Arc<str>, candidates: u32) {
-        let parent = self.director.as_ref().map_or(self.root.id(), D::id);
-        let mut span = self.inner(cx, "gateway.scheduler.schedule", parent, at);
-        span.set("gateway.scheduler.profile", profile).set("gateway.scheduler.policy", "filter-score-pick");
-        span.set("gateway.scheduler.candidates.initial", candidates);
-        self.schedule = Some(span);
-        self.stage = at;
-        self.top_names.clear();
-        self.top_scores.clear();
-    }
-
-    fn filtered<S: Form<Draft = D>>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        at: Time,
-        plugin: &PluginName,
-        before: u32,
-        after: u32,
-    ) {
-        let removed = std::mem::take(&mut self.removed);
-        self.staged(cx, "gateway.scheduler.filter", at, |s| {
-            for endpoint in &removed {
-                s.event("gateway.scheduler.rejected", at, &[(ENDPOINT, endpoint.into())]);
-            }
-            s.set("gateway.scheduler.filter.name", &plugin.name).set("gateway.scheduler.filter.type", plugin.kind);
-            s.set("gateway.scheduler.filter.candidates_in", before);
-            s.set("gateway.scheduler.filter.candidates_out", after);
-            s.set("gateway.scheduler.filter.rejected_count", before - after);
-        });
-    }
-
-    fn picked<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, plugin: &PluginName, index: u32, ties: u32) {
-        let (names, scores) = (std::mem::take(&mut self.top_names), std::mem::take(&mut self.top_scores));
-        self.staged(cx, "gateway.scheduler.pick", at, |s| {
-            s.set("gateway.scheduler.picker.type", plugin.kind).set("gateway.scheduler.selected_index", index);
-            s.set("gateway.scheduler.picker.ties", ties);
-            s.set("gateway.scheduler.picker.top_endpoints", Val::Names(&names));
-            s.set("gateway.scheduler.picker.top_scores", Val::F64s(&scores));
-        });
-    }
-
-    fn hindsight(&mut self, at: Time, all: &[Hindsight]) {
-        for Hindsight { endpoint, ttft, chosen } in all {
-            let mut attrs = vec![(ENDPOINT, endpoint.into()), ("gateway.hindsight.chosen", (*chosen).into())];
-            attrs.extend(ttft.map(|t| ("gateway.hindsight.time_to_first_token_ms", t.as_millis_f64().into())));
-            self.root.event("gateway.hindsight", at, &attrs);
-        }
-        self.root.set_some("gateway.hindsight.regret_ms", Hindsight::regret(all).map(Dur::as_millis_f64));
-    }
-
-    /// The span of a decision: it is known later which endpoint prefills.
-    fn decided<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, started: Time, at: Time, verdict: &Verdict) {
-        self.drawn += 1;
-        self.stage = self.stage.max(at);
-        if cx.head.detail < 2 {
-            return;
-        }
-        let parent = self.director.as_ref().map_or(self.root.id(), D::id);
-        let id = cx.head.inner_id(self.drawn - 1);
-        let kind = Kind::Internal;
-        let mut s = cx.inner(Inner { name: "gateway.pd.decide", kind, parent, id, start: started.min(at), end: at });
-        s.set("gateway.pd.decision", if verdict.disaggregate { "disaggregate" } else { "decode_only" });
-        s.set("gateway.pd.reason", verdict.reason);
-        s.set_some("gateway.pd.uncached_tokens", verdict.uncached_tokens);
-        s.set_some("gateway.pd.threshold_tokens", verdict.threshold_tokens);
-        self.decide = Some(s);
-    }
-
-    fn directed<S: Form<Draft = D>>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        at: Time,
-        endpoint: &Arc<str>,
-        address: &Arc<str>,
-        prefill: Option<&Arc<str>>,
-    ) {
-        if let Some(mut s) = self.decide.take() {
-            s.set_some("gateway.pd.prefill_endpoint.name", prefill);
-            cx.emit(s);
-        }
-        if let Some(mut d) = self.director.take() {
-            let result = if self.waited > Dur::ZERO { "queued" } else { "admitted" };
-            d.set("gateway.admission.result", result).set("gateway.flow_control.enabled", self.flow_control);
-            d.set("gateway.target_endpoint.name", endpoint);
-            d.set("gateway.target_endpoint.address", address);
-            close(cx, d, at);
-        }
-    }
-
-    fn refused<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, rejection: Rejection) {
-        if let Some(decide) = self.decide.take() {
-            cx.emit(decide);
-        }
-        if let Some(mut d) = self.director.take() {
-            d.set("gateway.admission.result", "rejected").set("gateway.admission.reason", rejection.reason());
-            d.set("gateway.flow_control.enabled", self.flow_control);
-            // It is no error that a caller went away.
-            if rejection.status() >= 500 && rejection != Rejection::Cancelled {
-                d.fail(rejection.reason(), "no endpoint to send the request to");
-            }
-            close(cx, d, at);
-        }
-    }
-
     fn attempt<S: Form<Draft = D>>(
         &mut self,
         cx: &mut Cx<'_, S>,
@@ -771,13 +346,16 @@ impl<D: Draft> GatewayFold<D> {
         span.set("server.address", address).set("server.port", port);
         span.set("gateway.backend.endpoint.name", endpoint);
         span.set_some("http.request.resend_count", (attempt > 0).then_some(attempt));
-        if let Some(before) = self.proxy.replace(span) {
-            cx.emit(before);
+        if let Some(before) = self.proxy.replace(span)
+            && let Some(older) = self.beside.replace(before)
+        {
+            cx.emit(older);
         }
     }
 
     fn response_head<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, at: Time, status: u16) {
-        if let Some(proxy) = &mut self.proxy {
+        // Of two attempts the other one has ended before.
+        if let Some(proxy) = self.proxy.as_mut().or(self.beside.as_mut()) {
             proxy.set("http.response.status_code", status);
             mark(proxy, None, (status >= 400).then_some(status));
         }
@@ -794,7 +372,9 @@ impl<D: Draft> GatewayFold<D> {
         failure: Option<Failure>,
     ) {
         let id = proxy_span_id(self.root.id(), attempt);
-        if let Some(mut proxy) = self.proxy.take_if(|p| p.id() == id) {
+        let found = self.proxy.take_if(|p| p.id() == id).or_else(|| self.beside.take_if(|p| p.id() == id));
+        if let Some(mut proxy) = found {
+            proxy.set_some("gateway.backend.cancelled", (failure == Some(Failure::Outrun)).then_some(true));
             let status = failure.and_then(Failure::status);
             proxy.set_some("http.response.status_code", status);
             mark(&mut proxy, failure.and_then(Failure::error), status);
@@ -823,52 +403,6 @@ impl<D: Draft> GatewayFold<D> {
         let id = cx.head.inner_id(self.drawn - 1);
         cx.inner(Inner { name, kind: Kind::Internal, parent, id, start: at, end: at })
     }
-
-    /// A stage of the schedule, from the end of the stage before it until `at`; of level 2.
-    fn staged<S: Form<Draft = D>>(
-        &mut self,
-        cx: &mut Cx<'_, S>,
-        name: &'static str,
-        at: Time,
-        fill: impl FnOnce(&mut D),
-    ) {
-        let start = self.stage;
-        self.stage = at.max(start);
-        self.drawn += 1;
-        if cx.head.detail < 2 {
-            return;
-        }
-        let parent = self.schedule.as_ref().map_or(self.root.id(), D::id);
-        let id = cx.head.inner_id(self.drawn - 1);
-        let mut span = cx.inner(Inner { name, kind: Kind::Internal, parent, id, start, end: self.stage });
-        fill(&mut span);
-        cx.emit(span);
-    }
-}
-
-/// The endpoint that an event is about.
-const ENDPOINT: &str = "gateway.backend.endpoint.name";
-
-fn candidate<D: Draft>(schedule: &mut D, at: Time, known: &Known) {
-    let mut attrs = vec![
-        (ENDPOINT, (&known.endpoint).into()),
-        ("gateway.scheduler.candidate.waiting", known.waiting.into()),
-        ("gateway.scheduler.candidate.running", known.running.into()),
-        ("gateway.scheduler.candidate.kv_usage", known.kv_usage.into()),
-        ("gateway.scheduler.candidate.matched_blocks", known.matched_blocks.into()),
-        ("gateway.scheduler.candidate.in_flight", known.in_flight.into()),
-    ];
-    let age = known.metrics_age.map(Dur::as_millis_f64);
-    attrs.extend(age.map(|age| ("gateway.scheduler.candidate.metrics_age_ms", age.into())));
-    schedule.event("gateway.scheduler.candidate", at, &attrs);
-}
-
-fn endpoint_score<D: Draft>(score: &mut D, at: Time, given: &Given) {
-    let endpoint = (ENDPOINT, (&given.endpoint).into());
-    let (raw, weighted) = (given.raw.into(), given.weighted.into());
-    let attrs =
-        [endpoint, ("gateway.scheduler.endpoint.score", raw), ("gateway.scheduler.endpoint.weighted", weighted)];
-    score.event("gateway.scheduler.endpoint_score", at, &attrs);
 }
 
 fn close<S: Form>(cx: &mut Cx<'_, S>, mut span: S::Draft, at: Time) {

@@ -246,35 +246,3 @@ fn a_sidecar_where_there_is_none_to_be_is_refused() {
     check("engines[1].pd_proxy.prefill_max_retries=9", "engines[1].pd_proxy.prefill_max_retries: found 9");
     check("engines[1].pd_proxy.retries=1", "prefill_max_retries");
 }
-
-/// With precise prefix routing by a service of its own one trace shows five instances. The sidecar passes on where its engine
-/// publishes.
-#[test]
-fn with_a_kv_cache_manager_a_trace_has_five_instances() {
-    let events = "{enable_kv_cache_events: true, endpoint: 'tcp://*:0', replay_endpoint: 'tcp://*:0', topic: 'kv@{pod}@{model}'}";
-    let parameters = "{prefixMatchInfoProducerName: precise-prefix-cache-producer}";
-    let set = [
-        "requests=8".to_owned(),
-        "expectations={}".to_owned(),
-        "workload.arrivals={process: closed, concurrency: 1, think_time: 20ms}".to_owned(),
-        "workload.prompt_tokens=600".to_owned(),
-        "listen={gateway: '127.0.0.1:0', engines: '127.0.0.1:0', kv_cache_manager: '127.0.0.1:0'}".to_owned(),
-        format!("gateway.disaggregation.profile.scorers[0].parameters={parameters}"),
-        format!("engines[0].kv_events_config={events}"),
-        format!("engines[1].kv_events_config={events}"),
-    ];
-    let place = Place::new();
-    let ran = run(&place, "live", &set.each_ref().map(String::as_str));
-    assert_eq!(ran.code, 0, "{ran:#?}");
-    let set = place.traces("out");
-    assert_eq!(findings(&set), []);
-    let traces = by_trace(&set);
-    assert_eq!(traces.len(), 8);
-    for spans in traces.values() {
-        assert_whole(spans);
-        let instances: BTreeSet<_> = spans.iter().map(|s| s.instance).collect();
-        assert!(instances.len() == 5 && spans.len() >= 35, "{} instances, {} spans", instances.len(), spans.len());
-        assert_eq!(named(spans, "kvcache.manager.get_scores")[0].kind, Kind::Server);
-        assert_eq!(named(spans, "vllm.kv_cache.transfer").len(), 2);
-    }
-}

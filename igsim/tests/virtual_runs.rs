@@ -101,7 +101,7 @@ fn no_trace_is_kept_at_ratio_zero() {
 #[test]
 fn the_detail_level_decides_which_spans_there_are() {
     let place = Place::new();
-    for (detail, expect) in [("1", 10), ("2", SPANS_PER_TRACE), ("3", SPANS_PER_TRACE + 8)] {
+    for (detail, expect) in [("1", 10), ("2", SPANS_PER_TRACE), ("3", SPANS_PER_TRACE + 10)] {
         let file = scenario("quickstart");
         let options = ["--mode", "virtual", "--set", "requests=20", "--sampling", "1", "--detail", detail];
         place.good(&[["run", &file, "--out", detail].as_slice(), options.as_slice()].concat());
@@ -205,6 +205,8 @@ fn every_scenario_runs_in_virtual_time_without_findings() {
         "bursty" | "multi-turn" => "duration=30s",
         "overload" => "duration=10s",
         "faults-crash" | "faults-rates" | "faults-stale-metrics" | "flow-control" | "pd" | "resilience" => "seed=42",
+        "pd-precise" => "listen.kv_cache_manager=null",
+        "two-pools" => "seed=42",
         "parity" => "requests=40",
         "small-cache" => "seed=42",
         "quickstart" | "overhead" => "requests=200",

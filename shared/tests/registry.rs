@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 10] = [
+const FOLDS: [&str; 12] = [
     "gateway/src/spans.rs",
+    "gateway/src/spans/arrival.rs",
     "gateway/src/spans/collect.rs",
+    "gateway/src/spans/decision.rs",
     "gateway/src/pd_proxy/spans.rs",
     "gateway/src/spans/flow_control.rs",
     "gateway/src/spans/kv_cache.rs",
@@ -28,7 +30,7 @@ const HEAD: &str = "# Span catalogue
 <!-- Generated from registry/. `UPDATE_DOCS=1 cargo test -p shared --test registry` writes it anew. -->
 
 Every span, event and attribute that the gateway, the routing sidecars and the engines emit, made from [registry/](../registry/README.md). A span appears
-from its detail level on: 1 is the lifecycle of a request, 2 (the default) adds decisions, 3 the parts of executions. \"Set\" says when an attribute is there:
+from its detail level on: 1 is the lifecycle of a request, 2 (the default) adds decisions, 3 the parts of executions and how requests arrive. \"Set\" says when an attribute is there:
 always (required), under the condition given, if it is known (recommended), or only if the operator asks for it (opt-in).
 
 ";

@@ -31,6 +31,9 @@ struct Options {
     /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
+    /// Address of a page of the sidecar's own metrics (/metrics); none when absent. At the other address that path is the engine's.
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<SocketAddr>,
     /// Base URL of the engine that decodes.
     #[arg(long, value_name = "URL")]
     engine: String,
@@ -98,7 +101,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
-        let server = Server::bind(options.listen, config, engine, tracer, clock).await?.allowing(allowed);
+        let mut server = Server::bind(options.listen, config, engine, tracer, clock).await?.allowing(allowed);
+        if let Some(addr) = options.metrics_listen {
+            let (measured, addr) = server.measured(addr).await?;
+            tracing::info!(%addr, "metrics");
+            server = measured;
+        }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), addr = %server.local_addr(), "listening");
         server.run(stop_signal()?).await;
         anyhow::Ok(())

@@ -157,6 +157,12 @@ impl Director {
         self.settle(now, at, admitted, info, watch)
     }
 
+    /// Whether there is an endpoint beside those `tried` that a request could be sent to.
+    pub(crate) fn has_other(&self, now: Time, info: &RequestInfo, tried: &[EndpointId]) -> bool {
+        let usable = |e: &Endpoint| e.serves(&info.model) && e.is_available() && !e.outlier.is_ejected(now);
+        self.pool.members().any(|(id, e)| !tried.contains(&id) && usable(e))
+    }
+
     /// Begins to direct a request that may have to wait; nobody has to who asks for what no endpoint serves.
     pub(crate) fn receive(&self, now: Time, info: &RequestInfo) -> Result<(), Rejection> {
         self.note_directing(now, info);

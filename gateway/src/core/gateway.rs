@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use shared::rng::Seed;
-use shared::time::{Stopwatch, Time};
+use shared::time::{Dur, Stopwatch, Time};
 
 pub use crate::core::pool::{Adapters, Endpoint, EndpointConfig, EndpointId, EndpointMetrics, ScrapeError};
 pub use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey, SessionKey};
@@ -14,8 +14,9 @@ pub use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, Reques
 use crate::core::config::GatewayConfig;
 use crate::core::director::Director;
 use crate::core::flow_control::FlowControl;
+use crate::core::hedge::Hedging;
+use crate::core::kv_index::Applied;
 use crate::core::kv_index::events::Batch;
-use crate::core::kv_index::{Applied, KvPrompt};
 use crate::core::pool::Health;
 use crate::core::producers::Placed;
 use crate::core::retry_budget::RetryBudget;
@@ -34,7 +35,8 @@ pub enum Input {
         /// What it answered.
         metrics: Result<EndpointMetrics, ScrapeError>,
     },
-    /// No byte of a response was passed on: another endpoint may be tried.
+    /// No byte of a response was passed on: another endpoint may be tried. While a second attempt is under way the answer is
+    /// [`Output::Stay`].
     AttemptFailed {
         /// The request.
         key: RequestKey,
@@ -42,6 +44,12 @@ pub enum Input {
         endpoint: EndpointId,
         /// What went wrong.
         failure: Failure,
+    },
+    /// No head of a response came within the time that [`Output::Dispatch`] named: a second endpoint may be asked beside the first. The
+    /// answer is another dispatch, or [`Output::Stay`].
+    Late {
+        /// The request.
+        key: RequestKey,
     },
     /// The head of a response arrived: from now on the request stays where it is.
     ResponseStarted {
@@ -116,6 +124,9 @@ pub struct Gateway {
     flow: Option<Box<FlowControl>>,
     retries: u32,
     budget: RetryBudget,
+    hedging: Hedging,
+    /// Second attempts beside a first one.
+    hedges: u64,
     pool_name: (Arc<str>, Arc<str>),
     rewrites: Arc<Rewrites>,
 }
@@ -125,8 +136,21 @@ pub struct Gateway {
 struct Open {
     info: Box<RequestInfo>,
     placed: Placed,
+    /// Where a second attempt is under way, as long as nobody has answered.
+    second: Option<Placed>,
+    /// The last attempt.
     attempt: u32,
     tried: Vec<EndpointId>,
+    /// When it was dispatched first.
+    sent: Time,
+    /// Whether the head of a response came.
+    answered: bool,
+}
+
+impl Open {
+    const fn new(info: Box<RequestInfo>, placed: Placed, sent: Time) -> Open {
+        Open { info, placed, second: None, attempt: 0, tried: Vec::new(), sent, answered: false }
+    }
 }
 
 impl Gateway {
@@ -144,7 +168,9 @@ impl Gateway {
         let flow = config.flow_control.clone().filter(|f| f.enabled).map(|f| Box::new(FlowControl::new(f)));
         let director = Director::new(&config, endpoints, seed);
         let rewrites = Arc::new(Rewrites::new(&config.model_rewrites, seed));
-        Gateway { director, open: FxHashMap::default(), flow, retries, budget, pool_name, rewrites }
+        let hedging = Hedging::new(config.retry.hedge.as_ref());
+        let open = FxHashMap::default();
+        Gateway { director, open, flow, retries, budget, hedging, hedges: 0, pool_name, rewrites }
     }
 
     /// Takes what happened at `now` and appends what is to be done to `out`.
@@ -167,8 +193,9 @@ impl Gateway {
                 self.failed(now, endpoint, failure);
                 self.attempt_failed(now, key, endpoint, watch, out);
             }
+            Input::Late { key } => self.hedge(now, key, watch, out),
             Input::ResponseStarted { key, endpoint, status } => {
-                self.response_started(key, endpoint);
+                self.response_started(now, key, endpoint);
                 self.answered(now, endpoint, status);
             }
             Input::FirstChunk { key, endpoint } => {
@@ -266,6 +293,11 @@ impl Gateway {
         self.budget.refused()
     }
 
+    /// Second attempts that were made because the first one did not answer in time.
+    pub const fn hedges(&self) -> u64 {
+        self.hedges
+    }
+
     /// How often an endpoint was left out for a while because it failed several times in a row.
     pub const fn ejections(&self) -> u64 {
         self.director.ejections
@@ -289,8 +321,8 @@ impl Gateway {
         match self.director.direct(now, &info, &[], watch) {
             Err(rejection) => out.push(Output::Reject { key, rejection }),
             Ok(placed) => {
-                self.open.insert(key, Open { info, placed, attempt: 0, tried: Vec::new() });
-                out.push(dispatch(key, placed, 0));
+                self.open.insert(key, Open::new(info, placed, now));
+                out.push(dispatch(key, placed, 0, self.hedging.after()));
             }
         }
     }
@@ -324,9 +356,15 @@ impl Gateway {
         out: &mut Vec<Output>,
     ) {
         let Some(mut open) = self.open.remove(&key) else { return };
+        open.tried.push(endpoint);
+        if let Some(lost) = open.lose(endpoint) {
+            self.director.leave(lost);
+            self.stir(now);
+            self.open.insert(key, open);
+            return out.push(Output::Stay { key });
+        }
         self.director.leave(open.placed);
         self.stir(now);
-        open.tried.push(endpoint);
         let next = if open.attempt < self.retries && self.may_retry(now, &open.info) {
             self.director.direct(now, &open.info, &open.tried, watch)
         } else {
@@ -342,7 +380,7 @@ impl Gateway {
         let failed = &self.director.pool.get(endpoint).config.name;
         open.info.trail.annotate(now, || GatewayFact::Retry { attempt, failed: Arc::clone(failed) });
         self.open.insert(key, open);
-        out.push(dispatch(key, next, attempt));
+        out.push(dispatch(key, next, attempt, self.hedging.after()));
     }
 
     /// Whether the budget has one more attempt.
@@ -369,15 +407,7 @@ impl Gateway {
         match failure {
             Failure::Connect | Failure::Timeout | Failure::Reset => self.director.failed(now, endpoint),
             Failure::Status(status) => self.answered(now, endpoint, status),
-            Failure::Cancelled | Failure::Abandoned => {}
-        }
-    }
-
-    fn response_started(&mut self, key: RequestKey, endpoint: EndpointId) {
-        if let Some(open) = self.open.get_mut(&key).filter(|o| o.placed.endpoint == endpoint) {
-            // Only a further attempt would need them.
-            open.info.prefix = Vec::new();
-            open.info.kv = KvPrompt::default();
+            Failure::Outrun | Failure::Cancelled | Failure::Abandoned => {}
         }
     }
 
@@ -395,25 +425,27 @@ impl Gateway {
 
     fn finished(&mut self, now: Time, key: RequestKey, endpoint: EndpointId) {
         if let Some(open) = self.open.remove(&key) {
-            assert_eq!(open.placed.endpoint, endpoint, "{key:?} finished where it was not sent");
-            self.director.leave(open.placed);
+            let places = std::iter::once(open.placed).chain(open.second);
+            assert!(places.clone().any(|p| p.endpoint == endpoint), "{key:?} finished where it was not sent");
+            places.for_each(|place| self.director.leave(place));
             self.ended(now, &open.info);
         }
     }
 }
 
-const fn dispatch(key: RequestKey, placed: Placed, attempt: u32) -> Output {
-    Output::Dispatch { key, endpoint: placed.endpoint, prefill: placed.prefill, attempt }
+const fn dispatch(key: RequestKey, placed: Placed, attempt: u32, hedge_after: Option<Dur>) -> Output {
+    Output::Dispatch { key, endpoint: placed.endpoint, prefill: placed.prefill, attempt, hedge_after }
 }
 
 /// Whether a failure says that nobody is there. One broken connection does not: it may be the request that breaks it.
 const fn means_unreachable(failure: Failure) -> bool {
     match failure {
         Failure::Connect | Failure::Timeout => true,
-        Failure::Reset | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned => false,
+        Failure::Reset | Failure::Status(_) | Failure::Outrun | Failure::Cancelled | Failure::Abandoned => false,
     }
 }
 
+mod hedging;
 mod waiting;
 
 #[cfg(test)]

@@ -145,6 +145,13 @@ pub enum Output {
         prefill: Option<EndpointId>,
         /// 0 for the first attempt.
         attempt: u32,
+        /// How long it may take to answer before [`crate::core::gateway::Input::Late`] is of use; `None` is for ever.
+        hedge_after: Option<Dur>,
+    },
+    /// The request stays where it is.
+    Stay {
+        /// The request.
+        key: RequestKey,
     },
     /// Answer the request with an error; it is no longer open.
     Reject {
@@ -159,7 +166,7 @@ impl Output {
     /// The request it is about.
     pub const fn key(&self) -> RequestKey {
         match self {
-            Output::Dispatch { key, .. } | Output::Reject { key, .. } => *key,
+            Output::Dispatch { key, .. } | Output::Stay { key } | Output::Reject { key, .. } => *key,
         }
     }
 }

@@ -12,7 +12,7 @@ mod precise;
 mod producers;
 mod scalars;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -72,13 +72,28 @@ pub fn load_str(source: &str, text: &str, allow_unsupported: bool) -> Result<Epp
 /// # Errors
 /// Everything that is wrong with the file.
 pub fn resolve(config: &mut GatewayConfig, beside: Option<&Path>) -> Result<Vec<String>, ConfigErrors> {
-    let Some(path) = config.epp_config.take() else { return Ok(Vec::new()) };
-    let path = match beside.and_then(Path::parent) {
+    let mut warnings = Vec::new();
+    if let Some(path) = config.epp_config.take() {
+        let epp = load(&found(path, beside), config.allow_unsupported)?;
+        warnings = epp.apply(config);
+    }
+    for i in 0..config.pools.len() {
+        let Some(path) = config.pools[i].epp_config.take() else { continue };
+        // Where a kv-cache-manager is stands with the gateway.
+        let mut own = GatewayConfig { precise_prefix: config.precise_prefix.clone(), ..GatewayConfig::default() };
+        let said = load(&found(path, beside), config.allow_unsupported)?.apply(&mut own);
+        warnings.extend(said.into_iter().map(|w| format!("pool {}: {w}", config.pools[i].name)));
+        config.pools[i].take(own);
+    }
+    Ok(warnings)
+}
+
+/// Where a file is that is named in the file `beside`.
+fn found(path: PathBuf, beside: Option<&Path>) -> PathBuf {
+    match beside.and_then(Path::parent) {
         Some(folder) if path.is_relative() => folder.join(path),
         Some(_) | None => path,
-    };
-    let epp = load(&path, config.allow_unsupported)?;
-    Ok(epp.apply(config))
+    }
 }
 
 /// Whether the file at `path` is an EndpointPickerConfig, by its `kind`. What cannot be read is for others to complain about.

@@ -11,11 +11,10 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use crate::server::membership;
-use crate::server::proxy;
 use crate::server::reply::Refusal;
 use crate::server::request::Route;
 use crate::server::runtime::Shared;
+use crate::server::{pool_metrics, proxy};
 
 /// All routes. A wrong method is answered by the engine, so that its answer is the engine's.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -47,7 +46,13 @@ async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
     if !shared.may_call(&headers) {
         return Refusal::Unauthorized.response("");
     }
-    axum::Json(json!({ "object": "list", "data": shared.membership.cards() })).into_response()
+    let mut all: Vec<serde_json::Value> = Vec::new();
+    for card in shared.pools.iter().flat_map(|pool| pool.membership.cards()) {
+        if !all.iter().any(|c| c.get("id") == card.get("id")) {
+            all.push(card);
+        }
+    }
+    axum::Json(json!({ "object": "list", "data": all })).into_response()
 }
 
 /// 200 if a request would find an endpoint.
@@ -56,8 +61,8 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let queued = shared.queue.is_some().then(|| shared.core().queued());
-    let mut response = Response::new(Body::from(shared.metrics.text(queued) + &membership::metrics(&shared)));
+    let pools = pool_metrics::text(&shared.pools, shared.table.is_split(), shared.clock.now());
+    let mut response = Response::new(Body::from(shared.metrics.text(pool_metrics::queued(&shared.pools)) + &pools));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response

@@ -4,7 +4,6 @@
 //! each member. An id is given again only when no request is at its endpoint, so what a request looks up stays what it was.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -13,10 +12,11 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::core::gateway::{EndpointChange, Input};
-use crate::core::pool::{Endpoint, EndpointId, Presence};
+use crate::core::pool::EndpointId;
 use crate::server::backend::Backend;
+use crate::server::pool::Pool;
 use crate::server::routing::{Labels, Routing};
-use crate::server::runtime::{self, ServeError, Shared};
+use crate::server::runtime::{ServeError, Shared};
 use crate::server::scrape;
 
 /// Told that the first scrape is over by being dropped.
@@ -127,8 +127,14 @@ pub struct Endpoints(Arc<Shared>);
 
 /// An endpoint that cannot join.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an endpoint called {0:?} is in the pool already")]
-pub struct NameTaken(String);
+pub enum CannotJoin {
+    /// One of this name is a member of a pool.
+    #[error("an endpoint called {0:?} is in the pool already")]
+    NameTaken(String),
+    /// No pool selects its labels.
+    #[error("no pool selects the endpoint {0:?}")]
+    NoPool(String),
+}
 
 impl Endpoints {
     pub(crate) fn of(shared: &Arc<Shared>) -> Endpoints {
@@ -138,30 +144,35 @@ impl Endpoints {
     /// Adds an endpoint. It gets requests from its first good scrape on, which is made at once.
     ///
     /// # Errors
-    /// If one of this name is a member; one that drains has given its name up.
+    /// If one of this name is a member, where one that drains has given its name up; or if no pool selects its labels.
     ///
     /// # Panics
     /// Outside a runtime of tokio.
-    pub fn join(&self, backend: Backend) -> Result<(), NameTaken> {
+    pub fn join(&self, backend: Backend) -> Result<(), CannotJoin> {
         self.join_first(backend, None)
     }
 
     /// As [`Endpoints::join`]; `first` is dropped after the first scrape.
-    pub(crate) fn join_first(&self, backend: Backend, first: Option<First>) -> Result<(), NameTaken> {
+    pub(crate) fn join_first(&self, backend: Backend, first: Option<First>) -> Result<(), CannotJoin> {
         let shared = &self.0;
-        let mut members = shared.membership.members();
+        let _one_at_a_time = shared.joining.lock().unwrap_or_else(PoisonError::into_inner);
         let name = Arc::clone(&backend.config.name);
-        if members.contains_key(&name) {
-            return Err(NameTaken(name.to_string()));
+        if shared.pools.iter().any(|pool| pool.membership.members().contains_key(&name)) {
+            return Err(CannotJoin::NameTaken(name.to_string()));
         }
-        let target = Target::new(&shared.routing, backend);
+        let Some(id) = shared.table.of_labels(backend.config.labels()) else {
+            return Err(CannotJoin::NoPool(name.to_string()));
+        };
+        let pool = &shared.pools[id.index()];
+        let mut members = pool.membership.members();
+        let target = Target::new(&pool.routing, backend);
         // Nobody may choose the endpoint before it can be looked up.
-        let mut core = shared.core();
+        let mut core = pool.core();
         let id = core.join(target.backend.config.clone());
-        shared.membership.set(id, &target);
+        pool.membership.set(id, &target);
         drop(core);
-        let scraper = Some(spawn(shared, id, &target, first));
-        let follower = runtime::follow(shared, id, &target.backend);
+        let scraper = Some(spawn(shared, pool, id, &target, first));
+        let follower = pool.follow(shared.tracer.load(), id, &target.backend);
         tracing::info!(endpoint = &*name, "endpoint joined");
         members.insert(name, Member { id, target, scraper, follower });
         Ok(())
@@ -169,66 +180,47 @@ impl Endpoints {
 
     /// The endpoint gets no new requests and leaves when those that it has are over; false if there is none of this name.
     pub fn drain(&self, name: &str) -> bool {
-        let Some(member) = self.0.membership.members().remove(name) else { return false };
+        let mut found = self.0.pools.iter().filter_map(|pool| Some((pool, pool.membership.members().remove(name)?)));
+        let Some((pool, member)) = found.next() else { return false };
         member.scraper.iter().chain(&member.follower).for_each(AbortHandle::abort);
-        self.0.tell(self.0.clock.now(), Input::Endpoint(EndpointChange::Draining(member.id)));
+        pool.tell(pool.clock.now(), Input::Endpoint(EndpointChange::Draining(member.id)));
         tracing::info!(endpoint = name, "endpoint drains");
         true
     }
 
     /// Names of the members.
     pub fn names(&self) -> Vec<String> {
-        self.0.membership.members().keys().map(ToString::to_string).collect()
+        let pools = self.0.pools.iter();
+        pools.flat_map(|pool| pool.membership.members().keys().map(ToString::to_string).collect::<Vec<_>>()).collect()
     }
 
     /// Starts to scrape the endpoints that the server began with.
     pub(crate) fn scrape_all(&self, first: &First) {
-        for member in self.0.membership.members().values_mut().filter(|m| m.scraper.is_none()) {
-            member.scraper = Some(spawn(&self.0, member.id, &member.target, Some(first.clone())));
-            member.follower = runtime::follow(&self.0, member.id, &member.target.backend);
+        for pool in &self.0.pools {
+            for member in pool.membership.members().values_mut().filter(|m| m.scraper.is_none()) {
+                member.scraper = Some(spawn(&self.0, pool, member.id, &member.target, Some(first.clone())));
+                member.follower = pool.follow(self.0.tracer.load(), member.id, &member.target.backend);
+            }
         }
     }
 
     /// Ends all scrape loops, and whoever listens to KV events.
     pub(crate) fn stop_scraping(&self) {
-        self.0
-            .membership
-            .members()
-            .values_mut()
-            .flat_map(|m| [m.scraper.take(), m.follower.take()])
-            .flatten()
-            .for_each(|s| s.abort());
+        for pool in &self.0.pools {
+            let mut members = pool.membership.members();
+            let tasks = members.values_mut().flat_map(|m| [m.scraper.take(), m.follower.take()]);
+            tasks.flatten().for_each(|task| task.abort());
+        }
     }
 }
 
-fn spawn(shared: &Arc<Shared>, id: EndpointId, target: &Arc<Target>, first: Option<First>) -> AbortHandle {
-    tokio::spawn(scrape::watch(Arc::clone(shared), id, Arc::clone(target), first)).abort_handle()
-}
-
-/// What the pool looks like, in the Prometheus text format.
-pub(crate) fn metrics(shared: &Shared) -> String {
-    let now = shared.clock.now();
-    let core = shared.core();
-    let count = |of: &dyn Fn(&Endpoint) -> bool| core.endpoints().iter().filter(|e| of(e)).count();
-    let available = count(&|e| e.is_available() && !e.outlier.is_ejected(now));
-    let states = [
-        ("available", available),
-        ("ejected", count(&|e| e.is_member() && e.outlier.is_ejected(now))),
-        ("unavailable", count(&|e| e.is_member() && !e.is_available() && !e.outlier.is_ejected(now))),
-        ("draining", count(&|e| e.presence == Presence::Draining)),
-    ];
-    let mut out = String::new();
-    // Writing to a string does not fail.
-    let _ = writeln!(out, "# HELP gateway_endpoints Endpoints of the pool by state.\n# TYPE gateway_endpoints gauge");
-    for (state, n) in states {
-        let _ = writeln!(out, "gateway_endpoints{{state=\"{state}\"}} {n}");
-    }
-    let counters = [
-        ("gateway_ejections_total", "Endpoints left out for failing several times in a row.", core.ejections()),
-        ("gateway_retries_refused_total", "Attempts not made: the retry budget was spent.", core.retries_refused()),
-    ];
-    for (name, help, n) in counters {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {n}");
-    }
-    out
+fn spawn(
+    shared: &Arc<Shared>,
+    pool: &Arc<Pool>,
+    id: EndpointId,
+    target: &Arc<Target>,
+    first: Option<First>,
+) -> AbortHandle {
+    let watch = scrape::watch(Arc::clone(shared), Arc::clone(pool), id, Arc::clone(target), first);
+    tokio::spawn(watch).abort_handle()
 }

@@ -12,6 +12,8 @@ mod metrics;
 mod observe;
 pub(crate) mod opening;
 mod patient;
+mod pool;
+mod pool_metrics;
 mod proxy;
 mod queue;
 pub(crate) mod reply;
@@ -27,5 +29,5 @@ pub(crate) mod tests;
 
 pub use backend::{Backend, BadBackend};
 pub use kv_manager::KvManager;
-pub use membership::{Endpoints, NameTaken};
+pub use membership::{CannotJoin, Endpoints};
 pub use runtime::{ServeError, Server, Stats};

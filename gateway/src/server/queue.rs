@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::core::gateway::Gateway;
 use crate::core::request::{Output, RequestKey};
-use crate::server::runtime::Shared;
+use crate::server::pool::Pool;
 
 /// What the core says about a request.
 pub(crate) enum Answer {
@@ -79,20 +79,20 @@ impl Queue {
 }
 
 /// Looks at the core whenever it wants to be looked at; does nothing without flow control.
-pub(crate) async fn drive(shared: Arc<Shared>) {
-    let Some(queue) = &shared.queue else { return };
+pub(crate) async fn drive(pool: Arc<Pool>) {
+    let Some(queue) = &pool.queue else { return };
     loop {
         let next = {
-            let core = shared.core();
+            let core = pool.core();
             let next = core.next_wakeup();
             queue.planned.store(next.map_or(NEVER, Time::as_nanos), Ordering::Relaxed);
             next
         };
         match next {
-            Some(at) if at <= shared.clock.now() => shared.advance(),
+            Some(at) if at <= pool.clock.now() => pool.advance(),
             Some(at) => {
                 tokio::select! {
-                    () = tokio::time::sleep_until(shared.clock.instant(at).into()) => {}
+                    () = tokio::time::sleep_until(pool.clock.instant(at).into()) => {}
                     () = queue.sooner.notified() => {}
                 }
             }

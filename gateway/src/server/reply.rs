@@ -133,7 +133,7 @@ const fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
     match failure {
         Failure::Connect => (502, "BadGatewayError", "The engine could not be reached."),
         Failure::Timeout => (504, "GatewayTimeoutError", "The engine did not answer in time."),
-        Failure::Reset | Failure::Status(_) | Failure::Cancelled | Failure::Abandoned => {
+        Failure::Reset | Failure::Status(_) | Failure::Outrun | Failure::Cancelled | Failure::Abandoned => {
             (502, "BadGatewayError", "The engine broke off before it answered.")
         }
     }

@@ -19,8 +19,10 @@ use crate::core::config::{LimitConfig, PreciseConfig, PrefixConfig};
 use crate::core::prefix_index::PrefixHasher;
 use crate::core::request::{Deadlines, SessionKey};
 use crate::epp::duration;
+use crate::pd_proxy::core::Object;
 use crate::server::reply::Refusal;
 use crate::server::routing::Routing;
+use crate::spans::Arrived;
 
 /// The model that a request is sent to, where no rule says so.
 pub(crate) const MODEL_REWRITE: HeaderName = HeaderName::from_static("x-llm-d-model-name-rewrite");
@@ -50,7 +52,6 @@ impl Route {
 /// What a body says.
 #[derive(Debug, Default)]
 pub(crate) struct Parsed {
-    pub(crate) model: Option<Arc<str>>,
     pub(crate) streaming: bool,
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: Option<u32>,
@@ -110,8 +111,35 @@ pub(crate) fn headers_fit(headers: &HeaderMap, limits: &LimitConfig) -> bool {
     headers.len() <= limits.max_headers as usize && bytes <= limits.max_header_bytes as usize
 }
 
+/// Whether a header says how the request is to be treated: for spans of the finest detail only.
+pub(crate) fn has_metadata(headers: &HeaderMap) -> bool {
+    const BEGIN: [&str; 3] = ["x-llm-d-", "x-gateway-inference-", "x-slo-"];
+    const NAMES: [&str; 3] = ["x-session-id", "x-session-token", "test-epp-endpoint-selection"];
+    let says = |name: &str| BEGIN.iter().any(|b| name.starts_with(b)) || NAMES.contains(&name);
+    headers.keys().any(|name| says(name.as_str()))
+}
+
+/// As [`body`], and tells what came, however it ends.
+pub(crate) async fn counted_body(
+    all: axum::body::Body,
+    headers: &HeaderMap,
+    limit: u32,
+    arrived: &mut Arrived,
+) -> Result<Bytes, Refusal> {
+    let counting = all.map_frame(|frame| {
+        arrived.chunks += 1;
+        arrived.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+        frame
+    });
+    body(counting, headers, limit).await
+}
+
 /// Reads a body of at most `limit` bytes.
-pub(crate) async fn body(body: axum::body::Body, headers: &HeaderMap, limit: u32) -> Result<Bytes, Refusal> {
+pub(crate) async fn body<B>(body: B, headers: &HeaderMap, limit: u32) -> Result<Bytes, Refusal>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<axum::BoxError>,
+{
     let limit = limit as usize;
     let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|n| n > limit as u64) {
@@ -124,35 +152,54 @@ pub(crate) async fn body(body: axum::body::Body, headers: &HeaderMap, limit: u32
     }
 }
 
-/// Reads the body of an inference request and hashes its prompt. Whether the request is a good one is for the engine to say: what
-/// is not understood counts as absent, and only a body that is no JSON object is refused.
-pub(crate) fn parse(
-    route: Route,
-    body: &[u8],
-    prefix: &PrefixConfig,
-    precise: Option<&PreciseConfig>,
-) -> Result<Parsed, Refusal> {
-    let request = match route {
-        Route::Other => return Ok(model_only(body)),
-        Route::Chat | Route::Completions => Request::read(body)?,
-    };
+/// A body that was read, before its prompt is looked at: how that is done depends on the model.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    /// The model that it names.
+    pub(crate) model: Option<Arc<str>>,
+    /// `None` if it is no inference request.
+    request: Option<Request<'a>>,
+}
+
+impl<'a> Asked<'a> {
+    /// Reads a body. Whether the request is a good one is for the engine to say: what is not understood counts as absent, and only the
+    /// body of an inference request that is no JSON object is refused.
+    pub(crate) fn read(route: Route, body: &'a [u8]) -> Result<Asked<'a>, Refusal> {
+        let request = match route {
+            Route::Other => return Ok(Asked { model: model_only(body), request: None }),
+            Route::Chat | Route::Completions => Request::read(body)?,
+        };
+        Ok(Asked { model: request.model.as_deref().map(Arc::from), request: Some(request) })
+    }
+
+    /// Hashes the prompt.
+    pub(crate) fn parsed(&self, prefix: &PrefixConfig, precise: Option<&PreciseConfig>) -> Parsed {
+        self.request.as_ref().map(|request| parsed(request, prefix, precise)).unwrap_or_default()
+    }
+}
+
+fn parsed(request: &Request<'_>, prefix: &PrefixConfig, precise: Option<&PreciseConfig>) -> Parsed {
     let model = request.model.as_deref().unwrap_or_default();
     let (salt, most) = (request.cache_salt.as_deref(), prefix.max_prefix_tokens);
     let mut hasher = PrefixHasher::with_blocks(model, salt, most, prefix.block_tokens);
-    hash_prompt(&request, &mut hasher);
+    hash_prompt(request, &mut hasher);
     let kv_keys = precise.map(|p| {
         let mut hasher = p.hasher(model, salt);
-        hash_prompt(&request, &mut hasher);
+        hash_prompt(request, &mut hasher);
         hasher.finish()
     });
-    Ok(Parsed {
-        model: request.model.as_deref().map(Arc::from),
+    Parsed {
         streaming: request.stream == Some(true),
         prompt_tokens: u32::try_from(hasher.token_count()).unwrap_or(u32::MAX),
         max_tokens: request.max_completion_tokens.or(request.max_tokens),
         prefix: hasher.finish(),
         kv_keys: kv_keys.unwrap_or_default(),
-    })
+    }
+}
+
+/// The body with this priority in it, whatever its caller wrote; as it is if it is no object.
+pub(crate) fn with_priority(body: Bytes, priority: i32) -> Bytes {
+    Object::read(body.clone()).map_or(body, |object| object.with_priority(priority))
 }
 
 /// The body with another model in it, encoded anew as llm-d does; `None` if it is no object.
@@ -279,13 +326,12 @@ fn hash_prompt(request: &Request<'_>, hasher: &mut PrefixHasher) {
 }
 
 /// Other paths are passed on whatever their body is; one with a model goes where the model is.
-fn model_only(body: &[u8]) -> Parsed {
+fn model_only(body: &[u8]) -> Option<Arc<str>> {
     #[derive(Default, serde::Deserialize)]
     struct Model {
         model: Option<String>,
     }
-    let model = serde_json::from_slice::<Model>(body).unwrap_or_default().model;
-    Parsed { model: model.map(Arc::from), ..Parsed::default() }
+    serde_json::from_slice::<Model>(body).unwrap_or_default().model.map(Arc::from)
 }
 
 #[cfg(test)]
@@ -294,6 +340,16 @@ mod tests {
     use crate::core::config::GatewayConfig;
     use crate::core::prefix_index::prefix_hashes_of_tokens;
 
+    /// What a body says, with the model that it names.
+    fn parse(
+        route: Route,
+        body: &[u8],
+        prefix: &PrefixConfig,
+        precise: Option<&PreciseConfig>,
+    ) -> Result<(Option<Arc<str>>, Parsed), Refusal> {
+        Asked::read(route, body).map(|asked| (asked.model.clone(), asked.parsed(prefix, precise)))
+    }
+
     fn blocks(max_prefix_tokens: u32) -> PrefixConfig {
         PrefixConfig { max_prefix_tokens, ..PrefixConfig::default() }
     }
@@ -301,7 +357,7 @@ mod tests {
     #[test]
     fn the_newer_name_of_a_limit_wins() {
         let check = |body: &str, expect| {
-            assert_eq!(parse(Route::Chat, body.as_bytes(), &blocks(64), None).unwrap().max_tokens, expect, "{body}");
+            assert_eq!(parse(Route::Chat, body.as_bytes(), &blocks(64), None).unwrap().1.max_tokens, expect, "{body}");
         };
         check(r#"{"model":"m"}"#, None);
         check(r#"{"max_tokens":7}"#, Some(7));
@@ -313,7 +369,7 @@ mod tests {
     fn the_prompt_hashes_like_its_tokens() {
         let long = "word ".repeat(120);
         let check = |route, body: String| {
-            let parsed = parse(route, body.as_bytes(), &blocks(u32::MAX), None).unwrap();
+            let (_, parsed) = parse(route, body.as_bytes(), &blocks(u32::MAX), None).unwrap();
             let request: shared::openai::Request<'_> = serde_json::from_str(&body).unwrap();
             let mut tokens = Vec::new();
             request.prompt_tokens(&mut tokens).unwrap();
@@ -338,7 +394,7 @@ mod tests {
         let check = |body: &str, expect: Option<(&str, bool, u32)>| {
             for route in [Route::Chat, Route::Completions] {
                 let found = parse(route, body.as_bytes(), &blocks(64), None).ok();
-                let found = found.as_ref().map(|p| (p.model.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
+                let found = found.as_ref().map(|(m, p)| (m.as_deref().unwrap_or("-"), p.streaming, p.prompt_tokens));
                 assert_eq!(found, expect, "{body}");
             }
         };
@@ -358,11 +414,44 @@ mod tests {
 
     #[test]
     fn other_paths_need_no_json() {
-        assert_eq!(parse(Route::Other, b"not json", &blocks(64), None).unwrap().model, None);
-        assert_eq!(
-            parse(Route::Other, br#"{"model":"m","input":"x"}"#, &blocks(64), None).unwrap().model.as_deref(),
-            Some("m")
-        );
+        let model = |body: &[u8]| parse(Route::Other, body, &blocks(64), None).unwrap().0;
+        assert_eq!(model(b"not json"), None);
+        assert_eq!(model(br#"{"model":"m","input":"x"}"#).as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn metadata_is_what_says_how_to_treat_a_request() {
+        let check = |name: &'static str, expect| {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), "x".parse().unwrap())]);
+            assert_eq!(has_metadata(&headers), expect, "{name}");
+        };
+        check("x-llm-d-inference-objective", true);
+        check("x-session-id", true);
+        check("content-type", false);
+        check("traceparent", false);
+    }
+
+    #[tokio::test]
+    async fn what_came_of_a_body_is_told_however_it_ends() {
+        let check = async |limit, expect: Option<usize>, arrived: (u32, u64)| {
+            let body = axum::body::Body::from("12345678");
+            let mut found = Arrived::default();
+            let read = counted_body(body, &HeaderMap::new(), limit, &mut found).await;
+            assert_eq!(read.ok().map(|b| b.len()), expect);
+            assert_eq!((found.chunks, found.bytes), arrived);
+        };
+        check(8, Some(8), (1, 8)).await;
+        check(7, None, (1, 8)).await;
+    }
+
+    #[test]
+    fn a_priority_takes_the_place_of_the_callers() {
+        let check = |body: &'static str, expect: &str| {
+            assert_eq!(with_priority(Bytes::from_static(body.as_bytes()), -10), expect, "{body}");
+        };
+        check(r#"{"model":"m","priority": 99,"n":1.0e0}"#, r#"{"model":"m","n":1.0e0,"priority":-10}"#);
+        check("{}", r#"{"priority":-10}"#);
+        check("no object", "no object");
     }
 
     #[test]

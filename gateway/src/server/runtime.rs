@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -17,31 +17,26 @@ use hyper_util::service::TowerToHyperService;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
 use shared::rng::{Seed, Stream, mix64};
-use shared::time::{Dur, Stopped, Stopwatch, Time};
+use shared::time::Dur;
 use shared::trace::{OwnTraces, Tracer, TracerCell};
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::core::config::{ConfigProblem, GatewayConfig, TrustInbound, UpstreamHttp};
-use crate::core::gateway::{Gateway, Input};
-use crate::core::kv_index::Applied;
-use crate::core::kv_index::events::Batch;
-use crate::core::pool::{Adapters, EndpointId};
-use crate::core::request::RequestKey;
+use crate::core::gateway::Input;
+use crate::core::pools::{PoolId, PoolTable};
 use crate::core::rewrite::Rewrites;
 use crate::server::auth::Tokens;
 use crate::server::backend::Backend;
 use crate::server::connect::Connector;
 use crate::server::discovery::{self, Source};
-use crate::server::kv_events::{Follower, Keeper, Sources};
-use crate::server::kv_manager::Manager;
-use crate::server::membership::{Endpoints, Membership, Target};
+use crate::server::membership::Endpoints;
 use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
 use crate::server::patient::Patient;
-use crate::server::queue::{self, Answer, Queue};
-use crate::server::routing::Routing;
+use crate::server::pool::Pool;
+use crate::server::queue;
 use crate::server::{api, tls};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
@@ -63,6 +58,9 @@ pub enum ServeError {
     /// The configuration names a file that [`crate::epp::resolve`] did not read.
     #[error("the gateway's epp_config {} was not read", .0.display())]
     Unread(std::path::PathBuf),
+    /// No pool selects an endpoint.
+    #[error("no pool selects the endpoint {0:?}: its labels must be those of a pool's selector")]
+    NoPool(String),
     /// Two endpoints have one name.
     #[error("two endpoints are called {0:?}: names must be unique")]
     DuplicateName(String),
@@ -123,12 +121,13 @@ pub struct Server {
 
 /// What all connections share.
 pub(crate) struct Shared {
-    core: Mutex<Gateway>,
-    /// Those who wait for the core, with flow control.
-    pub(crate) queue: Option<Queue>,
+    /// The pools, one at least.
+    pub(crate) pools: Vec<Arc<Pool>>,
+    /// Which of them gets what.
+    pub(crate) table: PoolTable,
+    /// Held while an endpoint joins: names are unique over all pools.
+    pub(crate) joining: Mutex<()>,
     pub(crate) config: GatewayConfig,
-    pub(crate) membership: Membership,
-    pub(crate) routing: Routing,
     /// What is made of a caller's trace context.
     pub(crate) trust: TrustInbound,
     /// Who may call; everybody if `None`.
@@ -137,18 +136,7 @@ pub(crate) struct Shared {
     pub(crate) scrape_traces: Option<Arc<OwnTraces>>,
     /// Which models requests are sent to.
     pub(crate) rewrites: Arc<Rewrites>,
-    /// Whether the core wants to know of first chunks.
-    pub(crate) reads_first_chunks: bool,
-    /// Whether it wants to know what requests were served.
-    pub(crate) reads_usage: bool,
-    /// Whether it wants to know of LoRA adapters.
-    pub(crate) reads_adapters: bool,
-    /// Whether it wants prompts named for the index of KV events.
-    pub(crate) reads_kv_events: bool,
     pub(crate) client: Upstream,
-    kv_sources: Sources,
-    /// Who is asked for precise prefixes, where that is a service of its own.
-    pub(crate) kv_manager: Option<Manager>,
     pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
     pub(crate) metrics: Metrics,
@@ -178,10 +166,9 @@ impl Server {
         if let Some(path) = config.epp_config {
             return Err(ServeError::Unread(path));
         }
-        let routing = Routing::new(&config);
-        let configs: Vec<_> = endpoints.iter().map(|e| e.config.clone()).collect();
-        let membership = Membership::new(&routing, endpoints)?;
         let client = client(&config)?;
+        let table = PoolTable::new(&config);
+        let pools = pools(&config, &table, endpoints, &client, clock, seed)?;
         let sources = config.discovery.iter().map(|d| Source::new(d).map(|source| (source, d.interval().get())));
         let sources = sources.collect::<Result<_, _>>().map_err(ServeError::Discovery)?;
         let tls = config.tls.as_ref().map(tls::acceptor).transpose().map_err(ServeError::Tls)?;
@@ -190,28 +177,17 @@ impl Server {
         let bind = |source| ServeError::Bind { addr, source };
         let listener = TcpListener::bind(addr).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
-        let core = Gateway::new(config.clone(), configs, seed);
-        let kv_sources = Sources::new(config.precise_prefix.events_port, &config.upstream);
-        let kv_sources = kv_sources.map_err(ServeError::Tls)?;
-        let kv_manager = Manager::of(&config.precise_prefix, &client).filter(|_| core.reads_kv_events());
         let by_address = if local_addr.ip().is_loopback() { TrustInbound::Always } else { TrustInbound::Link };
         let shared = Arc::new(Shared {
-            routing,
-            membership,
+            rewrites: Arc::new(Rewrites::new(&config.model_rewrites, seed)),
+            pools,
+            table,
+            joining: Mutex::new(()),
             trust: config.trust_inbound.unwrap_or(by_address),
             tokens,
             scrape_traces: tracer.scrapes(),
-            reads_first_chunks: core.reads_first_chunks(),
-            rewrites: core.rewrites(),
-            reads_usage: core.reads_usage(),
-            reads_adapters: core.reads_adapters(),
-            reads_kv_events: core.reads_kv_events(),
-            queue: core.has_flow_control().then(Queue::new),
-            core: Mutex::new(core),
             config,
-            kv_manager,
             client,
-            kv_sources,
             tracer: TracerCell::new(tracer),
             clock,
             metrics: Metrics::new(),
@@ -247,7 +223,7 @@ impl Server {
     /// Forgets what earlier requests left behind: prefixes and sessions. The handle stays valid while the server runs.
     pub fn reset(&self) -> impl Fn() + Send + Sync + Clone + 'static {
         let shared = Arc::clone(&self.shared);
-        move || shared.core().forget()
+        move || shared.pools.iter().for_each(|pool| pool.core().forget())
     }
 
     /// Serves until `shutdown` is ready, then stops accepting and lets requests finish, for at most the drain timeout.
@@ -264,7 +240,9 @@ impl Server {
             followers.spawn(discovery::follow(Arc::clone(&shared), source, every.to_std(), first.clone()));
         }
         drop(first);
-        followers.spawn(queue::drive(Arc::clone(&shared)));
+        for pool in &shared.pools {
+            followers.spawn(queue::drive(Arc::clone(pool)));
+        }
         let stopped = tokio::select! {
             _ = scraped.recv() => false,
             () = &mut shutdown => true,
@@ -278,30 +256,29 @@ impl Server {
     }
 }
 
-/// Follows the KV events of an endpoint, if the index of them is kept here.
-pub(crate) fn follow(shared: &Arc<Shared>, endpoint: EndpointId, backend: &Backend) -> Option<AbortHandle> {
-    let config = &shared.config.precise_prefix;
-    let here = shared.reads_kv_events && config.manager.is_none();
-    let follower = here.then(|| Follower {
-        keeper: Arc::clone(shared) as Arc<dyn Keeper>,
-        endpoint,
-        backend: backend.clone(),
-        sources: shared.kv_sources.clone(),
-        config: config.clone(),
-        tracer: shared.tracer.load(),
-        clock: shared.clock,
-    })?;
-    Some(tokio::spawn(follower.run()).abort_handle())
-}
-
-impl Keeper for Shared {
-    fn take(&self, endpoint: EndpointId, model: Option<&str>, batch: &Batch, after_gap: bool) -> Applied {
-        self.core().kv_events(endpoint, model, batch, after_gap)
+/// The pools of a configuration, each with its endpoints.
+fn pools(
+    config: &GatewayConfig,
+    table: &PoolTable,
+    endpoints: Vec<Backend>,
+    client: &Upstream,
+    clock: RunClock,
+    seed: Seed,
+) -> Result<Vec<Arc<Pool>>, ServeError> {
+    let (mut names, configs) = (std::collections::BTreeSet::new(), config.pool_configs());
+    let mut members: Vec<Vec<Backend>> = configs.iter().map(|_| Vec::new()).collect();
+    for endpoint in endpoints {
+        let name = Arc::clone(&endpoint.config.name);
+        let Some(pool) = table.of_labels(endpoint.config.labels()) else {
+            return Err(ServeError::NoPool(name.to_string()));
+        };
+        if !names.insert(Arc::clone(&name)) {
+            return Err(ServeError::DuplicateName(name.to_string()));
+        }
+        members[pool.index()].push(endpoint);
     }
-
-    fn next(&self, endpoint: EndpointId) -> u64 {
-        self.core().next_kv_batch(endpoint)
-    }
+    let pools = configs.into_iter().zip(members).zip((0..).map(PoolId));
+    pools.map(|((config, own), id)| Pool::new(config, own, client, clock, id.seed(seed)).map(Arc::new)).collect()
 }
 
 /// Accepts connections until `shutdown`, then drains them.
@@ -356,7 +333,7 @@ async fn serve(
     // From here on the operating system refuses connections, so that callers turn elsewhere at once.
     drop(listener);
     shared.draining.store(true, Ordering::Relaxed);
-    shared.tell(shared.clock.now(), Input::ShutDown);
+    shared.pools.iter().for_each(|pool| pool.tell(shared.clock.now(), Input::ShutDown));
     let bound = shared.config.timeouts.drain.get().to_std();
     if tokio::time::timeout(bound, graceful.shutdown()).await.is_err() {
         tracing::warn!(connections = connections.len(), "the drain timeout is over: open requests are cut off");
@@ -394,36 +371,6 @@ fn client(config: &GatewayConfig) -> Result<Upstream, ServeError> {
 }
 
 impl Shared {
-    pub(crate) fn core(&self) -> MutexGuard<'_, Gateway> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the core what happened where nothing is to be done about it for the one who tells.
-    pub(crate) fn tell(&self, now: Time, input: Input) {
-        self.tell_locked(self.core(), now, input);
-    }
-
-    /// Tells the core what became known of an endpoint, unless its id has another owner by now.
-    pub(crate) fn tell_of(&self, id: EndpointId, target: &Arc<Target>, now: Time, input: Input) {
-        let core = self.core();
-        if self.membership.is(id, target) {
-            self.tell_locked(core, now, input);
-        }
-    }
-
-    fn tell_locked(&self, mut core: MutexGuard<'_, Gateway>, now: Time, input: Input) {
-        let mut out = Vec::new();
-        core.handle(now, input, &mut Stopped(now), &mut out);
-        if let Some(queue) = &self.queue {
-            queue.plan(&core);
-        }
-        drop(core);
-        match &self.queue {
-            Some(queue) => _ = queue.deliver(out, None),
-            None => debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}"),
-        }
-    }
-
     /// Whether a request with these headers may be answered.
     pub(crate) fn may_call(&self, headers: &HeaderMap) -> bool {
         let may = self.tokens.as_ref().is_none_or(|tokens| tokens.allow(headers));
@@ -433,45 +380,9 @@ impl Shared {
         may
     }
 
-    /// Asks the core what to do with a request; `timed` says whether the stages of its decision are recorded.
-    pub(crate) fn ask(&self, now: Time, key: RequestKey, input: Input, timed: bool) -> Answer {
-        let mut out = Vec::with_capacity(1);
-        let (mut live, mut stopped) = (self.clock.stopwatch(), Stopped(now));
-        let Some(queue) = &self.queue else {
-            let watch: &mut dyn Stopwatch = if timed { &mut live } else { &mut stopped };
-            self.core().handle(now, input, watch, &mut out);
-            return Answer::Now(out.pop().expect("the core answers a request"));
-        };
-        let later = queue.enter(key);
-        {
-            let mut core = self.core();
-            // It may be another request that goes, and that one may be recorded.
-            core.handle(now, input, &mut live, &mut out);
-            queue.plan(&core);
-        }
-        queue.deliver(out, Some(key)).map_or(Answer::Later(later), Answer::Now)
-    }
-
-    /// Tells the core that a caller waits no more.
-    pub(crate) fn cancel(&self, now: Time, key: RequestKey) {
-        if let Some(queue) = &self.queue {
-            queue.leave(key);
-        }
-        self.tell(now, Input::Cancelled(key));
-    }
-
-    /// Lets the core do what is due.
-    pub(crate) fn advance(&self) {
-        let Some(queue) = &self.queue else { return };
-        let mut out = Vec::new();
-        let now = self.clock.now();
-        self.core().advance(now, &mut self.clock.stopwatch(), &mut out);
-        queue.deliver(out, None);
-    }
-
     /// Whether any endpoint may get requests.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_draining() && self.core().endpoints().iter().any(crate::core::pool::Endpoint::is_available)
+        !self.is_draining() && self.pools.iter().any(|pool| pool.is_ready())
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -483,17 +394,11 @@ impl Shared {
         self.cutting_off.load(Ordering::Relaxed)
     }
 
-    /// The model of requests that name none: the first one that is known.
+    /// The model of requests that name none: the first one that is known of the pool that gets them.
     pub(crate) fn default_model(&self) -> Arc<str> {
-        let core = self.core();
-        let members = core.endpoints().iter().filter(|e| e.is_member());
-        let first = members.map(|e| &e.config.models).find_map(|models| models.first());
-        first.cloned().unwrap_or_else(|| "".into())
-    }
-
-    /// The LoRA adapters of an endpoint, as the core knows them.
-    pub(crate) fn adapters(&self, id: EndpointId) -> Option<Adapters> {
-        self.core().endpoints().get(id.index()).map(|e| e.adapters.clone())
+        let pool = self.table.of_nothing();
+        let listed = self.table.first_model(pool).map(Arc::from);
+        listed.or_else(|| self.pools[pool.index()].first_model()).unwrap_or_else(|| "".into())
     }
 
     /// A number for a request, unique in this process.

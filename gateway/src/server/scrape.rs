@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 use crate::core::gateway::{EndpointChange, Input};
 use crate::core::pool::{Adapters, EndpointId, EndpointMetrics, ScrapeError};
 use crate::server::membership::{First, Target};
+use crate::server::pool::Pool;
 use crate::server::runtime::Shared;
 use crate::spans::ScrapeFact;
 
@@ -21,14 +22,20 @@ const MAX_ANSWER: usize = 8 * 1024 * 1024;
 const MODELS_INTERVAL: Dur = Dur::from_secs(30);
 
 /// Scrapes one endpoint until it is aborted; `first` is dropped after the first scrape.
-pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, target: Arc<Target>, mut first: Option<First>) {
+pub(crate) async fn watch(
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    id: EndpointId,
+    target: Arc<Target>,
+    mut first: Option<First>,
+) {
     let mut models_at: Option<Time> = None;
     let mut was_reachable = None;
     let mut ticks = tokio::time::interval(shared.config.metrics.scrape_interval.get().to_std());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let reachable = scrape(&shared, id, &target).await;
+        let reachable = scrape(&shared, &pool, id, &target).await;
         if was_reachable.replace(reachable) != Some(reachable) {
             let endpoint = &*target.backend.config.name;
             tracing::info!(endpoint, reachable, "endpoint scraped");
@@ -37,7 +44,7 @@ pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, target: Arc<Targe
         // After an outage it may be another server.
         models_at = models_at.filter(|_| reachable);
         if reachable && models_at.is_none_or(|at| now.since(at) >= MODELS_INTERVAL) {
-            models(&shared, id, &target).await;
+            models(&shared, &pool, id, &target).await;
             models_at = Some(now);
         }
         first.take();
@@ -45,7 +52,7 @@ pub(crate) async fn watch(shared: Arc<Shared>, id: EndpointId, target: Arc<Targe
 }
 
 /// One scrape; whether the endpoint answered.
-async fn scrape(shared: &Shared, id: EndpointId, target: &Arc<Target>) -> bool {
+async fn scrape(shared: &Shared, pool: &Pool, id: EndpointId, target: &Arc<Target>) -> bool {
     let started = shared.clock.now();
     let trail = shared.scrape_traces.as_ref().map(|traces| traces.start::<ScrapeFact>(started)).unwrap_or_default();
     let answer = get(shared, target, "/metrics").await.map_err(|e| match e {
@@ -59,9 +66,9 @@ async fn scrape(shared: &Shared, id: EndpointId, target: &Arc<Target>) -> bool {
     });
     let at = shared.clock.now();
     if let Ok(body) = &answer
-        && shared.reads_adapters
+        && pool.reads_adapters
     {
-        tell_adapters(shared, id, target, body, at);
+        tell_adapters(pool, id, target, body, at);
     }
     let metrics = answer.and_then(|body| parse(&body, at));
     let config = &target.backend.config;
@@ -73,26 +80,26 @@ async fn scrape(shared: &Shared, id: EndpointId, target: &Arc<Target>) -> bool {
     if !reachable {
         shared.metrics.scrapes_failed.fetch_add(1, Ordering::Relaxed);
     }
-    shared.tell_of(id, target, at, Input::Metrics { endpoint: id, metrics });
+    pool.tell_of(id, target, at, Input::Metrics { endpoint: id, metrics });
     reachable
 }
 
 /// Tells the core which LoRA adapters are where, if that changed.
-fn tell_adapters(shared: &Shared, id: EndpointId, target: &Arc<Target>, body: &[u8], at: Time) {
+fn tell_adapters(pool: &Pool, id: EndpointId, target: &Arc<Target>, body: &[u8], at: Time) {
     let Some(adapters) = adapters(body) else { return };
-    if shared.adapters(id).as_ref() != Some(&adapters) {
-        shared.tell_of(id, target, at, Input::Endpoint(EndpointChange::Adapters(id, adapters)));
+    if pool.adapters(id).as_ref() != Some(&adapters) {
+        pool.tell_of(id, target, at, Input::Endpoint(EndpointChange::Adapters(id, adapters)));
     }
 }
 
 /// Reads which models an endpoint serves; what cannot be read stays as it was.
-async fn models(shared: &Shared, id: EndpointId, target: &Arc<Target>) {
+async fn models(shared: &Shared, pool: &Pool, id: EndpointId, target: &Arc<Target>) {
     let Ok(body) = get(shared, target, "/v1/models").await else { return };
     let Ok(serde_json::Value::Object(mut list)) = serde_json::from_slice(&body) else { return };
     let Some(serde_json::Value::Array(cards)) = list.remove("data") else { return };
     let names = cards.iter().filter_map(|c| c.get("id")?.as_str()).map(Arc::from).collect();
     target.set_cards(cards);
-    shared.tell_of(id, target, shared.clock.now(), Input::Endpoint(EndpointChange::Models(id, names)));
+    pool.tell_of(id, target, shared.clock.now(), Input::Endpoint(EndpointChange::Models(id, names)));
 }
 
 async fn get(shared: &Shared, target: &Target, path: &'static str) -> Result<Bytes, ScrapeError> {

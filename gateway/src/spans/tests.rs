@@ -249,6 +249,23 @@ fn each_profile_that_ran_has_a_span_and_the_decision_too() {
 }
 
 #[test]
+fn level_three_shows_how_the_request_arrived() {
+    let mut run = Run::new(3, [3, 1]);
+    run.note(Dur::from_micros(20), GatewayFact::HeadersRead { count: Some(9), metadata: true });
+    let arrived = super::Arrived { chunks: 2, bytes: 300 };
+    run.note(Dur::from_micros(30), GatewayFact::BodyRead { arrived, parsed: false });
+    let spans = run.end(Some(400), None);
+    let us = |t: Time| t.since(spans[0].start).as_nanos() / 1000;
+    let times: Vec<_> = spans[1..].iter().map(|s| (us(s.start), us(s.end))).collect();
+    assert_eq!(times, [(0, 20), (20, 50)]);
+    insta::assert_snapshot!(outline(&spans), @"
+    gateway.request (server) http.request.method=POST url.path=/v1/chat/completions http.route=/v1/chat/completions gen_ai.operation.name=chat http.response.status_code=400
+      gateway.request.headers (internal) gateway.header.count=9 gateway.metadata.extracted=true
+      gateway.request.body (internal) gateway.body.chunks=2 gateway.body.total_bytes=300 gateway.body.parsed=false
+    ");
+}
+
+#[test]
 fn level_one_leaves_the_stages_out() {
     insta::assert_snapshot!(names(&streamed(1)), @"
     gateway.request

@@ -13,6 +13,8 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
             ("out", "gen_ai.usage.output_tokens"),
             ("status", "http.response.status_code"),
         ],
+        "gateway.request.headers" => &[("", "gateway.header.count")],
+        "gateway.request.body" => &[("bytes", "gateway.body.total_bytes"), ("in", "gateway.body.chunks")],
         "gateway.director.handle_request" => &[
             ("", "gateway.admission.result"),
             ("", "gateway.admission.reason"),
@@ -56,6 +58,9 @@ fn shown(name: &str) -> &'static [(&'static str, &'static str)] {
             ("uncached", "gateway.pd.uncached_tokens"),
             ("prefill", "gateway.pd.prefill_endpoint.name"),
         ],
+        "kvcache.manager.get_scores" => {
+            &[("found", "llm_d.kv_cache.blocks_found"), ("of", "llm_d.kv_cache.block_keys.count")]
+        }
         "gateway.backend.proxy" => &[("", "gateway.backend.endpoint.name"), ("status", "http.response.status_code")],
         "gateway.response.process" => {
             &[("chunks", "gateway.response.chunks"), ("bytes", "gateway.response.total_bytes")]

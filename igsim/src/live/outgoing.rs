@@ -16,7 +16,9 @@ use crate::workload::{Answer, PlannedRequest};
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     api: Api,
+    /// As JSON: the model of all, and that of each tenant that has its own.
     model: String,
+    models: Vec<Option<String>>,
     tenants: Vec<Tenant>,
     uri: Uri,
     tokens: Vec<TokenId>,
@@ -29,9 +31,10 @@ pub(super) fn request_id(plan: &PlannedRequest) -> String {
 
 impl Writer {
     pub(super) fn new(scenario: &Scenario, uri: Uri) -> Writer {
-        let model = serde_json::to_string(&scenario.model()).expect("text serialises");
+        let json = |text: &String| serde_json::to_string(text).expect("text serialises");
         let tenants = scenario.workload.tenants.clone();
-        Writer { api: scenario.workload.api, model, tenants, uri, tokens: Vec::new() }
+        let models = tenants.iter().map(|t| t.model.as_ref().map(json)).collect();
+        Writer { api: scenario.workload.api, model: json(&scenario.model()), models, tenants, uri, tokens: Vec::new() }
     }
 
     /// The request, and the answer that our engines give to it.
@@ -52,7 +55,8 @@ impl Writer {
     /// Filler is letters and spaces: it needs no JSON escapes.
     fn body(&self, plan: &PlannedRequest) -> String {
         let mut body = String::with_capacity(self.tokens.len() * tokens::BYTES_PER_TOKEN + 256);
-        let _ = write!(body, "{{\"model\":{},", self.model);
+        let own = self.models.get(usize::from(plan.tenant)).and_then(Option::as_ref);
+        let _ = write!(body, "{{\"model\":{},", own.unwrap_or(&self.model));
         match self.api {
             Api::Completions => {
                 body.push_str("\"prompt\":\"");

@@ -79,6 +79,7 @@ pub struct Stack {
     pacer: Pacer,
     own_engines: usize,
     control: Option<SocketAddr>,
+    kv_manager: Option<SocketAddr>,
 }
 
 /// Whoever drains stops before what it is draining into.
@@ -135,8 +136,10 @@ impl Stack {
         let control = control(scenario, &pacer, clock, phase.clone()).await?;
         let proxies = Proxies::start(scenario, telemetry, clock, &phase, &mut backends).await?;
         let mut config = scenario.gateway_config();
+        let mut at_manager = None;
         if let Some((manager, task)) = kv_manager(scenario, telemetry, clock, &backends, phase.clone()).await? {
-            config.precise_prefix.manager = Some(format!("http://{manager}"));
+            config.ask_manager(&format!("http://{manager}"));
+            at_manager = Some(manager);
             engine_tasks.push(task);
         }
         // Sidecars and the index stand beside every engine; the gateway knows some of them later.
@@ -153,7 +156,18 @@ impl Stack {
         while stats().scrapes < known && !gateway_task.is_finished() {
             tokio::time::sleep(LOOK_AGAIN.to_std()).await;
         }
-        Ok(Stack { gateway, engines, stop, gateway_task, engine_tasks, proxies, pacer, own_engines, control })
+        Ok(Stack {
+            gateway,
+            engines,
+            stop,
+            gateway_task,
+            engine_tasks,
+            proxies,
+            pacer,
+            own_engines,
+            control,
+            kv_manager: at_manager,
+        })
     }
 
     /// The gateway's URL of an endpoint.
@@ -179,7 +193,8 @@ impl Stack {
             0 => String::new(),
             n => format!("  {n} pd-proxies"),
         };
-        format!("gateway {}  engines {shown}{sidecars}{control}", self.gateway_url())
+        let manager = self.kv_manager.map_or_else(String::new, |at| format!("  kv-cache-manager http://{at}"));
+        format!("gateway {}  engines {shown}{sidecars}{manager}{control}", self.gateway_url())
     }
 
     /// Every engine, by name and URL.
@@ -321,7 +336,9 @@ async fn kv_manager(
 ) -> Result<Option<(SocketAddr, JoinHandle<std::io::Result<()>>)>, StackError> {
     let Some(address) = scenario.listen.kv_cache_manager else { return Ok(None) };
     let tracer = telemetry.tracer(Resource::new("kv-cache-manager", "kv-cache-manager-0").here());
-    let config = scenario.gateway_config().precise_prefix;
+    let pools = scenario.gateway_config().pool_configs();
+    let reads = pools.iter().find(|config| config.reads_kv_events());
+    let config = reads.or(pools.first()).map(|config| config.precise_prefix.clone()).unwrap_or_default();
     let manager = KvManager::bind(address, config, backends.to_vec(), tracer, clock).await?;
     Ok(Some((manager.local_addr(), tokio::spawn(manager.run(reached(phase, Phase::StopEngines))))))
 }

@@ -167,27 +167,6 @@ impl Scenario {
         }
     }
 
-    /// One gateway, one pool, one model.
-    fn check_models(&self, p: &mut Problems) {
-        let asked = self.model();
-        let rule = self.gateway.model_rewrites.get(&asked);
-        let wanted: Vec<&str> = rule.map_or(vec![&asked], |targets| targets.iter().map(|t| t.model.as_str()).collect());
-        for (i, group) in self.engines.iter().enumerate() {
-            let Some(own) = group.model_name() else { continue };
-            let serves = |wanted: &str| own == wanted || group.lora_modules.iter().any(|m| m.name == wanted);
-            if let Some(missing) = wanted.iter().find(|model| !serves(model)) {
-                let source = match (rule, &self.workload.model) {
-                    (Some(_), _) => "a target of gateway.model_rewrites",
-                    (None, Some(_)) => "workload.model model",
-                    (None, None) => "the first group's model",
-                };
-                p.add(&format!("engines[{i}].model"), format!("{own:?}"), format!("{missing:?}, {source}"));
-            }
-        }
-        let decodes = self.engines.iter().any(|g| gateway::core::pool::Role::of(&g.endpoint_labels()).decodes());
-        p.check(decodes, "engines", "no engine that decodes", "an engine of role both or decode, or of none");
-    }
-
     fn check_workload(&self, w: &Workload, p: &mut Problems) {
         match (&w.arrivals, &self.trace) {
             (None, None) => {

@@ -178,6 +178,9 @@ pub struct Tenant {
     #[serde(default = "all")]
     #[schemars(range(min = 0))]
     pub weight: f64,
+    /// The model its requests ask for; that of the workload when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Priority of its requests in llm-d's sense: higher is more important, negative ones are shed. The gateway learns it through
     /// the objective; engines get its negative, as vLLM runs the lowest first. That of its objective when 0.
     #[serde(default)]

@@ -8,6 +8,7 @@ mod fleet;
 mod length;
 mod load;
 mod pd;
+mod pools;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -249,7 +250,8 @@ impl Scenario {
     pub fn gateway_config(&self) -> GatewayConfig {
         let mut config = self.gateway.clone();
         for tenant in self.workload.tenants.iter().filter(|t| t.objective.is_none() && t.priority != 0) {
-            config.objectives.insert(tenant.name.clone(), tenant.priority);
+            let own = config.pools.iter_mut().filter_map(|pool| pool.objectives.as_mut());
+            own.chain([&mut config.objectives]).for_each(|o| _ = o.insert(tenant.name.clone(), tenant.priority));
         }
         config
     }
@@ -257,7 +259,8 @@ impl Scenario {
     /// What to say where the gateway reads KV events and no engine publishes any.
     fn unheard_kv_events(&self) -> Option<String> {
         let published = self.engines.iter().any(|g| g.url.is_some() || g.kv_events_config.enable_kv_cache_events);
-        (self.gateway.reads_kv_events() && !published).then(|| {
+        let read = self.gateway.pool_configs().iter().any(GatewayConfig::reads_kv_events);
+        (read && !published).then(|| {
             "gateway: its plugins read KV events, which no engine publishes (engines[].kv_events_config.\
              enable_kv_cache_events)"
                 .to_owned()

@@ -11,7 +11,7 @@ impl Scenario {
     /// defaults for engines that decode and can read others' caches.
     pub fn pd_proxy_of(&self, group: &EngineGroup) -> Option<PdProxyConfig> {
         let reads = group.kv_transfer.as_ref().is_some_and(|kv| kv.kv_role.consumes());
-        let wanted = self.gateway.disaggregation.is_some() && reads && group.role == Some(Role::Decode);
+        let wanted = reads && group.role == Some(Role::Decode) && self.gateway.disaggregates(&group.endpoint_labels());
         group.pd_proxy.clone().or_else(|| wanted.then(PdProxyConfig::default))
     }
 
@@ -30,7 +30,7 @@ impl Scenario {
             "a sidecar of engines that read nobody's cache",
             "kv_transfer with kv_role: kv_consumer or kv_both beside it",
         );
-        let asked = self.gateway.disaggregation.is_some() || self.gateway.epp_config.is_some();
+        let asked = self.gateway.may_disaggregate(&group.endpoint_labels());
         p.check(
             asked,
             "pd_proxy",

@@ -6,12 +6,14 @@ use engine_sim::core::engine::{PreparedPrompt, RequestKey as EngineKey};
 use engine_sim::core::facts::EngineFact;
 use engine_sim::core::sequence::FinishReason;
 use gateway::core::pool::EndpointId;
+use gateway::core::pools::PoolId;
 use gateway::spans::{Failure, GatewayFact};
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 use shared::tokens::ContentId;
 use shared::trace::{Started, Trail};
 
+use super::hedge::Beside;
 use super::sidecar::Proxied;
 use crate::report::{Outcome, RequestRow};
 use crate::workload::PlannedRequest;
@@ -51,8 +53,11 @@ pub(super) struct Flight {
     pub(super) taken: Option<Time>,
     pub(super) plan: PlannedRequest,
     pub(super) id: RequestId,
-    /// The model that it is sent to.
+    /// The model that it is sent to, and the pool that has it.
     pub(super) model: Arc<str>,
+    pub(super) pool: PoolId,
+    /// Its priority in vLLM's sense: lower is more important.
+    pub(super) engine_priority: i32,
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
@@ -64,6 +69,9 @@ pub(super) struct Flight {
     pub(super) content: ContentId,
     pub(super) endpoint: Option<(EndpointId, Arc<str>)>,
     pub(super) attempts: u32,
+    /// The current attempt, and another one beside it.
+    pub(super) attempt: u32,
+    pub(super) beside: Option<Box<Beside>>,
     /// The endpoint that the gateway wants to prefill it.
     pub(super) prefiller: Option<EndpointId>,
     /// At a sidecar, from its arrival there.
@@ -82,7 +90,7 @@ pub(super) struct Flight {
     /// Pieces of the answer; when its head comes, until that is noted; whether its first byte was written.
     chunks: u32,
     head: Option<Time>,
-    first_written: bool,
+    pub(super) first_written: bool,
 }
 
 impl Flight {
@@ -93,8 +101,10 @@ impl Flight {
             dropped: None,
             taken: None,
             id: RequestId::sanitise(&format!("req-{}", plan.index)),
+            engine_priority: -plan.priority,
             plan,
             model,
+            pool: PoolId::default(),
             started: None,
             trail: Trail::off(),
             engine_trail: Trail::off(),
@@ -103,6 +113,8 @@ impl Flight {
             content: ContentId(0),
             endpoint: None,
             attempts: 0,
+            attempt: 0,
+            beside: None,
             prefiller: None,
             proxied: None,
             prefill_time: Dur::ZERO,
@@ -182,7 +194,7 @@ impl Flight {
     pub(super) fn gateway_end(&mut self, at: Time, reason: FinishReason, model: Arc<str>) {
         let (input, output) = (self.plan.prompt_tokens, self.output_tokens);
         let (chunks, bytes) = (self.chunks, u64::from(output) * shared::tokens::BYTES_PER_TOKEN as u64);
-        let attempt = self.attempts - 1;
+        let attempt = self.attempt;
         let trail = std::mem::take(&mut self.trail);
         trail.note(at, || GatewayFact::ResponseModel(model));
         trail.note(at, || GatewayFact::Usage { input, output });
@@ -195,7 +207,7 @@ impl Flight {
 
     /// The gateway has passed a refusal of the engine on at `at`.
     pub(super) fn gateway_refusal(&mut self, at: Time, status: u16) {
-        let attempt = self.attempts - 1;
+        let attempt = self.attempt;
         let trail = std::mem::take(&mut self.trail);
         trail.note(at, || GatewayFact::ResponseHead { status });
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
@@ -225,14 +237,14 @@ impl Flight {
         if self.began(at) {
             self.note_head();
         }
-        let attempt = self.attempts - 1;
+        let attempt = self.attempt;
         self.trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: Some(failure) });
     }
 
     /// The gateway has passed on a stream that ends with an error event: it reads no events, so that it is as good as any.
     pub(super) fn gateway_error_event(&mut self, at: Time) {
         self.note_head();
-        let (attempt, chunks) = (self.attempts - 1, self.chunks + 1);
+        let (attempt, chunks) = (self.attempt, self.chunks + 1);
         let trail = std::mem::take(&mut self.trail);
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: true });

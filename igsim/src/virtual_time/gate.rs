@@ -1,42 +1,74 @@
-//! Between the world and the gateway's core: what is told, what comes back, and when the core wants to be looked at.
+//! Between the world and the gateway's cores, one for each pool: what is told, what comes back, and when the core wants to be looked at.
 
-use gateway::core::gateway::{Input, Output};
+use gateway::core::gateway::{EndpointChange, Input, Output, RequestKey};
+use gateway::core::pools::PoolId;
 use shared::time::{Stopped, Time};
 
 use super::cost::CostWatch;
 use super::world::{Event, World};
 
 impl World<'_> {
-    /// Tells the core what happened where nothing is to be done about it.
+    /// Tells the core that is concerned what happened where nothing is to be done about it.
     pub(super) fn tell(&mut self, input: Input) {
-        self.gateway.handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
+        let pool = self.pool_of(&input);
+        self.pools.core_mut(pool).handle(self.now, input, &mut Stopped(self.now), &mut self.decisions);
         debug_assert!(self.decisions.is_empty(), "an answer that nobody reads: {:?}", self.decisions);
-        self.plan_gateway();
+        self.plan_gateway(pool);
     }
 
-    /// Asks the core at `at`; it has decided when `watch` says so.
+    /// Asks the core that is concerned at `at`; it has decided when `watch` says so.
     pub(super) fn ask(&mut self, at: Time, input: Input, watch: &mut CostWatch) {
-        self.gateway.handle(at, input, watch, &mut self.decisions);
-        self.plan_gateway();
+        let pool = self.pool_of(&input);
+        self.pools.core_mut(pool).handle(at, input, watch, &mut self.decisions);
+        self.plan_gateway(pool);
+    }
+
+    /// The pool that an input is for.
+    fn pool_of(&self, input: &Input) -> PoolId {
+        let of_request = |key: &RequestKey| {
+            let flight = self.flights.get(key.0 as usize).and_then(Option::as_ref);
+            flight.expect("an input names an open request").pool
+        };
+        match input {
+            Input::Request(info) => of_request(&info.key),
+            Input::AttemptFailed { key, .. }
+            | Input::Late { key }
+            | Input::ResponseStarted { key, .. }
+            | Input::FirstChunk { key, .. }
+            | Input::Finished { key, .. }
+            | Input::GivenUp { key, .. }
+            | Input::Used { key, .. }
+            | Input::Cancelled(key) => of_request(key),
+            Input::Metrics { endpoint, .. } => self.pools.of_engine(endpoint.index()),
+            Input::Endpoint(change) => match change {
+                EndpointChange::Draining(id)
+                | EndpointChange::Restarted(id)
+                | EndpointChange::Models(id, _)
+                | EndpointChange::Adapters(id, _) => self.pools.of_engine(id.index()),
+                EndpointChange::Added(_) => PoolId::default(),
+            },
+            Input::ShutDown => PoolId::default(),
+        }
     }
 
     /// The core wanted to be looked at now, unless it has been since.
-    pub(super) fn gateway_due(&mut self) {
-        if self.gateway_due.take_if(|due| *due <= self.now).is_none() {
+    pub(super) fn gateway_due(&mut self, pool: PoolId) {
+        if self.pools.due(pool).take_if(|due| *due <= self.now).is_none() {
             return;
         }
         let mut watch = CostWatch(self.now);
-        self.gateway.advance(self.now, &mut watch, &mut self.decisions);
-        self.plan_gateway();
+        self.pools.core_mut(pool).advance(self.now, &mut watch, &mut self.decisions);
+        self.plan_gateway(pool);
         self.decide_all(watch.0, None);
     }
 
-    fn plan_gateway(&mut self) {
-        let Some(at) = self.gateway.next_wakeup() else { return };
+    fn plan_gateway(&mut self, pool: PoolId) {
+        let Some(at) = self.pools.core(pool).next_wakeup() else { return };
         let at = at.max(self.now);
-        if self.gateway_due.is_none_or(|due| at < due) {
-            self.gateway_due = Some(at);
-            self.push(at, Event::GatewayDue);
+        let due = self.pools.due(pool);
+        if due.is_none_or(|due| at < due) {
+            *due = Some(at);
+            self.push(at, Event::GatewayDue(pool));
         }
     }
 

@@ -33,7 +33,7 @@ impl World<'_> {
         let Some((chosen, _)) = flight.endpoint.as_ref().filter(|_| wanted) else {
             return;
         };
-        let available = self.gateway.endpoints().iter().enumerate().filter(|(_, e)| e.is_available());
+        let available = self.pools.core(flight.pool).endpoints().iter().enumerate().filter(|(_, e)| e.is_available());
         let all = available.take(MAX_EXPLAINED).map(|(i, endpoint)| {
             let first = self.first_token(&self.machines[i].engine, slot, at);
             let ttft = first.map(|first| (first + self.engine_delay + self.client_delay).since(flight.sent));
@@ -60,7 +60,7 @@ impl World<'_> {
         let params =
             SamplingParams { max_tokens: flight.plan.output_tokens, ignore_eos: true, ..SamplingParams::default() };
         let prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
-        let (priority, content, trail) = (-flight.plan.priority, flight.content, Trail::off());
+        let (priority, content, trail) = (flight.engine_priority, flight.content, Trail::off());
         let arrival = read;
         let request = NewRequest { key: KEY, prompt, params, priority, arrival, content, lora, kv: None, trail };
         engine.handle(ready, Input::Add(Box::new(request)));

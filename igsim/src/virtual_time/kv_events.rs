@@ -67,7 +67,7 @@ impl Events {
 impl World<'_> {
     /// Sends the gateway what an engine says of its cache.
     pub(super) fn tell_gateway(&mut self, engine: usize) {
-        if !self.gateway.reads_kv_events() {
+        if !self.pools.core(self.pools.of_engine(engine)).reads_kv_events() {
             return;
         }
         while let Some(batch) = self.machines[engine].engine.take_kv_batch() {
@@ -80,13 +80,13 @@ impl World<'_> {
     pub(super) fn kv_events(&mut self, engine: usize, batch: &Batch) {
         let now = self.now;
         let trail: Trail<EventsFact> = self.events.traces.as_ref().map_or_else(Trail::off, |t| t.start(now));
-        let model = Arc::clone(&self.model);
-        let endpoint = EndpointId(engine as u32);
-        let applied = self.gateway.kv_events(endpoint, Some(&model), batch, false);
+        let model = Arc::clone(&self.machines[engine].model);
+        let (endpoint, pool) = (EndpointId(engine as u32), self.pools.of_engine(engine));
+        let applied = self.pools.core_mut(pool).kv_events(endpoint, Some(&model), batch, false);
         let at = now + cost::stage(Stage::KvEvents { blocks: batch.blocks() });
         trail.note(at, || EventsFact::Handled {
             topic: format!("kv@engine-{engine}@{model}").into(),
-            endpoint: Arc::clone(&self.gateway.endpoints()[engine].config.name),
+            endpoint: Arc::clone(&self.pools.endpoint(engine).name),
             sequence: batch.seq,
             events: batch.events.len() as u32,
             blocks: batch.blocks(),

@@ -51,7 +51,8 @@ impl Losses {
     pub(super) fn of(scenario: &Scenario) -> Losses {
         let timeouts = &scenario.gateway.timeouts;
         let faulty = scenario.engines.iter().any(|group| !group.faults.is_empty());
-        let waits = scenario.gateway.flow_control.as_ref().is_some_and(|f| f.enabled);
+        let pools = scenario.gateway.pool_configs();
+        let waits = pools.iter().any(|c| c.flow_control.as_ref().is_some_and(|f| f.enabled));
         let limits = (faulty || waits).then(|| (timeouts.response_head.get(), timeouts.total.get()));
         Losses { limits, legs: 0, left: BTreeMap::new() }
     }
@@ -194,6 +195,10 @@ impl World<'_> {
         flight.attempt_failed(now, failure);
         let mut watch = CostWatch(now);
         self.ask(now, GatewayInput::AttemptFailed { key: GatewayKey(slot as u64), endpoint, failure }, &mut watch);
+        if matches!(self.decisions.last(), Some(GatewayOutput::Stay { .. })) {
+            self.decisions.clear();
+            return self.flight(slot).take_beside();
+        }
         if matches!(self.decisions.last(), Some(GatewayOutput::Reject { .. })) {
             self.decisions.clear();
             self.flight(slot).endpoint = None;
@@ -206,6 +211,7 @@ impl World<'_> {
     fn give_up(&mut self, slot: usize, failure: Broke) {
         let now = self.now;
         self.abandon(slot);
+        self.leave_beside(slot, now, failure);
         let flight = self.flight(slot);
         flight.attempt_failed(now, failure);
         let (endpoint, _) = flight.endpoint.clone().expect("the request was dispatched");
@@ -246,7 +252,7 @@ impl World<'_> {
                 let outcome = Outcome::Failed(Failure::Status(status));
                 return self.push(now + self.client_delay, Event::Done { slot, outcome });
             }
-            (false, Broke::Connect | Broke::Reset | Broke::Cancelled | Broke::Abandoned) => 502,
+            (false, Broke::Connect | Broke::Reset | Broke::Outrun | Broke::Cancelled | Broke::Abandoned) => 502,
         };
         flight.gateway_failure(now, status, failure);
         flight.leg = Leg::default();

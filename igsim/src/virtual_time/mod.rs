@@ -6,11 +6,13 @@
 pub mod cost;
 mod flight;
 mod gate;
+mod hedge;
 mod hindsight;
 mod kv_events;
 mod loss;
 mod membership;
 mod peers;
+mod pools;
 mod prefill;
 pub mod queue;
 mod scrapes;

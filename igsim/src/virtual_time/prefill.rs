@@ -52,7 +52,7 @@ impl World<'_> {
 
     /// The sidecar asks the engine at `target` to prefill.
     pub(super) fn call_prefill(&mut self, slot: usize, at: Time, target: &Target, attempt: u32) {
-        let found = self.gateway.endpoints().iter().position(|e| *e.config.address == *target.host);
+        let found = (0..self.machines.len()).find(|e| *self.pools.endpoint(*e).address == *target.host);
         let engine = found.expect("the gateway names engines that it knows");
         let call = self.losses.next_leg(slot);
         let at = at + cost::edit_body(self.flight(slot).body_bytes);

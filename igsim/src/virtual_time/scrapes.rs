@@ -33,7 +33,7 @@ impl World<'_> {
     fn record(&self, engine: usize, outcome: Result<EndpointMetrics, ScrapeError>, takes: Dur) {
         let Some(traces) = &self.scrape_traces else { return };
         let trail = traces.start::<ScrapeFact>(self.now);
-        let config = &self.gateway.endpoints()[engine].config;
+        let config = self.pools.endpoint(engine);
         let (endpoint, address) = (&config.name, &config.address);
         let end = self.now + takes;
         trail.note(end, || ScrapeFact { endpoint: Arc::clone(endpoint), address: Arc::clone(address), outcome });

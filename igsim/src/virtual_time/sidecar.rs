@@ -108,7 +108,7 @@ impl World<'_> {
         let (slot, now, api) = (leg.slot, self.now, self.api);
         let (engine, caller) = self.route(slot);
         let prefiller = self.flight(slot).prefiller.map(|id| {
-            let config = &self.gateway.endpoints()[id.index()].config;
+            let config = self.pools.endpoint(id.index());
             format!("{}:{}", config.address, config.port)
         });
         let sidecar = self.sidecars.each[engine].as_ref().expect("requests go to a sidecar where there is one");

@@ -17,9 +17,11 @@ use gateway::core::gateway::{
 };
 use gateway::core::kv_index::events::Batch;
 use gateway::core::pool::{EndpointConfig, EndpointMetrics, ScrapeError};
+use gateway::core::pools::PoolId;
 use gateway::core::prefix_index::PrefixHasher;
+use gateway::core::scheduler::explain::EVERY_ENDPOINT;
 use gateway::pd_proxy::core::Leg as Side;
-use gateway::spans::{GatewayFact, proxy_span_id};
+use gateway::spans::{Arrived, GatewayFact, proxy_span_id};
 use shared::block_hash::ExtraKeys;
 use shared::rng::Seed;
 use shared::time::{Dur, Stage, Stopwatch, Time};
@@ -33,6 +35,7 @@ use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::membership::Change;
 use super::peers::PeerNetwork;
+use super::pools::Pools;
 use super::prefill::PrefillEvent;
 use super::queue::Queue;
 use super::sidecar::Sidecars;
@@ -84,8 +87,12 @@ pub(super) enum Event {
         leg: Leg,
         loss: Loss,
     },
-    /// The gateway's core wants to be looked at.
-    GatewayDue,
+    /// A core of the gateway wants to be looked at.
+    GatewayDue(PoolId),
+    /// An attempt has not answered for so long that a second one may be made.
+    HedgeDue(Leg),
+    /// The head of an answer is at the gateway.
+    Head(Leg),
     /// A time limit of the gateway is reached.
     Overdue {
         slot: usize,
@@ -113,10 +120,10 @@ impl Event {
             Event::Membership(..) | Event::Scrape(_) => 4,
             Event::Step { .. } => 5,
             Event::Scraped(..) | Event::KvEvents(..) => 6,
-            Event::FirstChunk(_) => 7,
+            Event::FirstChunk(_) | Event::Head(_) => 7,
             Event::Answered { .. } | Event::Refused { .. } | Event::Lost { .. } => 8,
-            Event::GatewayDue => 9,
-            Event::Overdue { .. } => 10,
+            Event::GatewayDue(_) => 9,
+            Event::HedgeDue(_) | Event::Overdue { .. } => 10,
             Event::Done { .. } => 11,
         }
     }
@@ -124,6 +131,8 @@ impl Event {
 
 pub(super) struct Machine {
     pub(super) engine: Engine,
+    /// What its KV events call its model.
+    pub(super) model: Arc<str>,
     pub(super) tracer: Tracer,
     /// Raised whenever the wake-up moves; steps of older generations are stale.
     generation: u64,
@@ -147,19 +156,17 @@ pub(super) struct World<'a> {
     plan: Plan,
     queue: Queue<Event>,
     pub(super) sidecars: Sidecars,
-    pub(super) gateway: Gateway,
-    /// When the gateway's core is looked at next.
-    pub(super) gateway_due: Option<Time>,
+    pub(super) pools: Pools,
     tracer: Tracer,
     pub(super) scrape_traces: Option<Arc<OwnTraces>>,
     pub(super) machines: Vec<Machine>,
     pub(super) flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     open: usize,
-    pub(super) model: Arc<str>,
+    model: Arc<str>,
     pub(super) api: &'static str,
-    /// Names of the tenants, and how soon they want their requests.
-    tenants: Vec<(Arc<str>, Deadlines)>,
+    /// Names of the tenants, how soon they want their requests, and for which model if not for that of all.
+    tenants: Vec<(Arc<str>, Deadlines, Option<Arc<str>>)>,
     pub(super) client_delay: Dur,
     pub(super) engine_delay: Dur,
     pub(super) scrape_every: Dur,
@@ -168,6 +175,8 @@ pub(super) struct World<'a> {
     pub(super) peers: PeerNetwork,
     pub(super) events: Events,
     pub(super) losses: Losses,
+    /// Whether the gateway may make a second attempt beside a first.
+    hedges: bool,
     pub(super) decisions: Vec<GatewayOutput>,
     pub(super) now: Time,
     /// Requests planned and not sent yet.
@@ -186,13 +195,16 @@ impl<'a> World<'a> {
     pub(super) fn new(scenario: &'a Scenario, plan: Plan, seed: Seed, telemetry: &Telemetry) -> World<'a> {
         let mut machines = Vec::new();
         let mut endpoints = Vec::new();
+        let model: Arc<str> = scenario.model().into();
         for group in &scenario.engines {
             // Prompts and answers are tokens of four bytes here.
             let config = EngineConfig { tokenizer: Tokenizer::Bytes, ..group.engine_config() };
             let profile = engine_sim::profiles::find(&config.profile).expect("the scenario is valid");
             for _ in 0..group.count {
                 let name = format!("engine-{}", machines.len());
-                endpoints.push(EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels()));
+                let mut endpoint = EndpointConfig::new(&name, &name, PORT).with_labels(group.endpoint_labels());
+                endpoint.models = scenario.models_of_endpoint(group);
+                endpoints.push(endpoint);
                 let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
@@ -202,7 +214,9 @@ impl<'a> World<'a> {
                     engine = engine.with_faults(faults);
                 }
                 engine.trace_steps(tracer.engine_steps());
-                machines.push(Machine { engine, tracer, generation: 0, scheduled: None, member: true, frozen: None });
+                let model = scenario.model_of_events(group).map_or_else(|| Arc::clone(&model), Arc::from);
+                let (member, frozen) = (true, None);
+                machines.push(Machine { engine, model, tracer, generation: 0, scheduled: None, member, frozen });
             }
         }
         let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
@@ -211,10 +225,9 @@ impl<'a> World<'a> {
         let events = Events::new(&tracer);
         let mut config = scenario.gateway_config();
         // There is nothing to ask over a network that is not there.
-        config.precise_prefix.manager = None;
+        config.ask_nobody();
         World {
-            gateway: Gateway::new(config, endpoints, seed),
-            gateway_due: None,
+            pools: Pools::new(&config, &endpoints, seed),
             tracer,
             scrape_traces,
             machines,
@@ -224,9 +237,9 @@ impl<'a> World<'a> {
             flights: Vec::new(),
             free: Vec::new(),
             open: 0,
-            model: scenario.model().into(),
+            model,
             api: path_of(scenario.workload.api),
-            tenants: scenario.workload.tenants.iter().map(|t| (t.name.as_str().into(), deadlines(t))).collect(),
+            tenants: scenario.workload.tenants.iter().map(said).collect(),
             client_delay: scenario.network.client_gateway.get(),
             engine_delay: scenario.network.gateway_engine.get(),
             scrape_every: scenario.gateway.metrics.scrape_interval.get(),
@@ -235,6 +248,7 @@ impl<'a> World<'a> {
             peers,
             events,
             losses: Losses::of(scenario),
+            hedges: scenario.gateway.retry.hedge.is_some(),
             decisions: Vec::new(),
             now: Time::ZERO,
             planned: 0,
@@ -266,6 +280,9 @@ impl<'a> World<'a> {
     }
 
     fn happen(&mut self, event: Event, observer: &mut dyn Observer) -> Result<(), ReplayError> {
+        if let Some(leg) = event.answer() {
+            self.bring_forward(leg);
+        }
         match event {
             Event::Send(_) if self.stopping => self.planned -= 1,
             Event::Send(plan) => self.send(*plan)?,
@@ -285,6 +302,8 @@ impl<'a> World<'a> {
             Event::Scrape(_) | Event::Scraped(..) => {}
             Event::KvEvents(engine, batch) => self.kv_events(engine, &batch),
             Event::FirstChunk(leg) if self.is_current(leg) => self.first_chunk(leg.slot),
+            Event::HedgeDue(leg) if self.is_current(leg) => self.hedge(leg.slot),
+            Event::Head(leg) if self.is_current(leg) => self.tell_status(leg.slot, 200),
             Event::Answered { leg, reason } if self.is_current(leg) => self.answered(leg.slot, reason),
             Event::Refused { leg, status } if self.is_current(leg) => self.refused(leg.slot, status),
             Event::Lost { leg, loss } if self.is_current(leg) => self.lost(leg.slot, loss),
@@ -295,10 +314,12 @@ impl<'a> World<'a> {
             | Event::Prefill(..)
             | Event::PrefillAgain(_)
             | Event::FirstChunk(_)
+            | Event::HedgeDue(_)
+            | Event::Head(_)
             | Event::Answered { .. }
             | Event::Refused { .. }
             | Event::Lost { .. } => {}
-            Event::GatewayDue => self.gateway_due(),
+            Event::GatewayDue(pool) => self.gateway_due(pool),
             Event::Overdue { slot, limit } => self.overdue(slot, limit),
             Event::Done { slot, outcome } => self.done(slot, outcome, observer),
         }
@@ -327,7 +348,8 @@ impl<'a> World<'a> {
     fn send(&mut self, request: PlannedRequest) -> Result<(), ReplayError> {
         self.planned -= 1;
         let first_of_its_own = request.client.is_none() && request.is_first_turn();
-        let flight = Some(Flight::new(request, Arc::clone(&self.model), self.now));
+        let own = self.tenants.get(usize::from(request.tenant)).and_then(|(_, _, model)| model.clone());
+        let flight = Some(Flight::new(request, own.unwrap_or_else(|| Arc::clone(&self.model)), self.now));
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -353,7 +375,7 @@ impl<'a> World<'a> {
         trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
         let tenant = self.flights[slot].as_ref().map(|f| usize::from(f.plan.tenant));
         let tenant = tenant.and_then(|t| self.tenants.get(t)).cloned();
-        let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d)| (Some(name), d));
+        let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d, _)| (Some(name), d));
         if deadlines.ttft.is_some() {
             trail.note(now, || GatewayFact::Objectives { ttft: deadlines.ttft, tpot: None });
         }
@@ -361,13 +383,33 @@ impl<'a> World<'a> {
         let mut tokens = std::mem::take(&mut self.tokens);
         let flight = self.flights[slot].as_mut().expect("an event names an open request");
         flight.plan.tokens(&mut tokens);
-        if let Some(target) = self.gateway.rewrites().target(&self.model, None, &flight.id) {
+        if let Some(target) = self.pools.rewrites().target(&flight.model, None, &flight.id) {
             trail.note(now, || GatewayFact::Rewritten { asked: Arc::clone(&flight.model) });
             flight.model = target;
         }
         flight.body_bytes = cost::body_bytes(tokens.len());
         flight.content = output_content(&tokens, None);
-        let prefix = &self.scenario.gateway.prefix;
+        let mut watch = CostWatch(now);
+        watch.lap(Stage::Parse { bytes: flight.body_bytes });
+        let parsed = watch.0;
+        if trail.detail() >= EVERY_ENDPOINT {
+            // A body comes in one piece, and there are no headers to read.
+            let metadata = flight.plan.objective.is_some() || fairness_id.is_some() || flight.plan.session.is_some();
+            trail.note(now, || GatewayFact::HeadersRead { count: None, metadata });
+            let arrived = Arrived { chunks: 1, bytes: flight.body_bytes.into() };
+            trail.note(parsed, || GatewayFact::BodyRead { arrived, parsed: true });
+        }
+        let Some(pool) = self.pools.table.of_model(&flight.model) else {
+            self.tokens = tokens;
+            (flight.started, flight.trail) = (Some(started), trail);
+            return self.unknown_model(slot, parsed);
+        };
+        flight.pool = pool;
+        let config = self.pools.config(pool);
+        if let Some(priority) = config.priority_of_engines(flight.plan.objective.as_deref()) {
+            flight.engine_priority = priority;
+        }
+        let prefix = &config.prefix;
         let mut hasher = PrefixHasher::with_blocks(&flight.model, None, prefix.max_prefix_tokens, prefix.block_tokens);
         hasher.tokens(tokens.iter().copied());
         let info = RequestInfo {
@@ -386,15 +428,12 @@ impl<'a> World<'a> {
             max_output_tokens: Some(flight.plan.output_tokens),
             deadlines,
             prefix: hasher.finish(),
-            kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &flight.model, &tokens),
+            kv: self.events.prompt(self.pools.core(pool), &config.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
         flight.started = Some(started);
         flight.trail = trail;
         self.tokens = tokens;
-        let mut watch = CostWatch(now);
-        watch.lap(Stage::Parse { bytes: flight.body_bytes });
-        let parsed = watch.0;
         self.flight(slot).waits = true;
         self.ask(parsed, GatewayInput::Request(Box::new(info)), &mut watch);
         self.limit_total(slot);
@@ -408,7 +447,7 @@ impl<'a> World<'a> {
             let config = self.machines[endpoint.index()].engine.config();
             let extra = config.adapter(&flight.model).map_or_else(ExtraKeys::default, |(_, extra)| extra);
             let mut prompt = prepare_prompt(&config.cache, &self.tokens, &extra);
-            if self.gateway.reads_kv_events() {
+            if self.pools.core(flight.pool).reads_kv_events() {
                 self.events.keep(&mut prompt, config, &self.tokens, &extra);
             }
             flight.prompt = Some(prompt);
@@ -419,21 +458,25 @@ impl<'a> World<'a> {
     pub(super) fn decide(&mut self, slot: usize, at: Time, decision: GatewayOutput) {
         self.flight(slot).waits = false;
         match decision {
-            GatewayOutput::Dispatch { endpoint, prefill, attempt, .. } => {
-                let config = &self.gateway.endpoints()[endpoint.index()].config;
+            GatewayOutput::Dispatch { endpoint, prefill, attempt, hedge_after, .. } => {
+                let config = self.pools.endpoint(endpoint.index());
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
                 let leg = self.losses.next_leg(slot);
                 let flight = self.flight(slot);
                 flight.leg = leg;
                 flight.endpoint = Some((endpoint, Arc::clone(&name)));
-                flight.attempts = attempt + 1;
+                (flight.attempts, flight.attempt) = (attempt + 1, attempt);
                 flight.prefiller = prefill;
                 flight.trail.note(at, || GatewayFact::AttemptStarted { attempt, endpoint: name, address, port });
                 self.limit_head(leg, at);
+                if let Some(after) = hedge_after {
+                    self.push(at + after, Event::HedgeDue(leg));
+                }
                 let sidecar = self.sidecars.is_before(endpoint.index());
                 let event = if sidecar { Event::AtSidecar(leg) } else { Event::AtEngine(leg) };
                 self.push(at + self.engine_delay, event);
             }
+            GatewayOutput::Stay { .. } => {}
             GatewayOutput::Reject { rejection, .. } => {
                 let status = rejection.status();
                 let flight = self.flight(slot);
@@ -490,7 +533,7 @@ impl<'a> World<'a> {
             let name = Arc::clone(&asked);
             trail.note(now, || EngineFact::Adapter(name));
         }
-        let priority = -flight.plan.priority;
+        let priority = flight.engine_priority;
         trail.note(now, || EngineFact::Asked {
             max_tokens: Some(limit),
             temperature: None,
@@ -513,7 +556,7 @@ impl<'a> World<'a> {
             return (engine, proxied.context(Side::Decode, 0));
         }
         let own = &flight.started.as_ref().expect("the request began").context;
-        (engine, own.child(proxy_span_id(own.span_id, flight.attempts - 1)))
+        (engine, own.child(proxy_span_id(own.span_id, flight.attempt)))
     }
 
     /// The prompt is tokens: the engine's core gets the request, and the stream's head goes out.
@@ -537,6 +580,10 @@ impl<'a> World<'a> {
         if flight.plan.streaming {
             let head = now + self.way(slot);
             self.flight(slot).head(head);
+            self.settle_race(slot, head);
+            if self.hedges {
+                self.push(head, Event::Head(leg));
+            }
         }
         self.machines[engine].engine.handle(now, EngineInput::Add(Box::new(request)));
         self.wake(engine);
@@ -555,7 +602,7 @@ impl<'a> World<'a> {
         let model = Arc::clone(&self.flight(slot).model);
         let lora = self.machines[engine].engine.config().adapter(&model).map(|(number, _)| number);
         let flight = self.flight(slot);
-        let (priority, content) = (-flight.plan.priority, flight.content);
+        let (priority, content) = (flight.engine_priority, flight.content);
         let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
         NewRequest { key: leg.key(), prompt, params, priority, arrival, content, lora, kv, trail }
     }
@@ -623,6 +670,7 @@ impl<'a> World<'a> {
 
     fn output(&mut self, output: EngineOutput) {
         let leg = Leg::of(output.key());
+        self.bring_forward(leg);
         if self.is_prefill(leg) {
             return self.prefill_output(leg, &output);
         }
@@ -641,7 +689,7 @@ impl<'a> World<'a> {
                 }
                 let flight = self.flight(slot);
                 flight.streamed(at, to_gateway, to_client, new_tokens);
-                if first && self.gateway.reads_first_chunks() {
+                if first && self.core_of(slot).reads_first_chunks() {
                     self.push(at + to_gateway, Event::FirstChunk(leg));
                 }
             }
@@ -651,7 +699,8 @@ impl<'a> World<'a> {
                 self.sidecar_done(slot, at, 200);
                 let flight = self.flight(slot);
                 flight.cached_tokens = stats.cached_tokens;
-                flight.answered(at, to_gateway, to_client);
+                self.settle_race(slot, at + to_gateway);
+                self.flight(slot).answered(at, to_gateway, to_client);
                 self.push(at + to_gateway, Event::Answered { leg, reason });
             }
             EngineOutput::Rejected { at, reason, .. } => {
@@ -680,7 +729,7 @@ impl<'a> World<'a> {
         let model = Arc::clone(&flight.model);
         flight.gateway_end(now, reason, model);
         let (prompt_tokens, output_tokens) = (flight.plan.prompt_tokens, flight.output_tokens);
-        if self.gateway.reads_usage() {
+        if self.core_of(slot).reads_usage() {
             self.tell(GatewayInput::Used { key: GatewayKey(slot as u64), prompt_tokens, output_tokens });
         }
         self.tell_status(slot, 200);
@@ -694,6 +743,7 @@ impl<'a> World<'a> {
         if self.is_retried(slot, status) {
             return;
         }
+        self.settle_race(slot, now);
         self.flight(slot).gateway_refusal(now, status);
         self.tell_status(slot, status);
         self.leave(slot);
@@ -701,7 +751,7 @@ impl<'a> World<'a> {
     }
 
     /// The gateway's core learns how an engine answered.
-    fn tell_status(&mut self, slot: usize, status: u16) {
+    pub(super) fn tell_status(&mut self, slot: usize, status: u16) {
         let (endpoint, _) = self.flight(slot).endpoint.clone().expect("the request was dispatched");
         self.tell(GatewayInput::ResponseStarted { key: GatewayKey(slot as u64), endpoint, status });
     }
@@ -737,9 +787,20 @@ impl<'a> World<'a> {
         }
     }
 
+    /// The core that has the request in `slot`.
+    fn core_of(&self, slot: usize) -> &Gateway {
+        let flight = self.flights[slot].as_ref().expect("an event names an open request");
+        self.pools.core(flight.pool)
+    }
+
     pub(super) fn flight(&mut self, slot: usize) -> &mut Flight {
         self.flights[slot].as_mut().expect("an event names an open request")
     }
+}
+
+/// What all requests of a tenant say.
+fn said(tenant: &Tenant) -> (Arc<str>, Deadlines, Option<Arc<str>>) {
+    (tenant.name.as_str().into(), deadlines(tenant), tenant.model.as_deref().map(Arc::from))
 }
 
 fn deadlines(tenant: &Tenant) -> Deadlines {

@@ -6,6 +6,7 @@
 mod discovery;
 mod edge;
 mod flow_control;
+mod pools;
 mod precise;
 mod profile;
 mod resilience;
@@ -22,10 +23,11 @@ use shared::units::HumanDur;
 pub use discovery::{DiscoveryConfig, DnsDiscovery, DnsRecord, EndpointScheme, FileDiscovery};
 pub use edge::{AuthConfig, TlsConfig, TrustInbound, UpstreamConfig, UpstreamHttp};
 pub use flow_control::{BandConfig, FairnessPolicy, FlowControlConfig, OrderingPolicy};
+pub use pools::PoolEntry;
 pub use precise::PreciseConfig;
 pub use profile::{DisaggregationConfig, Parameters, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
 pub(crate) use profile::{WEIGHT, is_weight};
-pub use resilience::{OutlierConfig, RetryConfig};
+pub use resilience::{HedgeAfter, HedgeConfig, OutlierConfig, RetryConfig};
 pub use saturation::{ConcurrencyConfig, ConcurrencyMode, Detector, SaturationConfig};
 
 use crate::core::prefix_index::{BLOCK_TOKENS, MAX_BLOCK_TOKENS};
@@ -40,6 +42,11 @@ use crate::core::scheduler::scorers::{NoHitLru, SessionAffinity, SessionStrategy
 pub struct GatewayConfig {
     /// The pool of engines, as spans name it.
     pub pool: PoolConfig,
+    /// Several pools in place of that one: each request goes to the pool of its model, after it is rewritten. Every pool has queues,
+    /// indexes and counts of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub pools: Vec<PoolEntry>,
     /// An EndpointPickerConfig of llm-d (YAML), in place of profile, disaggregation, prefix, precise_prefix, in_flight,
     /// saturation and flow_control. A relative path starts at the folder of the file that names it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +98,10 @@ pub struct GatewayConfig {
     /// Priorities of the objectives that requests name in `x-llm-d-inference-objective`; negative means sheddable. An unknown
     /// objective has priority 0 (InferenceObjective of the Gateway API inference extension).
     pub objectives: BTreeMap<String, i32>,
+    /// Whether the priority of a request's objective is written into its body as `priority`, with the opposite sign, for engines with
+    /// `--scheduling-policy priority` (vLLM runs the lowest first; with another policy it refuses any but 0). llm-d does not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub engine_priority: bool,
     /// Models that requests are sent to instead of the one they ask for, by that one's name (InferenceModelRewrite of the Gateway API
     /// inference extension). A name without a rule may be rewritten by the header `x-llm-d-model-name-rewrite`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -276,6 +287,7 @@ impl GatewayConfig {
         self.precise_prefix.validate(p);
         self.in_flight.validate(p);
         self.check_rewrites(p);
+        self.check_pools(p);
         if !(BLOCK_TOKENS..=MAX_BLOCK_TOKENS).contains(&(self.prefix.block_tokens as usize)) {
             let allowed = format!("a number from {BLOCK_TOKENS} to {MAX_BLOCK_TOKENS}");
             problem("prefix.block_tokens", self.prefix.block_tokens, allowed, p);
@@ -313,6 +325,10 @@ impl GatewayConfig {
         at_least("limits.max_header_bytes", self.limits.max_header_bytes, 256, p);
         at_least("limits.max_active_per_endpoint", self.limits.max_active_per_endpoint.unwrap_or(1), 1, p);
         self.retry.validate(p);
+        if self.retry.hedge.is_some() && self.disaggregation.is_some() {
+            let allowed = "none: a prompt would be prefilled twice".to_owned();
+            problem("retry.hedge", "hedging with disaggregated prefill", allowed, p);
+        }
         self.outlier_ejection.validate(p);
         for (i, source) in self.discovery.iter().enumerate() {
             source.validate(&format!("discovery[{i}]"), p);

@@ -24,6 +24,52 @@ pub struct RetryConfig {
     /// engine's answer is passed on.
     #[schemars(length(max = 32))]
     pub on_status: Vec<u16>,
+    /// A second attempt while the first one has not answered; none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<HedgeConfig>,
+}
+
+/// A second attempt at another endpoint while no head of a response has come. Whichever answers first is passed on, the other one is
+/// cancelled. It is one of `limits.retries` and takes from the retry budget. Not with disaggregated prefill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HedgeConfig {
+    /// How long the first attempt may take: a duration, or `p95`, what 95 % of the last answers took to begin.
+    #[schemars(with = "String", extend("x-expected" = "a duration such as 500ms, or p95"))]
+    pub after: HedgeAfter,
+}
+
+/// When a second attempt is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum HedgeAfter {
+    /// After this time.
+    Fixed(HumanDur),
+    /// After what 95 % of the last answers took.
+    P95,
+}
+
+/// The word for [`HedgeAfter::P95`].
+const P95: &str = "p95";
+
+impl TryFrom<String> for HedgeAfter {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<HedgeAfter, String> {
+        if text == P95 {
+            return Ok(HedgeAfter::P95);
+        }
+        text.parse().map(HedgeAfter::Fixed).map_err(|e| format!("{e}, or {P95}"))
+    }
+}
+
+impl From<HedgeAfter> for String {
+    fn from(after: HedgeAfter) -> String {
+        match after {
+            HedgeAfter::Fixed(after) => after.to_string(),
+            HedgeAfter::P95 => P95.to_owned(),
+        }
+    }
 }
 
 /// Endpoints that fail several times in a row get no requests for a while (Envoy's outlier detection). Connections that fail or break,
@@ -45,7 +91,13 @@ pub struct OutlierConfig {
 impl Default for RetryConfig {
     /// The budget is Finagle's and Linkerd's.
     fn default() -> RetryConfig {
-        RetryConfig { budget_ratio: 0.2, budget_min_per_second: 10, on_timeout: false, on_status: Vec::new() }
+        RetryConfig {
+            budget_ratio: 0.2,
+            budget_min_per_second: 10,
+            on_timeout: false,
+            on_status: Vec::new(),
+            hedge: None,
+        }
     }
 }
 
@@ -68,6 +120,9 @@ impl RetryConfig {
         }
         for (i, status) in self.on_status.iter().enumerate().filter(|(_, s)| !(400..600).contains(*s)) {
             problem(&format!("retry.on_status[{i}]"), status, "a status from 400 to 599".to_owned(), out);
+        }
+        if let Some(HedgeConfig { after: HedgeAfter::Fixed(after) }) = &self.hedge {
+            at_least("retry.hedge.after", *after, HumanDur::millis(1), out);
         }
     }
 }

@@ -404,4 +404,5 @@ proptest! {
     }
 }
 
+mod hedging;
 mod waiting;

@@ -53,8 +53,8 @@ impl Gateway {
                 out.push(Output::Reject { key, rejection });
             }
             Ok(placed) => {
-                self.open.insert(key, Open { info, placed, attempt: 0, tried: Vec::new() });
-                out.push(dispatch(key, placed, 0));
+                self.open.insert(key, Open::new(info, placed, now));
+                out.push(dispatch(key, placed, 0, self.hedging.after()));
             }
         }
         self.stir(now);
@@ -88,7 +88,7 @@ impl Gateway {
     /// The caller of a request went away before an answer began.
     pub(super) fn cancelled(&mut self, now: Time, key: RequestKey) {
         if let Some(open) = self.open.remove(&key) {
-            self.director.leave(open.placed);
+            std::iter::once(open.placed).chain(open.second).for_each(|place| self.director.leave(place));
             self.ended(now, &open.info);
         } else if let Some(taken) = self.flow.as_mut().and_then(|flow| flow.cancel(now, key)) {
             let info = note_taken(now, taken, Dequeued::Cancelled);

@@ -31,6 +31,7 @@ enum Field {
     Stream,
     StreamOptions,
     KvTransferParams,
+    Priority,
 }
 
 impl Field {
@@ -42,6 +43,7 @@ impl Field {
             "stream" => Some(Field::Stream),
             "stream_options" => Some(Field::StreamOptions),
             "kv_transfer_params" => Some(Field::KvTransferParams),
+            "priority" => Some(Field::Priority),
             _ => None,
         }
     }
@@ -75,7 +77,7 @@ impl Object {
     /// The request for the engine that prefills: one token, in one piece, and the cache kept.
     pub fn for_prefill(&self) -> Bytes {
         let added = ["\"max_tokens\":1,\"max_completion_tokens\":1,\"stream\":false,\"kv_transfer_params\":", KEEP];
-        self.with(|field| field.is_none(), &added.map(str::as_bytes))
+        self.with(|field| matches!(field, None | Some(Field::Priority)), &added.map(str::as_bytes))
     }
 
     /// The request for the engine that decodes: with `params` if there are any, and without a caller's own.
@@ -85,6 +87,11 @@ impl Object {
             Some(params) => self.with(others, &[b"\"kv_transfer_params\":", params]),
             None => self.with(others, &[]),
         }
+    }
+
+    /// The request with this priority, whatever its caller wrote.
+    pub fn with_priority(&self, priority: i32) -> Bytes {
+        self.with(|field| field != Some(Field::Priority), &[b"\"priority\":", priority.to_string().as_bytes()])
     }
 
     /// `kv_transfer_params` of an answer, as they are; nothing if they are no object. The last member of a name counts.

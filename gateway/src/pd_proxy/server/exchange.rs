@@ -77,6 +77,7 @@ impl Exchange {
             parts.headers.get(&REQUEST_ID).and_then(|v| Some((RequestId::sanitise(v.to_str().ok()?), v.clone())));
         let (id, id_header) = given.unwrap_or_else(|| shared.new_request_id());
         let dance = Dance::arrived(received, &shared.config, trail);
+        shared.metrics.begun();
         Exchange { shared, tracer, started, dance, received, id, id_header, status: None }
     }
 
@@ -238,7 +239,9 @@ impl Exchange {
     }
 
     fn tell(&self, done: Option<Done>) {
-        if let (Some(done), Some(hook)) = (done, &self.shared.on_done) {
+        let Some(done) = done else { return };
+        self.shared.metrics.done(&done);
+        if let Some(hook) = &self.shared.on_done {
             hook(&done);
         }
     }

@@ -5,6 +5,7 @@
 mod answer;
 mod call;
 mod exchange;
+mod metrics;
 mod relay;
 mod runtime;
 

@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::post;
+use axum::routing::{get, post};
 use http::header::HeaderValue;
 use http::uri::PathAndQuery;
 use hyper_util::client::legacy::Client;
@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use super::answer::No;
 use super::call::{self, Upstream, failure_of};
 use super::exchange;
+use super::metrics::Metrics;
 use crate::core::config::{TimeoutConfig, UpstreamConfig};
 use crate::pd_proxy::core::{Allowed, Done, Failure, PdProxyConfig};
 use crate::server::Backend;
@@ -71,6 +72,8 @@ pub enum BindError {
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
+    /// Where its own metrics are.
+    page: Option<TcpListener>,
     shared: Arc<Shared>,
 }
 
@@ -84,6 +87,7 @@ pub(super) struct Shared {
     pub(super) tracer: Arc<TracerCell>,
     pub(super) clock: RunClock,
     pub(super) on_done: Option<DoneHook>,
+    pub(super) metrics: Metrics,
     next_id: AtomicU64,
     id_base: u64,
     cutting_off: AtomicBool,
@@ -118,11 +122,12 @@ impl Server {
             tracer: TracerCell::new(tracer),
             clock,
             on_done: None,
+            metrics: Metrics::default(),
             next_id: AtomicU64::new(0),
             id_base: Stream::from_os().next_u64(),
             cutting_off: AtomicBool::new(false),
         });
-        Ok(Server { listener, local_addr, shared })
+        Ok(Server { listener, local_addr, page: None, shared })
     }
 
     /// The same sidecar, which may have prefills done by the engines of `pool`.
@@ -139,6 +144,18 @@ impl Server {
         self
     }
 
+    /// The same sidecar, with a page of metrics of its own at `addr`; returns the address that was bound.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub async fn measured(mut self, addr: SocketAddr) -> Result<(Server, SocketAddr), BindError> {
+        let bind = |source| BindError::Bind { addr, source };
+        let page = TcpListener::bind(addr).await.map_err(bind)?;
+        let bound = page.local_addr().map_err(bind)?;
+        self.page = Some(page);
+        Ok((self, bound))
+    }
+
     fn fresh(&mut self) -> &mut Shared {
         Arc::get_mut(&mut self.shared).expect("it does not serve yet")
     }
@@ -150,8 +167,14 @@ impl Server {
 
     /// Serves until `shutdown` is ready, then stops accepting and lets requests finish, for at most the drain timeout.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Server { listener, shared, .. } = self;
+        let Server { listener, shared, page, .. } = self;
+        let mut pages = JoinSet::new();
+        if let Some(page) = page {
+            let router = Router::new().route("/metrics", get(metrics)).with_state(Arc::clone(&shared));
+            pages.spawn(async move { axum::serve(page, router).await });
+        }
         serve(listener, &shared, std::pin::pin!(shutdown)).await;
+        pages.shutdown().await;
     }
 }
 
@@ -222,6 +245,13 @@ async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Response {
 async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     exchange::handle(shared, ROUTES[1], &parts, body).await
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let mut response = Response::new(Body::from(shared.metrics.text()));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
 }
 
 /// Everything else is the engine's: what comes is passed on, place in the trace included, and nothing is recorded.

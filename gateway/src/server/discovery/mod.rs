@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::core::config::DiscoveryConfig;
 use crate::server::backend::Backend;
-use crate::server::membership::{Endpoints, First};
+use crate::server::membership::{CannotJoin, Endpoints, First};
 use crate::server::runtime::Shared;
 
 use dns::DnsSource;
@@ -135,9 +135,14 @@ impl Follower {
             Ok(()) => {
                 self.own.insert(Arc::clone(&backend.config.name), backend);
             }
-            Err(error) => {
+            Err(error @ CannotJoin::NameTaken(_)) => {
                 tracing::debug!(%error, "an endpoint waits for its name");
                 self.taken.push(backend);
+            }
+            // It is told once: another one joins only if its labels change.
+            Err(error @ CannotJoin::NoPool(_)) => {
+                tracing::warn!(%error, "its labels must be those of a pool's selector");
+                self.own.insert(Arc::clone(&backend.config.name), backend);
             }
         }
     }

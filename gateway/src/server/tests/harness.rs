@@ -46,18 +46,24 @@ pub(crate) struct Engine {
 #[derive(Clone)]
 struct Script {
     waiting: u32,
+    model: &'static str,
     calls: mpsc::UnboundedSender<Call>,
 }
 
 impl Engine {
     /// An engine that reports so many waiting requests and serves the model `m`.
     pub(crate) async fn start(waiting: u32) -> Engine {
+        Engine::serving(waiting, "m").await
+    }
+
+    /// An engine that serves another model.
+    pub(crate) async fn serving(waiting: u32, model: &'static str) -> Engine {
         let (sender, calls) = mpsc::unbounded_channel();
         let router = Router::new()
             .route("/metrics", get(gauges))
-            .route("/v1/models", get(async || r#"{"object":"list","data":[{"id":"m","object":"model"}]}"#))
+            .route("/v1/models", get(models))
             .fallback(call)
-            .with_state(Script { waiting, calls: sender });
+            .with_state(Script { waiting, model, calls: sender });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -71,6 +77,10 @@ impl Engine {
     pub(super) fn backend(&self, name: &str) -> Backend {
         Backend::new(name, &format!("http://{}", self.addr)).unwrap()
     }
+}
+
+async fn models(State(script): State<Script>) -> String {
+    format!(r#"{{"object":"list","data":[{{"id":"{}","object":"model"}}]}}"#, script.model)
 }
 
 async fn gauges(State(script): State<Script>) -> String {

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 
 use super::harness::{Engine, Running, header, json, named, stream, text};
 use crate::core::config::GatewayConfig;
-use crate::server::NameTaken;
+use crate::server::CannotJoin;
 
 #[tokio::test]
 async fn a_draining_engine_keeps_what_it_has_and_gets_nothing_new() {
@@ -23,7 +23,7 @@ async fn a_draining_engine_keeps_what_it_has_and_gets_nothing_new() {
     assert_eq!(gateway.send(gateway.chat()).await.status(), 503);
 
     gateway.endpoints.join(b.backend("b")).unwrap();
-    let taken: NameTaken = gateway.endpoints.join(c.backend("b")).unwrap_err();
+    let taken: CannotJoin = gateway.endpoints.join(c.backend("b")).unwrap_err();
     assert_eq!(taken.to_string(), "an endpoint called \"b\" is in the pool already");
     gateway.until_ready(true).await;
     let next = gateway.spawn(gateway.chat());

@@ -201,6 +201,7 @@ impl Driver {
             *seen = match output {
                 Output::Dispatch { endpoint, .. } => Seen::At(endpoint),
                 Output::Reject { .. } => Seen::Over,
+                Output::Stay { .. } => panic!("nobody hedges: {output:?}"),
             };
         }
     }
