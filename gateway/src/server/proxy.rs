@@ -75,6 +75,8 @@ struct Exchange {
     target: Option<Arc<Target>>,
     /// Whether it waits in the core.
     waits: bool,
+    /// Whether it waited there.
+    has_waited: bool,
     /// How long it waited there, where requests may wait.
     queued: Option<Dur>,
     /// The attempt that is under way.
@@ -119,6 +121,7 @@ impl Exchange {
             at: None,
             target: None,
             waits: false,
+            has_waited: false,
             queued: None,
             attempt: None,
             status: None,
@@ -325,7 +328,7 @@ impl Exchange {
         self.waits = true;
         let answer = tokio::time::timeout_at(self.deadline(), answer).await;
         let output = answer.map_err(|_| Refusal::Failed(Failure::Timeout))?;
-        self.waits = false;
+        (self.waits, self.has_waited) = (false, true);
         output.map_err(|_| Refusal::Rejected(Rejection::Cancelled))
     }
 
@@ -366,7 +369,7 @@ impl Exchange {
         if let Some(started) = &self.started {
             let span = proxy_span_id(started.context.span_id, attempt);
             // Into the headers of every attempt, which have room for it: those of one attempt have none to spare.
-            self.tracer.inject(&started.context.child(span), headers);
+            self.tracer.inject_after(&started.context.child(span), headers, self.has_waited);
         }
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);
