@@ -9,7 +9,7 @@ use shared::ids::RequestId;
 use shared::tokens::{self, TokenId};
 
 use crate::client::Outgoing;
-use crate::scenario::{Api, Scenario, Tenant};
+use crate::scenario::{Api, Callers, Scenario, Tenant};
 use crate::workload::{Answer, PlannedRequest};
 
 /// What bodies and headers need of the scenario.
@@ -18,6 +18,7 @@ pub(super) struct Writer {
     api: Api,
     model: String,
     tenants: Vec<Tenant>,
+    callers: Callers,
     uri: Uri,
     tokens: Vec<TokenId>,
 }
@@ -31,7 +32,8 @@ impl Writer {
     pub(super) fn new(scenario: &Scenario, uri: Uri) -> Writer {
         let model = serde_json::to_string(&scenario.model()).expect("text serialises");
         let tenants = scenario.workload.tenants.clone();
-        Writer { api: scenario.workload.api, model, tenants, uri, tokens: Vec::new() }
+        let callers = scenario.callers();
+        Writer { api: scenario.workload.api, model, tenants, callers, uri, tokens: Vec::new() }
     }
 
     /// The request, and the answer that our engines give to it.
@@ -100,6 +102,9 @@ impl Writer {
 
     fn headers(&self, plan: &PlannedRequest) -> HeaderMap {
         let mut headers = HeaderMap::new();
+        if let Some(context) = self.callers.context(plan.index) {
+            shared::trace::context::inject(&context, &mut headers);
+        }
         let mut set = |name: &'static str, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(HeaderName::from_static(name), value);

@@ -10,7 +10,7 @@ use gateway::spans::{Failure, GatewayFact};
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 use shared::tokens::ContentId;
-use shared::trace::{Started, Trail};
+use shared::trace::{Started, TraceContext, Trail};
 
 use super::sidecar::Proxied;
 use crate::report::{Outcome, RequestRow};
@@ -53,6 +53,10 @@ pub(super) struct Flight {
     pub(super) id: RequestId,
     /// The model that it is sent to.
     pub(super) model: Arc<str>,
+    /// The trace that the client sent it with.
+    pub(super) caller: Option<TraceContext>,
+    /// Whether it waited in the gateway before it was sent on.
+    pub(super) has_waited: bool,
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
@@ -95,6 +99,8 @@ impl Flight {
             id: RequestId::sanitise(&format!("req-{}", plan.index)),
             plan,
             model,
+            caller: None,
+            has_waited: false,
             started: None,
             trail: Trail::off(),
             engine_trail: Trail::off(),
