@@ -1,5 +1,6 @@
 //! The simulator: scenarios, workloads, the live and the virtual driver, reports, traces read back.
 
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod inspect;

@@ -183,6 +183,10 @@ impl Anchor {
     pub const fn from_unix_nanos(ns: u64) -> Anchor {
         Anchor { unix_nanos_at_zero: ns }
     }
+    /// The same moment on a clock that is so many nanoseconds ahead, or behind.
+    pub const fn shifted(self, ns: i64) -> Anchor {
+        Anchor { unix_nanos_at_zero: self.unix_nanos_at_zero.saturating_add_signed(ns) }
+    }
     /// `t` in nanoseconds since the Unix epoch.
     pub const fn unix_nanos(self, t: Time) -> u64 {
         self.unix_nanos_at_zero.saturating_add(t.0)

@@ -110,7 +110,18 @@ fn every_fault_is_found() {
     });
     check(&["root: times: event `first` lies outside"], |s| s[0].events.push(event("first", 101)));
     check(&["call: nesting: ends 1 ns after its parent `root`"], |s| s[1].end = Time::from_nanos(101));
-    check(&["work: nesting: starts 6 ns before its parent `call`"], |s| s[2].start = Time::from_nanos(4));
+    // It fits into its parent, so it is its clock that is wrong; what is longer has outlived it.
+    check(&["work: clock-skew: starts 6 ns before its parent `call`"], |s| s[2].start = Time::from_nanos(4));
+    check(&["work: nesting: ends 40 ns after its parent `call`"], |s| s[2].end = Time::from_nanos(130));
+    check(
+        &[
+            "call: ended-parent: starts 0 ns after its parent `root` ended",
+            "work: nesting: starts 95 ns before its parent `call`",
+        ],
+        |s| {
+            (s[1].start, s[1].end) = (Time::from_nanos(100), Time::from_nanos(110));
+        },
+    );
     check(&[], |s| {
         s[2].end = Time::from_nanos(500);
         s[2].set("late", true);

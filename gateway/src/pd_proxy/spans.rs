@@ -81,7 +81,10 @@ pub enum PdFact {
         failure: Option<Failure>,
     },
     /// The decode starts.
-    DecodeStarted,
+    DecodeStarted {
+        /// Whether its span hangs below the prefill's, as a fault has it.
+        under_prefill: bool,
+    },
     /// The caller went away.
     Disconnected,
     /// The request is over.
@@ -110,7 +113,7 @@ impl Fact for PdFact {
             | PdFact::PrefillStarted
             | PdFact::CallStarted { .. }
             | PdFact::CallHead { .. }
-            | PdFact::DecodeStarted => false,
+            | PdFact::DecodeStarted { .. } => false,
         }
     }
 }
@@ -122,6 +125,8 @@ pub struct PdFold<D> {
     path: Option<Arc<str>>,
     /// The prefill or the decode, whichever is under way.
     leg: Option<D>,
+    /// The span of the prefill.
+    prefill: Option<SpanId>,
     call: Option<D>,
     target: Option<Arc<str>>,
     /// The status of the latest answer.
@@ -138,6 +143,7 @@ impl<D: Draft, S: Form<Draft = D>> Fold<PdFact, S> for PdFold<D> {
             method: "",
             path: None,
             leg: None,
+            prefill: None,
             call: None,
             target: None,
             answered: None,
@@ -161,7 +167,8 @@ impl<D: Draft, S: Form<Draft = D>> Fold<PdFact, S> for PdFold<D> {
                 self.target = target.clone();
             }
             PdFact::PrefillStarted => {
-                let mut span = self.inner(cx, "pd_proxy.prefill", at);
+                let mut span = self.inner(cx, "pd_proxy.prefill", self.root.id(), at);
+                self.prefill = Some(span.id());
                 span.set_some("pd_proxy.prefill.target", self.target.as_ref());
                 self.leg = Some(span);
             }
@@ -188,7 +195,10 @@ impl<D: Draft, S: Form<Draft = D>> Fold<PdFact, S> for PdFold<D> {
                 }
                 self.answered = None;
             }
-            PdFact::DecodeStarted => self.leg = Some(self.inner(cx, "pd_proxy.decode", at)),
+            PdFact::DecodeStarted { under_prefill } => {
+                let above = self.prefill.filter(|_| *under_prefill).unwrap_or(self.root.id());
+                self.leg = Some(self.inner(cx, "pd_proxy.decode", above, at));
+            }
             PdFact::Disconnected => {
                 // The caller's span has ended: what is still done here may outlive it.
                 self.root.event("pd_proxy.client_disconnected", at, &[]).set("pd_proxy.late", true);
@@ -211,9 +221,9 @@ impl<D: Draft, S: Form<Draft = D>> Fold<PdFact, S> for PdFold<D> {
 
 impl<D: Draft> PdFold<D> {
     /// A part of the request, which starts at `at`.
-    fn inner<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, name: &'static str, at: Time) -> D {
+    fn inner<S: Form<Draft = D>>(&mut self, cx: &mut Cx<'_, S>, name: &'static str, parent: SpanId, at: Time) -> D {
         self.drawn += 1;
-        let (parent, id) = (self.root.id(), cx.head.inner_id(self.drawn - 1));
+        let id = cx.head.inner_id(self.drawn - 1);
         cx.inner(Inner { name, kind: Kind::Internal, parent, id, start: at, end: at })
     }
 

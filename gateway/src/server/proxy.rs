@@ -76,6 +76,8 @@ struct Exchange {
     target: Option<Arc<Target>>,
     /// Whether it waits in the core.
     waits: bool,
+    /// Whether it waited there.
+    has_waited: bool,
     /// How long it waited there, where requests may wait.
     queued: Option<Dur>,
     /// The attempt that is under way.
@@ -123,6 +125,7 @@ impl Exchange {
             at: None,
             target: None,
             waits: false,
+            has_waited: false,
             queued: None,
             attempt: None,
             second: None,

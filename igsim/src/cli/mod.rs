@@ -3,6 +3,7 @@
 //! Standard output carries results; progress, warnings and errors go to standard error. With `--format json` standard output is
 //! one JSON document and nothing else.
 
+mod check;
 mod explain;
 mod inspect;
 mod ladder;
@@ -61,6 +62,11 @@ enum Command {
     /// Print traces of a run as trees
     #[command(after_help = "Example: igsim inspect runs/quickstart-20261120-1842 --slowest 3")]
     Inspect(InspectArgs),
+    /// Check traces: shape, times, registry, propagation, sampling, content; exit code 1 with findings
+    #[command(
+        after_help = "Examples:\n  igsim check runs/quickstart-20261120-1842\n  igsim check traces.otlp.jsonl --canary 'my secret'\n  igsim check http://127.0.0.1:3200 --query '{ resource.service.name = \"inference-gateway\" }'"
+    )]
+    Check(check::CheckArgs),
     /// Say why requests went where they went: filters, scores, margins, and what another choice would have meant
     #[command(
         after_help = "Examples:\n  igsim run scenarios/quickstart.yaml --mode virtual --sampling 1 --detail 3 --out runs/why\n  igsim explain runs/why\n  igsim explain runs/why --trace 3b1f"
@@ -299,6 +305,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Validate { scenarios, overrides } => validate(&scenarios, &overrides),
         Command::Up(args) => up::up(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Query(args) => query::query(&args),
         Command::Send(args) => send::send(&args),

@@ -9,7 +9,7 @@ use shared::ids::RequestId;
 use shared::tokens::{self, TokenId};
 
 use crate::client::Outgoing;
-use crate::scenario::{Api, Scenario, Tenant};
+use crate::scenario::{Api, Callers, Scenario, Tenant};
 use crate::workload::{Answer, PlannedRequest};
 
 /// What bodies and headers need of the scenario.
@@ -20,6 +20,7 @@ pub(super) struct Writer {
     model: String,
     models: Vec<Option<String>>,
     tenants: Vec<Tenant>,
+    callers: Callers,
     uri: Uri,
     tokens: Vec<TokenId>,
 }
@@ -34,7 +35,8 @@ impl Writer {
         let json = |text: &String| serde_json::to_string(text).expect("text serialises");
         let tenants = scenario.workload.tenants.clone();
         let models = tenants.iter().map(|t| t.model.as_ref().map(json)).collect();
-        Writer { api: scenario.workload.api, model: json(&scenario.model()), models, tenants, uri, tokens: Vec::new() }
+        let (model, callers) = (json(&scenario.model()), scenario.callers());
+        Writer { api: scenario.workload.api, model, models, tenants, callers, uri, tokens: Vec::new() }
     }
 
     /// The request, and the answer that our engines give to it.
@@ -104,6 +106,9 @@ impl Writer {
 
     fn headers(&self, plan: &PlannedRequest) -> HeaderMap {
         let mut headers = HeaderMap::new();
+        if let Some(context) = self.callers.context(plan.index) {
+            shared::trace::context::inject(&context, &mut headers);
+        }
         let mut set = |name: &'static str, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(HeaderName::from_static(name), value);

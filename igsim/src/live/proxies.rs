@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::stack::{Phase, StackError, reached};
 use crate::report::{PdFigures, PdTally};
-use crate::scenario::Scenario;
+use crate::scenario::{Hop, Scenario};
 
 /// Sidecars that serve, and what they tell.
 #[derive(Default)]
@@ -37,7 +37,8 @@ impl Proxies {
         let groups = scenario.engines.iter().flat_map(|group| (0..group.count).map(move |_| group));
         for (i, (group, backend)) in groups.zip(backends.iter_mut()).enumerate() {
             let Some(config) = scenario.pd_proxy_of(group) else { continue };
-            let tracer = telemetry.tracer(Resource::new("pd-proxy", format!("pd-proxy-{i}")).here());
+            let resource = Resource::new("pd-proxy", format!("pd-proxy-{i}")).here();
+            let tracer = scenario.tracer(telemetry, resource, Some(Hop::PdProxy));
             // Any free port: engines keep theirs, and callers go through the gateway.
             let any = SocketAddr::new(scenario.listen.engines.ip(), 0);
             let server = Server::bind(any, config, backend.clone(), tracer, clock).await?;

@@ -21,7 +21,7 @@ use super::membership::{self, Change};
 use super::proxies::Proxies;
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, FaultFigures, PdFigures};
-use crate::scenario::{Api, EngineGroup, Listen, Scenario};
+use crate::scenario::{Api, EngineGroup, Hop, Listen, Scenario};
 use crate::virtual_time::world::path_of;
 
 /// Why a live run cannot go on.
@@ -106,7 +106,7 @@ impl Stack {
         super::files::raise(scenario);
         let pacer = Pacer::start(clock, simulated(scenario))?;
         let (stop, phase) = watch::channel(Phase::Serving);
-        let mut stack = Starting { telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
+        let mut stack = Starting { scenario, telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
         let (mut backends, mut engines, mut engine_tasks) = (Vec::new(), Vec::new(), Vec::new());
         let (mut changes, mut joins) = (Vec::new(), Vec::new());
         let ports_of: std::collections::BTreeMap<usize, u32> = scenario.first_ports().into_iter().collect();
@@ -281,6 +281,7 @@ fn port(first: Option<&u32>, i: u32) -> u16 {
 
 /// What starting an engine needs.
 struct Starting<'a> {
+    scenario: &'a Scenario,
     telemetry: &'a Telemetry,
     clock: RunClock,
     served: Option<ServedHook>,
@@ -308,7 +309,7 @@ impl Starting<'_> {
         };
         let mut resource = Resource::new("vllm", name).here();
         resource.version = Some(VLLM_VERSION.to_owned());
-        let tracer = self.telemetry.tracer(resource);
+        let tracer = self.scenario.tracer(self.telemetry, resource, None);
         let engine = self.pacer.engine(self.own);
         let address = SocketAddr::new(listen.engines.ip(), port);
         let fallback = listen.engines == Listen::default().engines && group.port.is_none();
@@ -351,7 +352,8 @@ async fn gateway(
     ports: Ports,
     backends: Vec<Backend>,
 ) -> Result<GatewayServer, StackError> {
-    let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0").here());
+    let own = Resource::new("inference-gateway", "gateway-0").here();
+    let tracer = scenario.tracer(telemetry, own, Some(Hop::Gateway));
     let mut address = scenario.listen.gateway;
     if let Some(port) = ports.gateway {
         address.set_port(port);

@@ -41,6 +41,7 @@ impl Validate for Scenario {
             problems.at("trace", |p| check_trace(trace, p));
         }
         problems.at("tracing", |p| check_tracing(&self.tracing, self.mode, p));
+        self.check_propagation(problems);
         problems.at("expectations", |p| self.check_expectations(p));
     }
 }

@@ -9,6 +9,7 @@ mod length;
 mod load;
 mod pd;
 mod pools;
+mod propagation;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +25,8 @@ pub use length::{Builtin, Length, Shape};
 pub use load::{
     Api, Arrivals, Prefixes, Sessions, Spread, Step, SystemPrompt, Tenant, ThinkTime, Trace, TraceFormat, Workload,
 };
+
+pub use propagation::{Callers, Hop, PropagationFault};
 
 use crate::report::Bound;
 
@@ -64,6 +67,10 @@ pub struct Scenario {
     /// What is traced and where spans go.
     #[serde(default)]
     pub tracing: Tracing,
+    /// What goes wrong in how traces are handed from service to service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub propagation_faults: Vec<PropagationFault>,
     /// Live mode: addresses to listen on.
     #[serde(default)]
     pub listen: Listen,

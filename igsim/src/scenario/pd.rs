@@ -12,7 +12,8 @@ impl Scenario {
     pub fn pd_proxy_of(&self, group: &EngineGroup) -> Option<PdProxyConfig> {
         let reads = group.kv_transfer.as_ref().is_some_and(|kv| kv.kv_role.consumes());
         let wanted = reads && group.role == Some(Role::Decode) && self.gateway.disaggregates(&group.endpoint_labels());
-        group.pd_proxy.clone().or_else(|| wanted.then(PdProxyConfig::default))
+        let config = group.pd_proxy.clone().or_else(|| wanted.then(PdProxyConfig::default))?;
+        Some(PdProxyConfig { decode_under_prefill: self.nests_decode(), ..config })
     }
 
     pub(super) fn check_pd_proxy(&self, group: &EngineGroup, p: &mut Problems) {

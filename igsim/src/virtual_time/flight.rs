@@ -11,7 +11,7 @@ use gateway::spans::{Failure, GatewayFact};
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
 use shared::tokens::ContentId;
-use shared::trace::{Started, Trail};
+use shared::trace::{Started, TraceContext, Trail};
 
 use super::hedge::Beside;
 use super::sidecar::Proxied;
@@ -58,6 +58,10 @@ pub(super) struct Flight {
     pub(super) pool: PoolId,
     /// Its priority in vLLM's sense: lower is more important.
     pub(super) engine_priority: i32,
+    /// The trace that the client sent it with.
+    pub(super) caller: Option<TraceContext>,
+    /// Whether it waited in the gateway before it was sent on.
+    pub(super) has_waited: bool,
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
@@ -105,6 +109,8 @@ impl Flight {
             plan,
             model,
             pool: PoolId::default(),
+            caller: None,
+            has_waited: false,
             started: None,
             trail: Trail::off(),
             engine_trail: Trail::off(),

@@ -75,8 +75,11 @@ impl World<'_> {
     /// Does what the core decided at `at`; `at_hand` is the request whose tokens are.
     pub(super) fn decide_all(&mut self, at: Time, mut at_hand: Option<usize>) {
         let mut decisions = std::mem::take(&mut self.decisions);
+        let asked = at_hand;
         for output in decisions.drain(..) {
             let slot = output.key().0 as usize;
+            let flight = self.flight(slot);
+            flight.has_waited |= flight.attempts == 0 && asked != Some(slot);
             self.decide(slot, at, output);
             if matches!(output, Output::Dispatch { .. }) {
                 if at_hand != Some(slot) {

@@ -22,7 +22,7 @@ pub(super) struct Prefill {
     /// Its name at the engine.
     call: Leg,
     engine: usize,
-    context: TraceContext,
+    context: Option<TraceContext>,
     trail: Trail<EngineFact>,
     body_read: Time,
 }

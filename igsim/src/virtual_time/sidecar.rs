@@ -15,7 +15,7 @@ use super::flight::Leg;
 use super::prefill::Prefill;
 use super::world::{Event, World};
 use crate::report::{PdFigures, PdTally};
-use crate::scenario::Scenario;
+use crate::scenario::{Hop, Scenario};
 
 /// In front of one engine.
 struct Sidecar {
@@ -40,6 +40,9 @@ pub(super) struct Sidecars {
 pub(super) struct Proxied {
     pub(super) dance: Dance,
     started: Started,
+    tracer: Tracer,
+    /// What came with the request.
+    caller: Option<TraceContext>,
     /// The call to an engine that prefills, while it is under way.
     pub(super) prefill: Option<Prefill>,
     /// Where the cache is, once it is known.
@@ -51,10 +54,11 @@ pub(super) struct Proxied {
 }
 
 impl Proxied {
-    /// The place in the trace of a call.
-    pub(super) fn context(&self, side: Side, attempt: u32) -> TraceContext {
+    /// The place in the trace that a call is made with.
+    pub(super) fn context(&self, side: Side, attempt: u32) -> Option<TraceContext> {
         let own = &self.started.context;
-        own.child(call_span_id(own.span_id, side, attempt))
+        let sent = own.child(call_span_id(own.span_id, side, attempt));
+        self.tracer.arrives(sent, self.caller.as_ref(), false)
     }
 }
 
@@ -74,7 +78,8 @@ impl Sidecars {
                     pool.push(format!("engine-{i}:{port}"));
                 }
                 each.push(config.clone().map(|config| {
-                    let tracer = telemetry.tracer(Resource::new("pd-proxy", format!("pd-proxy-{i}")));
+                    let resource = Resource::new("pd-proxy", format!("pd-proxy-{i}"));
+                    let tracer = scenario.tracer(telemetry, resource, Some(Hop::PdProxy));
                     Sidecar { config, tracer }
                 }));
             }
@@ -112,7 +117,8 @@ impl World<'_> {
             format!("{}:{}", config.address, config.port)
         });
         let sidecar = self.sidecars.each[engine].as_ref().expect("requests go to a sidecar where there is one");
-        let started = sidecar.tracer.begin(Some(caller));
+        let tracer = sidecar.tracer.clone();
+        let started = tracer.begin(caller.clone());
         let trail = sidecar.tracer.open::<PdFact>(&started, now);
         let connector = sidecar.config.connector;
         trail.note(now, || PdFact::Received { method: "POST", path: api.into(), route: api, connector });
@@ -122,7 +128,8 @@ impl World<'_> {
         let asked = Asked { id, size_bytes, prefiller: prefiller.as_deref(), readable: true };
         let step = dance.asked(now, &asked, &self.sidecars.pool);
         let (prefill, remote, head) = (None, None, None);
-        flight.proxied = Some(Box::new(Proxied { dance, started, prefill, remote, answered: 0, head }));
+        let proxied = Proxied { dance, started, tracer, caller, prefill, remote, answered: 0, head };
+        flight.proxied = Some(Box::new(proxied));
         self.dance_on(leg, now, step);
     }
 

@@ -42,7 +42,7 @@ use super::sidecar::Sidecars;
 use super::{Ended, Observer};
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, Failure, FaultFigures, Outcome};
-use crate::scenario::{Api, Scenario, Tenant};
+use crate::scenario::{Api, Callers, Hop, Scenario, Tenant};
 use crate::workload::{Answer, Plan, PlannedRequest};
 
 /// What happens. Slots name requests in flight, legs their attempts, numbers name engines.
@@ -165,6 +165,7 @@ pub(super) struct World<'a> {
     open: usize,
     model: Arc<str>,
     pub(super) api: &'static str,
+    callers: Callers,
     /// Names of the tenants, how soon they want their requests, and for which model if not for that of all.
     tenants: Vec<(Arc<str>, Deadlines, Option<Arc<str>>)>,
     pub(super) client_delay: Dur,
@@ -208,7 +209,7 @@ impl<'a> World<'a> {
                 let instance = name.clone();
                 let mut resource = Resource::new("vllm", name);
                 resource.version = Some(engine_sim::server::VLLM_VERSION.to_owned());
-                let tracer = telemetry.tracer(resource);
+                let tracer = scenario.tracer(telemetry, resource, None);
                 let mut engine = Engine::new(config.clone(), Arc::clone(&profile));
                 if let Some(faults) = group.faults(seed, &instance, false) {
                     engine = engine.with_faults(faults);
@@ -219,7 +220,8 @@ impl<'a> World<'a> {
                 machines.push(Machine { engine, model, tracer, generation: 0, scheduled: None, member, frozen });
             }
         }
-        let tracer = telemetry.tracer(Resource::new("inference-gateway", "gateway-0"));
+        let own = Resource::new("inference-gateway", "gateway-0");
+        let tracer = scenario.tracer(telemetry, own, Some(Hop::Gateway));
         let scrape_traces = tracer.scrapes();
         let peers = PeerNetwork::new(machines.iter().map(|m| &m.engine), scenario.network.engine_engine.get());
         let events = Events::new(&tracer);
@@ -239,6 +241,7 @@ impl<'a> World<'a> {
             open: 0,
             model,
             api: path_of(scenario.workload.api),
+            callers: scenario.callers(),
             tenants: scenario.workload.tenants.iter().map(said).collect(),
             client_delay: scenario.network.client_gateway.get(),
             engine_delay: scenario.network.gateway_engine.get(),
@@ -369,7 +372,8 @@ impl<'a> World<'a> {
     /// The request is received, parsed and scheduled.
     fn at_gateway(&mut self, slot: usize) {
         let now = self.now;
-        let started = self.tracer.begin(None);
+        let caller = self.flights[slot].as_ref().and_then(|f| self.callers.context(f.plan.index));
+        let started = self.tracer.begin(caller.clone());
         let trail = self.tracer.open::<GatewayFact>(&started, now);
         let api = self.api;
         trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
@@ -431,7 +435,7 @@ impl<'a> World<'a> {
             kv: self.events.prompt(self.pools.core(pool), &config.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
-        flight.started = Some(started);
+        (flight.caller, flight.started) = (caller, Some(started));
         flight.trail = trail;
         self.tokens = tokens;
         self.flight(slot).waits = true;
@@ -511,7 +515,7 @@ impl<'a> World<'a> {
         &mut self,
         slot: usize,
         engine: usize,
-        context: TraceContext,
+        context: Option<TraceContext>,
         limit: u32,
     ) -> (Trail<EngineFact>, Time) {
         let now = self.now;
@@ -520,7 +524,7 @@ impl<'a> World<'a> {
         let asked = Arc::clone(&model);
         let adapter = self.machines[engine].engine.config().adapter(&asked).is_some();
         let tracer = &self.machines[engine].tracer;
-        let started = tracer.begin(Some(context));
+        let started = tracer.begin(context);
         let trail = tracer.open::<EngineFact>(&started, now);
         let flight = self.flight(slot);
         let id = &flight.id;
@@ -547,16 +551,17 @@ impl<'a> World<'a> {
         (trail, ready)
     }
 
-    /// The engine of a dispatched request and the context it receives, or its sidecar.
-    pub(super) fn route(&mut self, slot: usize) -> (usize, TraceContext) {
-        let flight = self.flight(slot);
+    /// The engine of a dispatched request and the context that it receives, or its sidecar.
+    pub(super) fn route(&mut self, slot: usize) -> (usize, Option<TraceContext>) {
+        let flight = self.flights[slot].as_ref().expect("an event names an open request");
         let (endpoint, _) = flight.endpoint.as_ref().expect("the request was dispatched");
         let engine = endpoint.index();
         if let Some(proxied) = &flight.proxied {
             return (engine, proxied.context(Side::Decode, 0));
         }
         let own = &flight.started.as_ref().expect("the request began").context;
-        (engine, own.child(proxy_span_id(own.span_id, flight.attempt)))
+        let sent = own.child(proxy_span_id(own.span_id, flight.attempt));
+        (engine, self.tracer.arrives(sent, flight.caller.as_ref(), flight.has_waited))
     }
 
     /// The prompt is tokens: the engine's core gets the request, and the stream's head goes out.

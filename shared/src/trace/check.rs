@@ -1,11 +1,16 @@
 //! Checks on finished traces: shape, times, status, and agreement with the registry.
 //!
 //! A finding names the trace, the span and the rule. Works on spans of any origin: a run's own, a file, a backend's answer.
+//! [`check`] looks at each trace for itself; [`audit`] also at what the set as a whole tells of how traces are handed on.
+
+mod audit;
+mod content;
+mod llm_d;
+mod propagation;
+mod rules;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-
-use serde::Serialize;
 
 use crate::ids::{SpanId, TraceId};
 use crate::time::Dur;
@@ -14,6 +19,9 @@ use crate::trace::set::TraceSet;
 use crate::trace::span::{Attr, Kind, Span, Status, Value};
 use crate::trace::tree::kind_name;
 
+pub use audit::{AuditOptions, Naming, audit};
+pub use rules::Rule;
+
 /// What is checked, and how strictly.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions<'a> {
@@ -21,68 +29,6 @@ pub struct CheckOptions<'a> {
     pub registry: Option<&'a Registry>,
     /// How far a span may stick out of its parent in another service instance: the difference of their clocks.
     pub clock_tolerance: Dur,
-}
-
-/// A rule that a trace breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rule {
-    /// A trace has exactly one root, or one local root (a server span whose remote parent is not in the set).
-    OneRoot,
-    /// A parent is in the set, unless it is a local root's.
-    Orphan,
-    /// No span is its own ancestor.
-    Cycle,
-    /// A span id occurs once in its trace.
-    UniqueId,
-    /// A span ends no earlier than it starts, its events lie within.
-    Times,
-    /// A child lies within its parent: exactly in one service instance, within the tolerance across; `late` spans are exempt.
-    Nesting,
-    /// Success is unset, never `Ok`.
-    StatusOk,
-    /// A failed span has an `error.type`.
-    ErrorType,
-    /// No key occurs twice.
-    DuplicateKey,
-    /// The span's name is registered.
-    Name,
-    /// The span has a registered kind.
-    KindOfSpan,
-    /// The span hangs on a registered parent.
-    Parent,
-    /// The attribute is registered, for this span.
-    Attribute,
-    /// The attribute has its registered type.
-    AttributeType,
-    /// A required attribute is present.
-    Required,
-    /// The event is registered, for this span.
-    Event,
-}
-
-impl Rule {
-    /// The rule's name in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Rule::OneRoot => "one-root",
-            Rule::Orphan => "orphan",
-            Rule::Cycle => "cycle",
-            Rule::UniqueId => "unique-id",
-            Rule::Times => "times",
-            Rule::Nesting => "nesting",
-            Rule::StatusOk => "status-ok",
-            Rule::ErrorType => "error-type",
-            Rule::DuplicateKey => "duplicate-key",
-            Rule::Name => "name",
-            Rule::KindOfSpan => "kind-of-span",
-            Rule::Parent => "parent",
-            Rule::Attribute => "attribute",
-            Rule::AttributeType => "attribute-type",
-            Rule::Required => "required",
-            Rule::Event => "event",
-        }
-    }
 }
 
 /// A broken rule.
@@ -112,7 +58,7 @@ impl fmt::Display for Finding {
 
 /// Checks every trace of `set`, in the order of their ids.
 pub fn check(set: &TraceSet, options: &CheckOptions<'_>) -> Vec<Finding> {
-    let mut findings = check_spans(&set.spans, options);
+    let mut findings = check_all(&set.spans, options, set.flags_known);
     for (trace_id, span_id) in &set.ok_statuses {
         let span = set.spans.iter().find(|s| s.trace_id == *trace_id && s.span_id == *span_id);
         findings.push(Finding {
@@ -128,6 +74,11 @@ pub fn check(set: &TraceSet, options: &CheckOptions<'_>) -> Vec<Finding> {
 
 /// Checks every trace of `spans`, in the order of their ids.
 pub fn check_spans(spans: &[Span], options: &CheckOptions<'_>) -> Vec<Finding> {
+    check_all(spans, options, true)
+}
+
+/// As [`check_spans`]; where no span says whether its parent is remote, any server span may be a local root.
+fn check_all(spans: &[Span], options: &CheckOptions<'_>, flags_known: bool) -> Vec<Finding> {
     let mut traces: BTreeMap<TraceId, Vec<&Span>> = BTreeMap::new();
     for span in spans {
         traces.entry(span.trace_id).or_default().push(span);
@@ -135,7 +86,7 @@ pub fn check_spans(spans: &[Span], options: &CheckOptions<'_>) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
     for (trace_id, spans) in traces {
         let trace = Trace::new(trace_id, spans, &mut findings);
-        trace.shape(&mut findings);
+        trace.shape(flags_known, &mut findings);
         for span in &trace.spans {
             trace.times(span, options, &mut findings);
             contents(span, &mut findings);
@@ -153,6 +104,7 @@ pub fn is_late(span: &Span) -> bool {
     span.attrs.iter().any(marked)
 }
 
+#[derive(Default)]
 struct Findings(Vec<Finding>);
 
 impl Findings {
@@ -183,13 +135,13 @@ impl<'a> Trace<'a> {
         self.by_id.get(&span.parent?).copied()
     }
 
-    fn shape(&self, findings: &mut Findings) {
+    fn shape(&self, flags_known: bool, findings: &mut Findings) {
         let mut roots = 0;
         for span in &self.spans {
             match (span.parent, self.parent(span)) {
                 (None, _) => roots += 1,
                 (Some(_), Some(_)) => {}
-                (Some(_), None) if span.kind == Kind::Server && span.parent_is_remote => roots += 1,
+                (Some(_), None) if span.kind == Kind::Server && (span.parent_is_remote || !flags_known) => roots += 1,
                 (Some(parent), None) => findings.add(span, Rule::Orphan, format!("parent {parent} is missing")),
             }
         }
@@ -230,13 +182,23 @@ impl<'a> Trace<'a> {
             findings.add(span, Rule::Times, format!("event `{}` lies outside", event.name));
         }
         let Some(parent) = self.parent(span).filter(|_| !is_late(span)) else { return };
-        let tolerance = if parent.instance == span.instance { Dur::ZERO } else { options.clock_tolerance };
+        let foreign = parent.instance != span.instance;
+        if !foreign && span.start >= parent.end && span.end > parent.end {
+            let gap = span.start - parent.end;
+            findings.add(span, Rule::EndedParent, format!("starts {gap} after its parent `{}` ended", parent.name));
+            return;
+        }
+        let tolerance = if foreign { options.clock_tolerance } else { Dur::ZERO };
         let before = parent.start.since(span.start);
         let after = span.end.since(parent.end);
+        // Another clock moves a span as a whole.
+        let fits = span.end.since(span.start) <= parent.end.since(parent.start);
+        let moved = foreign && fits && (before > tolerance) != (after > tolerance);
+        let rule = if moved { Rule::ClockSkew } else { Rule::Nesting };
         for (stick_out, side) in [(before, "starts"), (after, "ends")] {
             if stick_out > tolerance {
                 let side_of = if side == "starts" { "before" } else { "after" };
-                findings.add(span, Rule::Nesting, format!("{side} {stick_out} {side_of} its parent `{}`", parent.name));
+                findings.add(span, rule, format!("{side} {stick_out} {side_of} its parent `{}`", parent.name));
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::trace::config::{ExporterConfig, OtlpEncoding, RecorderKind, Telemetry
 use crate::trace::context::{self, Propagation, TraceContext};
 use crate::trace::eager::{self, Eager, Opening, Service};
 use crate::trace::exporter;
+use crate::trace::handover::Handover;
 use crate::trace::id_source::IdSource;
 use crate::trace::own::OwnConfig;
 use crate::trace::record::{Fact, Head, Sink, Trail};
@@ -73,9 +74,11 @@ pub struct Tracer {
     pub(super) shared: Option<Arc<Shared>>,
     pub(super) instance: InstanceId,
     /// The SDK's tracer, for the eager recorder.
-    service: Option<Arc<Service>>,
+    pub(super) service: Option<Arc<Service>>,
     /// The same for traces that no request causes.
     pub(super) own: Option<Arc<Service>>,
+    /// What becomes of contexts that are sent.
+    pub(super) handover: Handover,
 }
 
 /// A request that began: its place in a trace, drawn before any span exists.
@@ -178,7 +181,7 @@ impl Telemetry {
             }
             None => (None, None),
         };
-        Tracer { shared: Some(Arc::clone(shared)), instance, service, own }
+        Tracer { shared: Some(Arc::clone(shared)), instance, service, own, handover: Handover::Faithful }
     }
 
     /// Exchanges the sampler: requests that begin from now on are decided by it.
@@ -295,7 +298,7 @@ impl Drop for Telemetry {
 impl Tracer {
     /// A tracer that records nothing and forwards inbound headers untouched.
     pub const fn off() -> Tracer {
-        Tracer { shared: None, instance: InstanceId(0), service: None, own: None }
+        Tracer { shared: None, instance: InstanceId(0), service: None, own: None, handover: Handover::Faithful }
     }
 
     /// Whether telemetry is off: then nothing is read from or written to headers.
@@ -350,16 +353,6 @@ impl Tracer {
     /// The caller's context, if the headers carry a valid one and `OTEL_PROPAGATORS` asks for it.
     pub fn extract(&self, headers: &HeaderMap) -> Option<TraceContext> {
         context::extract(headers, &self.shared.as_ref()?.propagation)
-    }
-
-    /// Writes `context` into `headers`, unless telemetry or the propagator is off.
-    pub fn inject(&self, context: &TraceContext, headers: &mut HeaderMap) {
-        if self.propagates() {
-            match self.service {
-                Some(_) => eager::inject(context, headers),
-                None => context::inject(context, headers),
-            }
-        }
     }
 
     /// Opens the record of a sampled request at `now`; [`Trail::off`] for an unsampled one.

@@ -19,6 +19,8 @@ pub struct Resource {
     pub host_name: Option<String>,
     /// Further attributes.
     pub extra: Vec<Attr>,
+    /// How far the instance's clock is ahead of the others', in nanoseconds: no attribute, but in every time that is exported of it.
+    pub clock_skew_ns: i64,
 }
 
 impl Resource {

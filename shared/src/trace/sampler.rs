@@ -193,7 +193,7 @@ impl fmt::Display for SamplerKind {
 }
 
 /// `rv` of the `ot` member if the trace state has one, else the low 56 bits of the trace id.
-fn randomness(trace_id: TraceId, state: Option<&Arc<str>>) -> u64 {
+pub(crate) fn randomness(trace_id: TraceId, state: Option<&Arc<str>>) -> u64 {
     let explicit = state.and_then(|s| ot_fields(s)).and_then(|fields| {
         let rv = fields.split(';').find_map(|f| f.strip_prefix("rv:"))?;
         if rv.len() == 14 { u64::from_str_radix(rv, 16).ok() } else { None }
@@ -202,7 +202,7 @@ fn randomness(trace_id: TraceId, state: Option<&Arc<str>>) -> u64 {
 }
 
 /// The value of the `ot` member.
-fn ot_fields(state: &str) -> Option<&str> {
+pub(crate) fn ot_fields(state: &str) -> Option<&str> {
     state.split(',').find_map(|m| m.strip_prefix("ot="))
 }
 

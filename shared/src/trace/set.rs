@@ -16,6 +16,10 @@ pub struct TraceSet {
     pub anchor: Anchor,
     /// Spans whose status was `Ok`, which our own code never sets; [`Span`] shows them as unset.
     pub ok_statuses: Vec<(TraceId, SpanId)>,
+    /// Spans whose flags say that their trace is not sampled, which our own code never writes.
+    pub unsampled: Vec<(TraceId, SpanId)>,
+    /// Whether spans have flags, which say whether a parent is remote. Some senders and backends leave them out.
+    pub flags_known: bool,
     /// Whether the last line of the file was cut off and left out: its writer was killed or the disk full.
     pub truncated: bool,
 }
@@ -23,7 +27,15 @@ pub struct TraceSet {
 impl TraceSet {
     /// An empty set.
     pub fn new(anchor: Anchor) -> TraceSet {
-        TraceSet { resources: Vec::new(), spans: Vec::new(), anchor, ok_statuses: Vec::new(), truncated: false }
+        TraceSet {
+            resources: Vec::new(),
+            spans: Vec::new(),
+            anchor,
+            ok_statuses: Vec::new(),
+            unsampled: Vec::new(),
+            flags_known: true,
+            truncated: false,
+        }
     }
 
     /// The service instance that emitted `span`.

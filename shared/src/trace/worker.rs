@@ -4,8 +4,10 @@
 //! virtual ones. Reads no clock; `now` is an argument.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::ids::InstanceId;
 use crate::time::{Anchor, Dur, Time};
 use crate::trace::config::TelemetryConfig;
 use crate::trace::exporter::{Batch, Exporter, Settled, Takes};
@@ -17,18 +19,38 @@ use crate::trace::stats::Counters;
 
 /// The resources of a process, in the order of their instance ids.
 #[derive(Debug, Default)]
-pub(crate) struct Resources(Mutex<Arc<Vec<Arc<Resource>>>>);
+pub(crate) struct Resources {
+    list: Mutex<Arc<Vec<Arc<Resource>>>>,
+    /// Whether the clock of any of them is wrong.
+    skewed: AtomicBool,
+}
 
 impl Resources {
     /// Adds a resource and returns its index.
     pub(crate) fn add(&self, resource: Resource) -> usize {
-        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if resource.clock_skew_ns != 0 {
+            self.skewed.store(true, Ordering::Relaxed);
+        }
+        let mut list = self.list();
         Arc::make_mut(&mut list).push(Arc::new(resource));
         list.len() - 1
     }
 
+    /// Where an instance, by its own clock, sees the moment that lies at `anchor`.
+    fn anchor_of(&self, instance: InstanceId, anchor: Anchor) -> Anchor {
+        if !self.skewed.load(Ordering::Relaxed) {
+            return anchor;
+        }
+        let list = self.list();
+        anchor.shifted(list.get(usize::from(instance.0)).map_or(0, |r| r.clock_skew_ns))
+    }
+
+    fn list(&self) -> MutexGuard<'_, Arc<Vec<Arc<Resource>>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn snapshot(&self) -> Arc<Vec<Arc<Resource>>> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.list())
     }
 }
 
@@ -140,8 +162,9 @@ impl Worker {
     pub(crate) fn take(&mut self, record: &dyn Closed) {
         let before = self.pending.len;
         // A component's bug must not end the telemetry of the others.
+        let anchor = self.resources.anchor_of(record.head().instance, self.anchor);
         let pending = &mut self.pending;
-        let Ok(spans) = catch_unwind(AssertUnwindSafe(|| pending.add(record))) else {
+        let Ok(spans) = catch_unwind(AssertUnwindSafe(|| pending.add(record, anchor))) else {
             self.pending.roll_back();
             self.counters.failed.add(1);
             return;
@@ -250,14 +273,15 @@ impl Pending {
         Pending { len: 0, spans, requests }
     }
 
-    /// Folds a record and returns its number of spans. If that panics, [`Pending::roll_back`] takes back what it left.
-    fn add(&mut self, record: &dyn Closed) -> usize {
+    /// Folds a record, whose time zero its own clock sees at `anchor`, and returns its number of spans. If that panics, [`Pending::roll_back`] takes back what it left.
+    fn add(&mut self, record: &dyn Closed, anchor: Anchor) -> usize {
         let mut added = 0;
         if let Some(spans) = &mut self.spans {
             record.fold(spans);
             added = spans.len() - self.len;
         }
         if let Some(requests) = &mut self.requests {
+            requests.set_anchor(anchor);
             added = requests.add(record);
         }
         self.len += added;

@@ -23,6 +23,10 @@ pub struct PdProxyConfig {
     pub timeouts: PdProxyTimeouts,
     /// Bounds of requests, answers and connections.
     pub limits: PdProxyLimits,
+    /// Whether the span of the decode hangs below that of the prefill, which has ended, as llm-d's sidecar has it: a fault that a
+    /// scenario asks for.
+    #[serde(skip)]
+    pub decode_under_prefill: bool,
 }
 
 /// How prefill and decode are connected.
@@ -80,6 +84,7 @@ impl Default for PdProxyConfig {
             prefill_retry_backoff: HumanDur::millis(200),
             timeouts: PdProxyTimeouts::default(),
             limits: PdProxyLimits::default(),
+            decode_under_prefill: false,
         }
     }
 }

@@ -111,6 +111,8 @@ pub struct Dance {
     reason: Reason,
     max_retries: u32,
     backoff: Dur,
+    /// Where the span of the decode hangs.
+    under_prefill: bool,
     attempts: u32,
     prefill_failed: bool,
     clock: Clocking,
@@ -134,6 +136,7 @@ impl Dance {
             reason: Reason::Undecided,
             max_retries: config.prefill_max_retries,
             backoff: config.prefill_retry_backoff.get(),
+            under_prefill: config.decode_under_prefill,
             attempts: 0,
             prefill_failed: false,
             clock: Clocking::from(now),
@@ -205,7 +208,8 @@ impl Dance {
 
     fn decode(&mut self, now: Time, transferred: bool) -> Step {
         self.clock.decode = Some(now);
-        self.trail.note(now, || PdFact::DecodeStarted);
+        let under_prefill = self.under_prefill;
+        self.trail.note(now, || PdFact::DecodeStarted { under_prefill });
         Step::Decode { transferred }
     }
 

@@ -163,7 +163,7 @@ impl Exchange {
         self.waits = true;
         let answer = tokio::time::timeout_at(self.deadline(), answer).await;
         let output = answer.map_err(|_| Refusal::Failed(Failure::Timeout))?;
-        self.waits = false;
+        (self.waits, self.has_waited) = (false, true);
         output.map_err(|_| Refusal::Rejected(Rejection::Cancelled))
     }
 
@@ -208,7 +208,7 @@ impl Exchange {
         if let Some(started) = &self.started {
             let span = proxy_span_id(started.context.span_id, attempt);
             // Into the headers of every attempt, which have room for it: those of one attempt have none to spare.
-            self.tracer.inject(&started.context.child(span), headers);
+            self.tracer.inject_after(&started.context.child(span), headers, self.has_waited);
         }
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);

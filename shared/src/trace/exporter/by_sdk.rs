@@ -42,7 +42,9 @@ impl BySdk {
             let settle = self.books.open(spans.len());
             match self.instance(instance, batch) {
                 Ok(exporter) => {
-                    let data = spans.iter().map(|s| sdk::span_data(s, batch.anchor)).collect();
+                    let skew = batch.resources.get(usize::from(instance.0)).map_or(0, |r| r.clock_skew_ns);
+                    let anchor = batch.anchor.shifted(skew);
+                    let data = spans.iter().map(|s| sdk::span_data(s, anchor)).collect();
                     running.spawn(export_one(exporter, data, self.transport.timeout(), settle));
                 }
                 Err(why) => settle.failed(why),

@@ -52,7 +52,7 @@ const FIXED: usize = 54;
 /// Writes the spans of records as fields of OTLP's `ScopeSpans`, one after the other.
 #[derive(Debug)]
 pub struct Encoder {
-    anchor: Anchor,
+    pub(super) anchor: Anchor,
     /// Buffers for the spans to come.
     free: Vec<SpanBytes>,
     state: State,
@@ -106,6 +106,7 @@ impl Encoder {
         let mut span = self.free.pop().unwrap_or_else(|| SpanBytes::new(new.id, self.anchor));
         let scratch = &mut *span.0;
         (scratch.id, scratch.start, scratch.end, scratch.error) = (new.id, start, end, None);
+        scratch.anchor = self.anchor;
         scratch.events.clear();
         let out = &mut scratch.bytes;
         out.clear();

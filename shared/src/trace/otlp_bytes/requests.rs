@@ -149,6 +149,11 @@ impl Requests {
         self.spans
     }
 
+    /// Moves the time zero of the records to come: not every service's clock is right.
+    pub fn set_anchor(&mut self, anchor: Anchor) {
+        self.encoder.anchor = anchor;
+    }
+
     /// Encodes a record and returns its number of spans. If folding panics, [`Requests::roll_back`] takes back what it wrote.
     pub fn add(&mut self, record: &dyn Closed) -> usize {
         self.last = self.group(record.head().instance);

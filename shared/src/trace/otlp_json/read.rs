@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::{Anchor, Time};
+use crate::trace::otlp_json::{IS_REMOTE, SAMPLED};
 use crate::trace::resource::Resource;
 use crate::trace::set::TraceSet;
 use crate::trace::span::{Attr, Event, Kind, Link, Span, Status, Text, Value};
@@ -88,6 +89,8 @@ struct Reader {
     /// Times are nanoseconds since the Unix epoch until the anchor is known.
     spans: Vec<Span>,
     ok_statuses: Vec<(TraceId, SpanId)>,
+    unsampled: Vec<(TraceId, SpanId)>,
+    flags_known: bool,
     texts: HashMap<String, Arc<str>>,
 }
 
@@ -127,6 +130,10 @@ impl Reader {
         let trace_id = trace_id(&raw.trace_id)?;
         let span_id = span_id(&raw.span_id)?.ok_or("a span has no spanId")?;
         let flags = raw.flags.as_ref().and_then(Num::as_u64).unwrap_or(0);
+        self.flags_known |= flags != 0;
+        if flags & u64::from(SAMPLED) == 0 {
+            self.unsampled.push((trace_id, span_id));
+        }
         let status = match raw.status.code.as_ref().map_or("", Name::as_text) {
             "2" | "STATUS_CODE_ERROR" => Status::Error(raw.status.message.into()),
             "1" | "STATUS_CODE_OK" => {
@@ -140,7 +147,7 @@ impl Reader {
             trace_id,
             span_id,
             parent: span_id_opt(raw.parent_span_id.as_deref())?,
-            parent_is_remote: flags & 0x200 != 0,
+            parent_is_remote: flags & u64::from(IS_REMOTE) != 0,
             tracestate: state,
             instance,
             name: raw.name.into(),
@@ -162,8 +169,8 @@ impl Reader {
     }
 
     /// Moves the anchor to the first start, so that times are small.
-    fn finish(self, truncated: bool) -> TraceSet {
-        let mut spans = self.spans;
+    fn finish(mut self, truncated: bool) -> TraceSet {
+        let mut spans = std::mem::take(&mut self.spans);
         let first = spans.iter().map(|s| s.start.as_nanos()).min().unwrap_or(0);
         let zero = Time::from_nanos(first);
         let shift = |t: &mut Time| *t = Time::ZERO + t.since(zero);
@@ -173,7 +180,10 @@ impl Reader {
             span.events.iter_mut().for_each(|e| shift(&mut e.at));
         }
         let anchor = Anchor::from_unix_nanos(first);
-        TraceSet { resources: self.resources, spans, anchor, ok_statuses: self.ok_statuses, truncated }
+        let Reader { resources, ok_statuses, unsampled, flags_known, .. } = self;
+        // Nothing to tell by is no reason to doubt.
+        let flags_known = flags_known || spans.is_empty();
+        TraceSet { resources, spans, anchor, ok_statuses, unsampled, flags_known, truncated }
     }
 }
 

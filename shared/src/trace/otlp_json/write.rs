@@ -35,7 +35,9 @@ pub fn write(
     let groups: Vec<_> = groups
         .into_iter()
         .map(|(instance, spans)| {
-            let attrs = resources.get(usize::from(instance.0)).map(|r| r.attributes()).unwrap_or_default();
+            let resource = resources.get(usize::from(instance.0));
+            let attrs = resource.map(|r| r.attributes()).unwrap_or_default();
+            let anchor = anchor.shifted(resource.map_or(0, |r| r.clock_skew_ns));
             ResourceSpans { attrs, spans, anchor }
         })
         .collect();
