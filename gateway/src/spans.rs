@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Reason, Val};
 
 pub use self::collect::ScrapeFact;
 
@@ -382,6 +382,8 @@ pub enum GatewayFact {
     FinishReason(&'static str),
     /// Driver: the model that answered (see [`bounded_name`]).
     ResponseModel(Arc<str>),
+    /// Driver: why the trace is kept, where no ratio and no caller decided.
+    Kept(Reason),
     /// Driver: the caller went away.
     ClientDisconnected,
     /// Driver: the response is over; nothing follows.
@@ -395,6 +397,10 @@ pub enum GatewayFact {
 
 impl Fact for GatewayFact {
     type Fold<S: Form> = GatewayFold<S::Draft>;
+
+    fn is_final(&self) -> bool {
+        matches!(self, GatewayFact::Kept(_))
+    }
 }
 
 /// Spans under construction. `D` is a span in the form that the recorder asks for.
@@ -463,6 +469,9 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
         self.latest = self.latest.max(at);
         match fact {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
+            GatewayFact::Kept(reason) => {
+                self.root.set("sampling.reason", reason.name());
+            }
             GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;

@@ -10,6 +10,7 @@ pub mod overhead;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod sampling;
 pub mod scenario;
 pub mod send;
 pub mod stats;

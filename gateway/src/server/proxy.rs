@@ -2,6 +2,8 @@
 //!
 //! Bytes are passed on as they come and never encoded again. Whatever way a request ends, it ends in [`Exchange::end`] once.
 
+mod judging;
+
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,7 +19,7 @@ use http_body_util::Full;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
-use shared::trace::{Started, Tracer, Trail};
+use shared::trace::{Reason, Started, Tracer, Trail};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -26,7 +28,6 @@ use crate::core::gateway::Input;
 use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
 use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey};
-use crate::server::api::method_name;
 use crate::server::membership::Target;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::queue::Answer;
@@ -35,19 +36,23 @@ use crate::server::request::{self, Caller, MODEL_REWRITE, Parsed, Route};
 use crate::server::routing::Routing;
 use crate::server::runtime::Shared;
 use crate::server::trust;
-use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, lookup_span_id, proxy_span_id};
+use crate::spans::{Failure, GatewayFact, bounded_name, lookup_span_id, proxy_span_id};
+use judging::Candidate;
 
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let mut exchange = Exchange::begin(shared, route, &parts);
     let mut model = Arc::from("");
-    let answer = match exchange.read(&parts.headers, body, &mut model).await {
+    let answer = match exchange.read(&parts, body, &mut model).await {
         Ok((mut info, bytes)) => {
             let expected = exchange.look_up(&mut info).await;
             exchange.forward(&parts, bytes, info, &expected).await
         }
-        Err(refusal) => Err(refusal),
+        Err(refusal) => {
+            exchange.decide(&parts, None);
+            Err(refusal)
+        }
     };
     match answer {
         Ok(upstream) => exchange.respond(upstream),
@@ -83,6 +88,8 @@ struct Exchange {
     status: Option<u16>,
     learnt: Learnt,
     bytes: u64,
+    /// What its end is judged by, if it is recorded only for that.
+    candidate: Option<Box<Candidate>>,
     over: bool,
 }
 
@@ -92,11 +99,6 @@ impl Exchange {
         let received = shared.clock.now();
         let tracer = shared.tracer.load();
         let (started, trail) = trust::start(shared.trust, &tracer, &parts.headers, received);
-        trail.annotate(received, || GatewayFact::Received {
-            method: method_name(&parts.method),
-            path: bounded_path(parts.uri.path(), route.template()),
-            route: Some(route.template()),
-        });
         shared.metrics.begun();
         let key = shared.next_key();
         let given =
@@ -106,7 +108,7 @@ impl Exchange {
             let header = HeaderValue::from_str(id.as_str()).expect("hexadecimal digits are a header value");
             (id, header)
         });
-        Exchange {
+        let mut exchange = Exchange {
             shared,
             route,
             received,
@@ -124,17 +126,23 @@ impl Exchange {
             status: None,
             learnt: Learnt::default(),
             bytes: 0,
+            candidate: None,
             over: false,
+        };
+        if exchange.trail.is_on() {
+            exchange.note_received(parts);
         }
+        exchange
     }
 
     /// Reads and parses the body.
     async fn read(
         &mut self,
-        headers: &HeaderMap,
+        parts: &http::request::Parts,
         body: Body,
         model: &mut Arc<str>,
     ) -> Result<(Box<RequestInfo>, Bytes), Refusal> {
+        let headers = &parts.headers;
         if self.shared.is_draining() {
             return Err(Refusal::Rejected(Rejection::ShuttingDown));
         }
@@ -150,10 +158,15 @@ impl Exchange {
         let precise = self.shared.reads_kv_events.then_some(&config.precise_prefix);
         let mut parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
         *model = parsed.model.clone().unwrap_or_else(|| self.shared.default_model());
+        if self.started.as_ref().is_some_and(Started::is_pending) {
+            self.decide(parts, Some(model));
+        }
+        let config = &self.shared.config;
         if let Some(target) = self.target(headers, model)
             && let Some(rewritten) = request::with_model(&bytes, &target)
         {
             bytes = rewritten;
+            let precise = self.shared.reads_kv_events.then_some(&config.precise_prefix);
             parsed = request::parse(self.route, &bytes, &config.prefix, precise)?;
             let asked = std::mem::replace(model, target);
             self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
@@ -162,6 +175,7 @@ impl Exchange {
         if self.shared.queue.is_some() || self.trail.is_recording() {
             caller.deadlines = request::deadlines(headers);
         }
+        self.asks(parsed.prompt_tokens);
         let info = self.info(parsed, caller, model, bytes.len());
         Ok((info, bytes))
     }
@@ -261,6 +275,7 @@ impl Exchange {
             self.expect([Some(endpoint), prefill], expected);
             self.attempt_started(attempt);
             let prefill = prefill.map(|id| self.shared.membership.get(id));
+            self.calls(prefill.as_ref());
             Routing::set_prefiller(&mut headers, prefill.as_ref().map(|p| &p.labels));
             let request = self.outgoing(parts, &mut headers, body.clone(), attempt)?;
             let failure = match tokio::time::timeout_at(deadline, self.head(request)).await {
@@ -368,6 +383,7 @@ impl Exchange {
             // Into the headers of every attempt, which have room for it: those of one attempt have none to spare.
             self.tracer.inject(&started.context.child(span), headers);
         }
+        self.wants_trailers(headers);
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);
         let mut request = http::Request::new(Full::new(body));
@@ -409,6 +425,7 @@ impl Exchange {
             self.shared.tell(now, Input::ResponseStarted { key: self.key, endpoint, status });
         }
         let mut headers = end_to_end(&parts.headers);
+        self.hear(&mut headers);
         self.decorate(&mut headers);
         let observer = Observer::of(&headers, self.trail.is_recording() || self.shared.reads_usage);
         let deadline = self.deadline();
@@ -471,8 +488,12 @@ impl Exchange {
         if let Some(endpoint) = self.at.take() {
             self.shared.tell(now, self.ending(endpoint, failure));
         }
-        self.note_end(now, failure);
-        std::mem::take(&mut self.trail).finish(now);
+        let kept = self.judge(now, failure);
+        self.note_end(now, failure, kept);
+        std::mem::take(&mut self.trail).judged(now, kept.is_some());
+        if kept.is_some() {
+            self.spread();
+        }
         self.shared.metrics.ended(self.route, self.status, now.since(self.received));
     }
 
@@ -498,9 +519,12 @@ impl Exchange {
         }
     }
 
-    fn note_end(&mut self, now: Time, failure: Option<Failure>) {
+    fn note_end(&mut self, now: Time, failure: Option<Failure>, kept: Option<Reason>) {
         if !self.trail.is_on() {
             return;
+        }
+        if let Some(reason) = kept {
+            self.trail.note(now, || GatewayFact::Kept(reason));
         }
         let (chunks, bytes, complete) = (self.learnt.chunks, self.bytes, failure.is_none());
         self.trail.annotate(now, || GatewayFact::Streamed { chunks, bytes, complete });
@@ -611,6 +635,10 @@ impl Passage {
                 if let Some(data) = frame.data_ref() {
                     self.pass(data);
                 }
+                let Some(frame) = self.exchange.hear_frame(frame) else {
+                    self.complete();
+                    return Poll::Ready(None);
+                };
                 self.end_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -42,6 +42,7 @@ use crate::server::opening::Opening;
 use crate::server::patient::Patient;
 use crate::server::queue::{self, Answer, Queue};
 use crate::server::routing::Routing;
+use crate::server::verdicts::{self, Verdicts};
 use crate::server::{api, tls};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
@@ -149,6 +150,8 @@ pub(crate) struct Shared {
     kv_sources: Sources,
     /// Who is asked for precise prefixes, where that is a service of its own.
     pub(crate) kv_manager: Option<Manager>,
+    /// Who is told of traces that are kept for what became of them; `None` where none are.
+    pub(crate) verdicts: Option<Verdicts>,
     pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
     pub(crate) metrics: Metrics,
@@ -201,6 +204,7 @@ impl Server {
             trust: config.trust_inbound.unwrap_or(by_address),
             tokens,
             scrape_traces: tracer.scrapes(),
+            verdicts: tracer.keeps().map(|_| Verdicts::new()),
             reads_first_chunks: core.reads_first_chunks(),
             rewrites: core.rewrites(),
             reads_usage: core.reads_usage(),
@@ -265,12 +269,16 @@ impl Server {
         }
         drop(first);
         followers.spawn(queue::drive(Arc::clone(&shared)));
+        followers.spawn(verdicts::spread(Arc::clone(&shared)));
         let stopped = tokio::select! {
             _ = scraped.recv() => false,
             () = &mut shutdown => true,
         };
         if !stopped {
             serve(listener, &shared, tls, shutdown).await;
+        }
+        if let Some(verdicts) = &shared.verdicts {
+            verdicts.finish().await;
         }
         followers.shutdown().await;
         endpoints.stop_scraping();

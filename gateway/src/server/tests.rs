@@ -8,6 +8,7 @@ pub(crate) mod harness;
 mod membership;
 mod passing;
 mod resilience;
+mod sampling;
 mod tracing;
 mod trust;
 mod waiting;

@@ -12,6 +12,7 @@ use shared::time::{Dur, Time};
 use shared::tokens::ContentId;
 use shared::trace::{Started, Trail};
 
+use super::judging::{Candidate, End};
 use super::sidecar::Proxied;
 use crate::report::{Outcome, RequestRow};
 use crate::workload::PlannedRequest;
@@ -56,6 +57,8 @@ pub(super) struct Flight {
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
+    /// What its end is judged by, if it is recorded only for that.
+    pub(super) candidate: Option<Box<Candidate>>,
     /// At the engine.
     pub(super) engine_trail: Trail<EngineFact>,
     pub(super) prompt: Option<PreparedPrompt>,
@@ -97,6 +100,7 @@ impl Flight {
             model,
             started: None,
             trail: Trail::off(),
+            candidate: None,
             engine_trail: Trail::off(),
             prompt: None,
             body_bytes: 0,
@@ -189,8 +193,7 @@ impl Flight {
         trail.note(at, || GatewayFact::FinishReason(reason.as_str()));
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks, bytes, complete: true });
-        trail.note(at, || GatewayFact::Ended { status: Some(200), failure: None });
-        trail.finish(at);
+        self.over(trail, at, End::answered(200));
     }
 
     /// The gateway has passed a refusal of the engine on at `at`.
@@ -200,8 +203,7 @@ impl Flight {
         trail.note(at, || GatewayFact::ResponseHead { status });
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks: 1, bytes: 0, complete: true });
-        trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
-        trail.finish(at);
+        self.over(trail, at, End::answered(status));
     }
 
     /// The gateway gives up at `at`: `status` is what the client sees of it, 200 if an answer has begun.
@@ -211,8 +213,7 @@ impl Flight {
         if self.began(at) {
             trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: false });
         }
-        trail.note(at, || GatewayFact::Ended { status: Some(status), failure: Some(failure) });
-        trail.finish(at);
+        self.over(trail, at, End { failure: Some(failure), ..End::answered(status) });
     }
 
     /// Whether the gateway has had the head of an answer by `at`: an engine that took a stream in sends it at once.
@@ -236,8 +237,7 @@ impl Flight {
         let trail = std::mem::take(&mut self.trail);
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: true });
-        trail.note(at, || GatewayFact::Ended { status: Some(200), failure: None });
-        trail.finish(at);
+        self.over(trail, at, End { event: true, ..End::answered(200) });
     }
 
     /// Forgets an attempt of which the client saw nothing.

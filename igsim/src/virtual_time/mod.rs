@@ -7,6 +7,7 @@ pub mod cost;
 mod flight;
 mod gate;
 mod hindsight;
+mod judging;
 mod kv_events;
 mod loss;
 mod membership;

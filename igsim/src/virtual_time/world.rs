@@ -29,6 +29,7 @@ use shared::trace::{OwnTraces, Resource, Telemetry, Tracer, Trail};
 
 use super::cost::{self, CostWatch};
 use super::flight::{Flight, Leg};
+use super::judging::{Candidate, End, Kept};
 use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::membership::Change;
@@ -95,6 +96,8 @@ pub(super) enum Event {
         slot: usize,
         outcome: Outcome,
     },
+    /// Services learn that a trace is kept.
+    Kept(Box<Kept>),
 }
 
 /// Simultaneous events: first what arrives, so that a step that starts now has it; then the steps; then what the gateway and
@@ -118,6 +121,7 @@ impl Event {
             Event::GatewayDue => 9,
             Event::Overdue { .. } => 10,
             Event::Done { .. } => 11,
+            Event::Kept(_) => 12,
         }
     }
 }
@@ -150,7 +154,7 @@ pub(super) struct World<'a> {
     pub(super) gateway: Gateway,
     /// When the gateway's core is looked at next.
     pub(super) gateway_due: Option<Time>,
-    tracer: Tracer,
+    pub(super) tracer: Tracer,
     pub(super) scrape_traces: Option<Arc<OwnTraces>>,
     pub(super) machines: Vec<Machine>,
     pub(super) flights: Vec<Option<Flight>>,
@@ -159,7 +163,7 @@ pub(super) struct World<'a> {
     pub(super) model: Arc<str>,
     pub(super) api: &'static str,
     /// Names of the tenants, and how soon they want their requests.
-    tenants: Vec<(Arc<str>, Deadlines)>,
+    pub(super) tenants: Vec<(Arc<str>, Deadlines)>,
     pub(super) client_delay: Dur,
     pub(super) engine_delay: Dur,
     pub(super) scrape_every: Dur,
@@ -262,6 +266,12 @@ impl<'a> World<'a> {
             }
         }
         self.machines.iter_mut().for_each(|m| m.engine.settle());
+        // The gateway ends when it has told everybody what it keeps.
+        while let Some((_, event)) = self.queue.pop() {
+            if let Event::Kept(kept) = event {
+                self.kept(&kept);
+            }
+        }
         Ok(Ended { engines: self.figures(), at: self.now, interrupted: self.stopping })
     }
 
@@ -301,6 +311,7 @@ impl<'a> World<'a> {
             Event::GatewayDue => self.gateway_due(),
             Event::Overdue { slot, limit } => self.overdue(slot, limit),
             Event::Done { slot, outcome } => self.done(slot, outcome, observer),
+            Event::Kept(kept) => self.kept(&kept),
         }
         Ok(())
     }
@@ -347,10 +358,13 @@ impl<'a> World<'a> {
     /// The request is received, parsed and scheduled.
     fn at_gateway(&mut self, slot: usize) {
         let now = self.now;
-        let started = self.tracer.begin(None);
-        let trail = self.tracer.open::<GatewayFact>(&started, now);
         let api = self.api;
+        let started = self.begin(slot, now);
+        let trail = self.tracer.open::<GatewayFact>(&started, now);
         trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
+        if let Some(reason) = started.reason {
+            trail.note(now, || GatewayFact::Kept(reason));
+        }
         let tenant = self.flights[slot].as_ref().map(|f| usize::from(f.plan.tenant));
         let tenant = tenant.and_then(|t| self.tenants.get(t)).cloned();
         let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d)| (Some(name), d));
@@ -389,6 +403,7 @@ impl<'a> World<'a> {
             kv: self.events.prompt(&self.gateway, &self.scenario.gateway.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
+        flight.candidate = self.tracer.keeps().filter(|_| started.is_candidate()).map(|keep| Candidate::new(keep, now));
         flight.started = Some(started);
         flight.trail = trail;
         self.tokens = tokens;
@@ -424,6 +439,9 @@ impl<'a> World<'a> {
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
                 let leg = self.losses.next_leg(slot);
                 let flight = self.flight(slot);
+                if let Some(candidate) = &mut flight.candidate {
+                    candidate.calls(endpoint.index(), prefill.map(|p| p.index()));
+                }
                 flight.leg = leg;
                 flight.endpoint = Some((endpoint, Arc::clone(&name)));
                 flight.attempts = attempt + 1;
@@ -438,8 +456,8 @@ impl<'a> World<'a> {
                 let status = rejection.status();
                 let flight = self.flight(slot);
                 flight.dropped = rejection.dropped();
-                flight.trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
-                std::mem::take(&mut flight.trail).finish(at);
+                let trail = std::mem::take(&mut flight.trail);
+                flight.over(trail, at, End::answered(status));
                 self.push(
                     at + self.client_delay,
                     Event::Done { slot, outcome: Outcome::Failed(Failure::Status(status)) },
@@ -650,6 +668,9 @@ impl<'a> World<'a> {
                 self.sidecar_passes(slot, at);
                 self.sidecar_done(slot, at, 200);
                 let flight = self.flight(slot);
+                if let Some(candidate) = &mut flight.candidate {
+                    candidate.preempted |= stats.preemptions > 0;
+                }
                 flight.cached_tokens = stats.cached_tokens;
                 flight.answered(at, to_gateway, to_client);
                 self.push(at + to_gateway, Event::Answered { leg, reason });
@@ -716,6 +737,7 @@ impl<'a> World<'a> {
     /// The client has the end of its answer.
     fn done(&mut self, slot: usize, outcome: Outcome, observer: &mut dyn Observer) {
         let flight = self.flights[slot].take().expect("an event names an open request");
+        self.spread(&flight);
         self.free.push(slot);
         self.open -= 1;
         observer.request(&flight.row(self.now, outcome), &flight.gaps);
