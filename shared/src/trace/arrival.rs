@@ -46,6 +46,11 @@ impl Tracer {
         self.shared.as_ref()?.edge.as_ref()?.keep()
     }
 
+    /// Whether what a caller does is recorded: its trace is sampled, or may be kept later and is held here.
+    pub fn follows(&self, caller: &TraceContext) -> bool {
+        caller.sampled || (self.holds() && edge::is_marked(caller.tracestate.as_ref()))
+    }
+
     /// Whether records of candidates are held here.
     pub fn holds(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| shared.holds)
