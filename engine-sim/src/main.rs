@@ -24,6 +24,7 @@ use shared::clock::RunClock;
 use shared::open_files::OpenFiles;
 use shared::rng::Seed;
 use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::policy::Hold;
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 
 /// A vLLM v1 engine emulator: OpenAI-compatible server, vLLM's scheduler and metrics, latencies of a GPU that is not there.
@@ -106,6 +107,10 @@ struct Cli {
     /// Write spans to this file as OTLP JSON lines.
     #[arg(long, value_name = "PATH")]
     trace_file: Option<std::path::PathBuf>,
+    /// Hold what is recorded of requests that the gateway may keep for what becomes of them (64 MiB, 60 s), and take its word for it at
+    /// /internal/sampling/keep.
+    #[arg(long)]
+    hold_candidates: bool,
     /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
     detail: Option<u8>,
@@ -302,6 +307,7 @@ fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
         exporters: (!exporters.is_empty()).then_some(exporters),
         detail: if cli.collect_detailed_traces.is_empty() { cli.detail } else { Some(3) },
         engine_steps: cli.engine_steps,
+        hold: cli.hold_candidates.then(Hold::default),
         ..Layer::default()
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|key| std::env::var(key).ok())?;

@@ -16,7 +16,7 @@ use shared::open_files::OpenFiles;
 use shared::rng::Seed;
 use shared::time::Dur;
 use shared::trace::config::{ExporterChoice, Layer};
-use shared::trace::{Resource, Telemetry, TelemetryConfig};
+use shared::trace::{Policy, Resource, Telemetry, TelemetryConfig};
 use tracing_subscriber::EnvFilter;
 
 /// An inference gateway in the manner of llm-d: filters, scores and picks an engine for each request, and traces why.
@@ -44,6 +44,9 @@ struct Options {
     /// Share of traces to keep, 0 to 1, where the caller has not decided [default: 0.1].
     #[arg(long, value_name = "RATIO")]
     sampling: Option<f64>,
+    /// What is kept beyond that ratio: rules, force, rate_limit and keep, as below `tracing` in a scenario (docs/sampling.md).
+    #[arg(long, value_name = "FILE")]
+    sampling_policy: Option<PathBuf>,
     /// Detail of traces: 1 lifecycle, 2 decisions, 3 fine [default: 2].
     #[arg(long, value_name = "LEVEL")]
     detail: Option<u8>,
@@ -142,6 +145,12 @@ fn config(options: &Options) -> anyhow::Result<GatewayConfig> {
     Ok(config)
 }
 
+/// What traces are kept for beyond their ratio.
+fn policy(options: &Options) -> anyhow::Result<Option<Policy>> {
+    let Some(path) = &options.sampling_policy else { return Ok(None) };
+    Ok(Some(shared::config::load::<Policy>(path, &[]).map_err(told)?.config))
+}
+
 /// These errors come with their own heading.
 fn told(errors: ConfigErrors) -> anyhow::Error {
     anyhow::anyhow!("{}", errors.to_string().trim_start_matches("error: "))
@@ -159,6 +168,7 @@ fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> any
     let layer = Layer {
         disabled: options.no_telemetry.then_some(true),
         ratio: options.sampling,
+        policy: policy(options)?,
         detail: options.detail,
         kv_events: options.kv_events,
         scrapes: Some(options.scrapes),

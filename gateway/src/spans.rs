@@ -63,6 +63,10 @@ pub fn bounded_path(path: &str, route: &'static str) -> Arc<str> {
 
 impl Fact for GatewayFact {
     type Fold<S: Form> = GatewayFold<S::Draft>;
+
+    fn is_final(&self) -> bool {
+        matches!(self, GatewayFact::Kept(_))
+    }
 }
 
 /// Spans under construction. `D` is a span in the form that the recorder asks for.
@@ -136,6 +140,9 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             GatewayFact::Received { method, path, route } => self.received(method, path, *route),
             GatewayFact::HeadersRead { count, metadata } => self.headers_read(cx, at, *count, *metadata),
             GatewayFact::BodyRead { arrived, parsed } => self.body_read(cx, at, *arrived, *parsed),
+            GatewayFact::Kept(reason) => {
+                self.root.set("sampling.reason", reason.name());
+            }
             GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;

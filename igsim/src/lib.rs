@@ -12,6 +12,7 @@ pub mod queries;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod sampling;
 pub mod scenario;
 pub mod send;
 pub mod stats;

@@ -5,8 +5,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Place, findings, library, names, scenario};
-use shared::trace::registry::Registry;
 use shared::trace::TraceSet;
+use shared::trace::registry::Registry;
 use shared::trace::span::Attr;
 
 /// Registered, and emitted by no scenario in virtual time: a line each, after lines that say why.
@@ -77,8 +77,13 @@ fn everything_registered_is_emitted_by_a_scenario() {
         found.extend(emitted(&set));
     }
     let registry = Registry::builtin().expect("the registry is sound");
-    let registered: BTreeSet<&str> =
-        registry.spans.keys().chain(registry.events.keys()).chain(registry.attributes.keys()).map(String::as_str).collect();
+    let registered: BTreeSet<&str> = registry
+        .spans
+        .keys()
+        .chain(registry.events.keys())
+        .chain(registry.attributes.keys())
+        .map(String::as_str)
+        .collect();
     let elsewhere: BTreeSet<&str> = ELSEWHERE.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
     let silent: Vec<&&str> = registered.iter().filter(|n| !found.contains(**n) && !elsewhere.contains(**n)).collect();
     assert!(silent.is_empty(), "registered, emitted by no scenario, and not in emitted_elsewhere.txt: {silent:#?}");

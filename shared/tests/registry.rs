@@ -94,7 +94,7 @@ fn each_file_defines_its_own_attributes() {
         let defined = text.lines().filter_map(|l| l.strip_prefix("      - id: "));
         for key in defined {
             let owner = match key.split('.').next().unwrap_or_default() {
-                "gateway" => "registry/gateway.yaml",
+                "gateway" | "sampling" => "registry/gateway.yaml",
                 "pd_proxy" => "registry/pd-proxy.yaml",
                 "vllm" => "registry/vllm.yaml",
                 _ if key.starts_with("llm_d.kv_cache.") => "registry/kv-cache-manager.yaml",

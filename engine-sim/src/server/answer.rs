@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, TRAILER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Frame;
 use shared::time::Time;
+use shared::trace::verdict::PREEMPTIONS;
 
 use super::api::{Api, ApiError};
 use super::choice::{Broken, Choice};
@@ -31,12 +32,22 @@ pub(super) struct Answer {
     rest: Vec<Choice>,
     opened: bool,
     ended: bool,
+    /// Whether trailers are to say of a candidate that it was preempted.
+    trailers: bool,
+    last_words: Option<HeaderMap>,
 }
 
 impl Answer {
     pub(super) fn new(app: Arc<App>, body_read: Time, shape: Shape, first: Choice) -> Answer {
         app.open.opened(&shape.id, first.key);
-        Answer { app, body_read, shape, first, rest: Vec::new(), opened: false, ended: false }
+        let rest = Vec::new();
+        Answer { app, body_read, shape, first, rest, opened: false, ended: false, trailers: false, last_words: None }
+    }
+
+    /// The same answer, whose trailers say what the edge wants to know of a candidate: the stream's head is gone by then.
+    pub(super) fn with_trailers(mut self, wanted: bool) -> Answer {
+        self.trailers = wanted && self.first.trail.is_candidate();
+        self
     }
 
     /// Adds a choice behind those that are there.
@@ -62,10 +73,15 @@ impl Answer {
             Ok(()) => {}
         }
         if self.shape.streaming {
-            return match self.app.frontend.sse_keep_alive {
+            let announced = self.trailers;
+            let mut response = match self.app.frontend.sse_keep_alive {
                 None => events(Body::new(self)),
                 Some(every) => events(Body::new(KeepAlive::new(self, every))),
             };
+            if announced {
+                response.headers_mut().insert(TRAILER, HeaderValue::from_static(PREEMPTIONS));
+            }
+            return response;
         }
         if let Err(broken) = self.finished().await {
             return self.break_off(broken).into_response();
@@ -74,7 +90,19 @@ impl Answer {
         let body = self.shape.body(std::iter::once(&mut self.first).chain(&mut self.rest));
         self.note_last_writes();
         self.close();
-        ([(CONTENT_TYPE, "application/json")], body).into_response()
+        let mut response = ([(CONTENT_TYPE, "application/json")], body).into_response();
+        response.headers_mut().extend(self.preemptions().into_iter().flatten());
+        response
+    }
+
+    /// What the edge wants to know of a candidate, if there is something to say.
+    fn preemptions(&mut self) -> Option<HeaderMap> {
+        if !self.first.trail.is_candidate() {
+            return None;
+        }
+        let count: u32 = self.choices().filter_map(|c| Some(c.end.as_ref()?.stats.preemptions)).sum();
+        let header = (HeaderName::from_static(PREEMPTIONS), HeaderValue::from(count));
+        (count > 0).then(|| HeaderMap::from_iter([header]))
     }
 
     async fn finished(&mut self) -> Result<(), Broken> {
@@ -185,7 +213,7 @@ impl http_body::Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.ended {
-            return Poll::Ready(None);
+            return Poll::Ready(self.last_words.take().map(|words| Ok(Frame::trailers(words))));
         }
         // Tokens that came while the socket was busy are written as one chunk, as vLLM's collector merges them.
         let (mut broken, mut news) = (Ok(()), false);
@@ -202,6 +230,7 @@ impl http_body::Body for Answer {
             if self.choices().all(|c| c.written) {
                 self.shape.write_closing(std::iter::once(&self.first).chain(&self.rest), &mut text);
                 self.close();
+                self.last_words = if self.trailers { self.preemptions() } else { None };
             }
         } else {
             return Poll::Pending;
@@ -210,7 +239,7 @@ impl http_body::Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.ended && self.last_words.is_none()
     }
 }
 

@@ -13,6 +13,7 @@ use gateway::server::{Backend, KvManager};
 use shared::clock::RunClock;
 use shared::config::ConfigErrors;
 use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::policy::Hold;
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 use tracing_subscriber::EnvFilter;
 
@@ -46,6 +47,10 @@ struct Options {
     /// Write traces to this file, as OTLP JSON lines.
     #[arg(long, value_name = "FILE")]
     trace_file: Option<PathBuf>,
+    /// Hold what is recorded of requests that the gateway may keep for what becomes of them (64 MiB, 60 s), and take its word for it at
+    /// /internal/sampling/keep.
+    #[arg(long)]
+    hold_candidates: bool,
     /// Name of this instance in traces.
     #[arg(long, value_name = "NAME", default_value = "kv-cache-manager-0")]
     instance: String,
@@ -118,6 +123,7 @@ fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, R
         ratio: options.sampling,
         kv_events: options.kv_events,
         exporters: (!exporters.is_empty()).then_some(exporters),
+        hold: options.hold_candidates.then(Hold::default),
         ..Layer::default()
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;

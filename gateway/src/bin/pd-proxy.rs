@@ -15,6 +15,7 @@ use shared::config::ConfigErrors;
 use shared::open_files::OpenFiles;
 use shared::time::Dur;
 use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::policy::Hold;
 use shared::trace::{Resource, Telemetry, TelemetryConfig};
 use tracing_subscriber::EnvFilter;
 
@@ -58,6 +59,10 @@ struct Options {
     /// Write traces to this file, as OTLP JSON lines.
     #[arg(long, value_name = "FILE")]
     trace_file: Option<PathBuf>,
+    /// Hold what is recorded of requests that the gateway may keep for what becomes of them (64 MiB, 60 s), and take its word for it at
+    /// /internal/sampling/keep.
+    #[arg(long)]
+    hold_candidates: bool,
     /// Turn telemetry off: trace headers pass untouched.
     #[arg(long)]
     no_telemetry: bool,
@@ -149,6 +154,7 @@ fn telemetry(options: &Options, proxy: &PdProxyConfig, clock: RunClock) -> anyho
         ratio: options.sampling,
         exporters: (!exporters.is_empty()).then_some(exporters),
         max_open: Some(TelemetryConfig::default().max_open.max(proxy.timeouts.total.get() + GRACE)),
+        hold: options.hold_candidates.then(Hold::default),
         ..Layer::default()
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;

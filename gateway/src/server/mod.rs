@@ -23,6 +23,7 @@ mod runtime;
 mod scrape;
 mod tls;
 mod trust;
+mod verdicts;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -24,6 +24,8 @@ pub(crate) struct Learnt {
     pub(crate) usage: Option<Usage>,
     pub(crate) finish_reason: Option<&'static str>,
     pub(crate) model: Option<String>,
+    /// Whether a stream ended with an error event.
+    pub(crate) failed: bool,
 }
 
 /// Reads a response as it passes.
@@ -119,6 +121,7 @@ fn event_line(line: &[u8], facts: bool, learnt: &mut Learnt) {
     if !facts {
         return;
     }
+    learnt.failed |= data.starts_with(b"{\"error\":");
     if let Some(usage) = after(data, &KEYS.usage, b'{') {
         // Not the whole event: the other members of it are found by their names.
         let usage = Usage::deserialize(&mut serde_json::Deserializer::from_slice(usage));
@@ -225,7 +228,14 @@ mod tests {
             usage: Some(usage),
             finish_reason: Some("length"),
             model: Some("m".to_owned()),
+            failed: false,
         }
+    }
+
+    #[test]
+    fn an_error_event_is_a_failure() {
+        let stream = b"data: {\"choices\":[]}\n\ndata: {\"error\":{\"message\":\"x\"}}\n\ndata: [DONE]\n\n";
+        assert!(read(events(), &[stream]).failed);
     }
 
     #[test]

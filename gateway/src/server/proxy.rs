@@ -5,6 +5,7 @@
 mod arrival;
 mod attempt;
 mod hedge;
+mod judging;
 mod relay;
 
 use std::sync::Arc;
@@ -17,14 +18,13 @@ use http::header::{HeaderMap, HeaderValue};
 use hyper::body::Incoming;
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
-use shared::trace::{Started, Tracer, Trail};
+use shared::trace::{Reason, Started, Tracer, Trail};
 use tokio::time::Instant;
 
 use crate::core::gateway::Input;
 use crate::core::pool::EndpointId;
 use crate::core::pools::PoolId;
 use crate::core::request::{Rejection, RequestKey};
-use crate::server::api::method_name;
 use crate::server::membership::Target;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::pool::Pool;
@@ -32,8 +32,9 @@ use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACE
 use crate::server::request::Route;
 use crate::server::runtime::Shared;
 use crate::server::trust;
-use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path};
+use crate::spans::{Failure, GatewayFact, bounded_name};
 use hedge::Second;
+use judging::Candidate;
 use relay::Relay;
 
 /// Answers one request.
@@ -41,12 +42,15 @@ pub(crate) async fn handle(shared: Arc<Shared>, route: Route, request: Request) 
     let (parts, body) = request.into_parts();
     let mut exchange = Exchange::begin(shared, route, &parts);
     let mut model = Arc::from("");
-    let answer = match exchange.read(&parts.headers, body, &mut model).await {
+    let answer = match exchange.read(&parts, body, &mut model).await {
         Ok((mut info, bytes)) => {
             let expected = exchange.look_up(&mut info).await;
             exchange.forward(&parts, bytes, info, &expected).await
         }
-        Err(refusal) => Err(refusal),
+        Err(refusal) => {
+            exchange.decide(&parts, None);
+            Err(refusal)
+        }
     };
     match answer {
         Ok(upstream) => exchange.respond(upstream),
@@ -88,6 +92,8 @@ struct Exchange {
     status: Option<u16>,
     learnt: Learnt,
     bytes: u64,
+    /// What its end is judged by, if it is recorded only for that.
+    candidate: Option<Box<Candidate>>,
     over: bool,
 }
 
@@ -97,11 +103,6 @@ impl Exchange {
         let received = shared.clock.now();
         let tracer = shared.tracer.load();
         let (started, trail) = trust::start(shared.trust, &tracer, &parts.headers, received);
-        trail.annotate(received, || GatewayFact::Received {
-            method: method_name(&parts.method),
-            path: bounded_path(parts.uri.path(), route.template()),
-            route: Some(route.template()),
-        });
         shared.metrics.begun();
         let key = shared.next_key();
         let given =
@@ -111,7 +112,7 @@ impl Exchange {
             let header = HeaderValue::from_str(id.as_str()).expect("hexadecimal digits are a header value");
             (id, header)
         });
-        Exchange {
+        let mut exchange = Exchange {
             shared,
             pool: PoolId::default(),
             route,
@@ -132,8 +133,13 @@ impl Exchange {
             status: None,
             learnt: Learnt::default(),
             bytes: 0,
+            candidate: None,
             over: false,
+        };
+        if exchange.trail.is_on() {
+            exchange.note_received(parts);
         }
+        exchange
     }
 
     fn pool(&self) -> &Pool {
@@ -156,6 +162,7 @@ impl Exchange {
             self.pool().tell(now, Input::ResponseStarted { key: self.key, endpoint, status });
         }
         let mut headers = end_to_end(&parts.headers);
+        self.hear(&mut headers);
         self.decorate(&mut headers);
         let observer = Observer::of(&headers, self.trail.is_recording() || self.pool().reads_usage);
         let deadline = self.deadline();
@@ -219,8 +226,12 @@ impl Exchange {
         if let Some(endpoint) = self.at.take() {
             self.pool().tell(now, self.ending(endpoint, failure));
         }
-        self.note_end(now, failure);
-        std::mem::take(&mut self.trail).finish(now);
+        let kept = self.judge(now, failure);
+        self.note_end(now, failure, kept);
+        std::mem::take(&mut self.trail).judged(now, kept.is_some());
+        if kept.is_some() {
+            self.spread();
+        }
         self.shared.metrics.ended(self.route, self.status, now.since(self.received));
     }
 
@@ -251,9 +262,12 @@ impl Exchange {
         }
     }
 
-    fn note_end(&mut self, now: Time, failure: Option<Failure>) {
+    fn note_end(&mut self, now: Time, failure: Option<Failure>, kept: Option<Reason>) {
         if !self.trail.is_on() {
             return;
+        }
+        if let Some(reason) = kept {
+            self.trail.note(now, || GatewayFact::Kept(reason));
         }
         let (chunks, bytes, complete) = (self.learnt.chunks, self.bytes, failure.is_none());
         self.trail.annotate(now, || GatewayFact::Streamed { chunks, bytes, complete });

@@ -160,6 +160,9 @@ fn rejected(rejection: Rejection, model: &str) -> (&'static str, String, Option<
     }
 }
 
+/// How often an engine of ours preempted a request that may be kept for that: in the head of its answer or in its trailers.
+pub(crate) const PREEMPTIONS: HeaderName = HeaderName::from_static(shared::trace::verdict::PREEMPTIONS);
+
 /// Headers of one connection, which a proxy does not pass on (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [&str; 9] = [
     "connection",

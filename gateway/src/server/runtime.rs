@@ -37,6 +37,7 @@ use crate::server::opening::Opening;
 use crate::server::patient::Patient;
 use crate::server::pool::Pool;
 use crate::server::queue;
+use crate::server::verdicts::{self, Verdicts};
 use crate::server::{api, tls};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
@@ -137,6 +138,8 @@ pub(crate) struct Shared {
     /// Which models requests are sent to.
     pub(crate) rewrites: Arc<Rewrites>,
     pub(crate) client: Upstream,
+    /// Who is told of traces that are kept for what became of them; `None` where none are.
+    pub(crate) verdicts: Option<Verdicts>,
     pub(crate) tracer: Arc<TracerCell>,
     pub(crate) clock: RunClock,
     pub(crate) metrics: Metrics,
@@ -186,6 +189,7 @@ impl Server {
             trust: config.trust_inbound.unwrap_or(by_address),
             tokens,
             scrape_traces: tracer.scrapes(),
+            verdicts: tracer.keeps().map(|_| Verdicts::new()),
             config,
             client,
             tracer: TracerCell::new(tracer),
@@ -243,12 +247,16 @@ impl Server {
         for pool in &shared.pools {
             followers.spawn(queue::drive(Arc::clone(pool)));
         }
+        followers.spawn(verdicts::spread(Arc::clone(&shared)));
         let stopped = tokio::select! {
             _ = scraped.recv() => false,
             () = &mut shutdown => true,
         };
         if !stopped {
             serve(listener, &shared, tls, shutdown).await;
+        }
+        if let Some(verdicts) = &shared.verdicts {
+            verdicts.finish().await;
         }
         followers.shutdown().await;
         endpoints.stop_scraping();

@@ -11,6 +11,7 @@ mod membership;
 mod passing;
 mod pools;
 mod resilience;
+mod sampling;
 mod tracing;
 mod trust;
 mod waiting;

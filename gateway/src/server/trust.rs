@@ -16,19 +16,24 @@ pub(crate) fn start(
     now: Time,
 ) -> (Option<Started>, Trail<GatewayFact>) {
     match trust {
-        TrustInbound::Always => tracer.start(headers, now),
-        TrustInbound::Never => tracer.start(&HeaderMap::new(), now),
+        TrustInbound::Always => tracer.arrive(headers, true, now),
+        TrustInbound::Never => tracer.arrive(headers, false, now),
         TrustInbound::Link => {
-            let (started, trail) = tracer.start(&HeaderMap::new(), now);
-            // The caller's headers are read only where the link is seen.
-            if trail.is_recording()
-                && let Some(caller) = tracer.extract(headers)
-            {
-                let to = LinkTo { trace_id: caller.trace_id, span_id: caller.span_id };
-                trail.note(now, || GatewayFact::LinkedFrom(Box::new(to)));
-            }
+            let (started, trail) = tracer.arrive(headers, false, now);
+            link(trust, tracer, headers, &trail, now);
             (started, trail)
         }
+    }
+}
+
+/// Notes the caller's span where that is what is made of it. Its headers are read only where the link is seen.
+pub(crate) fn link(trust: TrustInbound, tracer: &Tracer, headers: &HeaderMap, trail: &Trail<GatewayFact>, now: Time) {
+    if trust == TrustInbound::Link
+        && trail.is_recording()
+        && let Some(caller) = tracer.extract(headers)
+    {
+        let to = LinkTo { trace_id: caller.trace_id, span_id: caller.span_id };
+        trail.note(now, || GatewayFact::LinkedFrom(Box::new(to)));
     }
 }
 

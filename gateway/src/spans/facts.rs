@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
-use shared::trace::LinkTo;
+use shared::trace::{LinkTo, Reason};
 
 use super::{Arrived, Dequeued, Hold, KvScored};
 use crate::core::config::{FairnessPolicy, OrderingPolicy};
@@ -364,6 +364,8 @@ pub enum GatewayFact {
     FinishReason(&'static str),
     /// Driver: the model that answered (see [`bounded_name`]).
     ResponseModel(Arc<str>),
+    /// Driver: why the trace is kept, where no ratio and no caller decided.
+    Kept(Reason),
     /// Driver: the caller went away.
     ClientDisconnected,
     /// Driver: the response is over; nothing follows.

@@ -10,6 +10,7 @@ mod ladder;
 mod overhead;
 mod query;
 mod run;
+mod sampling;
 mod send;
 mod up;
 
@@ -83,6 +84,9 @@ enum Command {
     /// Run a workload at one rate after the other under several routing policies, in virtual time
     #[command(after_help = "Example: igsim ladder scenarios/ladders/qwen3-32b-8xh100.ladder.yaml")]
     Ladder(ladder::LadderArgs),
+    /// Compare sampling strategies on one run in virtual time: what each keeps, what it misses, what it weighs
+    #[command(after_help = "Example: igsim sampling scenarios/keep-on-outcome.yaml")]
+    Sampling(sampling::SamplingArgs),
     /// Measure what tracing costs: latency, CPU and bytes with and without it
     #[command(
         after_help = "Examples:\n  igsim overhead\n  igsim overhead --full --out overhead\n  igsim overhead --regime saturation --arms \"off',eager:0.1,deferred:0.1\""
@@ -310,6 +314,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Query(args) => query::query(&args),
         Command::Send(args) => send::send(&args),
         Command::Ladder(args) => ladder::run(&args),
+        Command::Sampling(args) => sampling::run(&args),
         Command::Overhead(args) => overhead::overhead(args),
         Command::OverheadNode(args) => overhead::node(&args),
         Command::Schema => {

@@ -13,7 +13,7 @@ use shared::trace::{Stats, Telemetry};
 use super::{Failure, Format, RunArgs, send};
 use crate::inspect::{Style, TRACES_FILE};
 use crate::live::{self, stack::StackError};
-use crate::report::{EngineFigures, Report, RequestRow, RunFacts};
+use crate::report::{EngineFigures, Report, RequestRow, RunFacts, TraceFigures};
 use crate::run::collect::Collector;
 use crate::run::interrupt::Interrupt;
 use crate::run::output::{Output, REPORT_FILE, SCENARIO_FILE, print};
@@ -224,7 +224,10 @@ fn finish(
         paced: scenario.mode == Mode::Live,
         engines: driven.engines,
         retries: driven.retries,
-        traces: figures(&driven.stats, driven.ratio, looked.as_ref()),
+        traces: TraceFigures {
+            by_policy: scenario.tracing.decides_by_policy(),
+            ..figures(&driven.stats, driven.ratio, looked.as_ref())
+        },
         expectations: scenario.expectations.clone(),
     });
     let json = serde_json::to_string_pretty(&report).map_err(Failure::run)?;

@@ -214,6 +214,15 @@ pub struct TraceFigures {
     pub expected_low: u64,
     /// Largest number of kept traces that is no surprise.
     pub expected_high: u64,
+    /// Whether more than a ratio decided on them: rules, callers or a limit. Then nothing is said of how many are no surprise.
+    #[serde(default)]
+    pub by_policy: bool,
+    /// Traces kept later, for what became of their requests: not counted above.
+    #[serde(default)]
+    pub kept_later: u64,
+    /// Records that were held for that and not asked for: judged, out of time, or in the way of others.
+    #[serde(default)]
+    pub let_go: LetGo,
     /// Records folded into spans.
     pub records: u64,
     /// Records lost because the channel was full.
@@ -240,6 +249,18 @@ pub struct TraceFigures {
     pub orphans: u64,
     /// Findings of any rule.
     pub findings: u64,
+}
+
+/// Records that were held until their edge had judged, and not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct LetGo {
+    /// The edge's own, which it judged.
+    pub judged: u64,
+    /// Those of other services, whose time was over.
+    pub expired: u64,
+    /// Those that gave way to newer ones: any of them may belong to a trace that was kept.
+    pub evicted: u64,
 }
 
 /// One exporter.

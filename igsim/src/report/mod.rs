@@ -13,7 +13,7 @@ mod tenants;
 
 pub use expect::{Bound, Verdict, evaluate, figure_exists};
 pub use figures::{
-    EndpointFigures, EngineFigures, ExporterFigures, FaultFigures, Pacing, Report, Routing, Throughput, Tokens,
+    EndpointFigures, EngineFigures, ExporterFigures, FaultFigures, LetGo, Pacing, Report, Routing, Throughput, Tokens,
     TraceFigures,
 };
 pub use pd::{PdFigures, PdTally};

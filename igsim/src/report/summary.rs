@@ -127,7 +127,9 @@ impl Summary {
     pub fn finish(self, facts: RunFacts) -> Report {
         let seconds = self.end.as_secs_f64();
         let rate = |n: u64| if seconds > 0.0 { rounded(n as f64 / seconds) } else { 0.0 };
-        let (expected_low, expected_high) = binomial_99(facts.traces.decided, facts.traces.ratio);
+        let traces = &facts.traces;
+        let by_ratio = binomial_99(traces.decided, traces.ratio);
+        let (expected_low, expected_high) = if traces.by_policy { (0, traces.decided) } else { by_ratio };
         let mut report = Report {
             duration_s: rounded(seconds),
             sent: self.sent,

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::figures::{Report, Routing, TraceFigures};
+use super::figures::{LetGo, Report, Routing, TraceFigures};
 use super::tenants;
 use crate::stats::Quantiles;
 
@@ -179,18 +179,27 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
         return writeln!(out, "Tracing    off");
     }
     let surprise = if (t.expected_low..=t.expected_high).contains(&t.kept) { "" } else { ", UNEXPECTED" };
+    let expected = if t.by_policy {
+        "by policy".to_owned()
+    } else {
+        format!("expected {} to {}{surprise}", thousands(t.expected_low), thousands(t.expected_high))
+    };
     writeln!(
         out,
-        "Tracing    {} of {} traces kept (expected {} to {}{surprise})  {} records  {} spans  {} orphans  {} findings",
+        "Tracing    {} of {} traces kept ({expected})  {} records  {} spans  {} orphans  {} findings",
         thousands(t.kept),
         thousands(t.decided),
-        thousands(t.expected_low),
-        thousands(t.expected_high),
         thousands(t.records),
         thousands(t.spans_created),
         thousands(t.orphans),
         thousands(t.findings),
     )?;
+    if t.kept_later + t.let_go.judged > 0 {
+        let LetGo { judged, expired, evicted } = t.let_go;
+        write!(out, "  later    {} traces kept for what became of their requests", thousands(t.kept_later))?;
+        let held = [judged + expired, evicted].map(thousands);
+        writeln!(out, "  records let go {}  evicted {}", held[0], held[1])?;
+    }
     if t.engine_steps > 0 {
         writeln!(out, "  steps    {} engine steps traced on their own", thousands(t.engine_steps))?;
     }

@@ -79,6 +79,7 @@ fn scenario_layer(tracing: &Tracing) -> Layer {
     Layer {
         sampler: tracing.sampler.map(kind),
         ratio: tracing.ratio,
+        policy: Some(tracing.policy()),
         recorder: tracing.recorder.map(|r| match r {
             scenario::Recorder::Deferred => RecorderKind::Deferred,
             scenario::Recorder::Eager => RecorderKind::Eager,

@@ -7,7 +7,7 @@ use shared::trace::registry::Registry;
 use shared::trace::{Stats, TraceSet, otlp_json};
 
 use crate::inspect::{Overview, Style, Traces};
-use crate::report::{ExporterFigures, TraceFigures};
+use crate::report::{ExporterFigures, LetGo, TraceFigures};
 
 /// The traces a run wrote, looked at.
 #[derive(Debug)]
@@ -81,6 +81,12 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
         ratio,
         decided: stats.traces_started,
         kept: stats.traces_sampled,
+        kept_later: stats.traces_kept,
+        let_go: LetGo {
+            judged: stats.records_discarded,
+            expired: stats.records_expired,
+            evicted: stats.records_evicted,
+        },
         records: stats.records_folded,
         records_dropped: stats.records_dropped,
         records_abandoned: stats.records_abandoned,
@@ -96,7 +102,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
         let broken: std::collections::BTreeSet<_> = looked.count(SHAPE).map(|f| f.trace_id).collect();
         figures.checked = Traces::of(&looked.set).of_requests().count() as u64;
         // A trace that was kept and is not there is as incomplete as one can be.
-        let missing = stats.traces_sampled.saturating_sub(figures.checked);
+        let missing = (stats.traces_sampled + stats.traces_kept).saturating_sub(figures.checked);
         figures.incomplete = broken.len() as u64 + missing;
         figures.orphans = looked.count(&[Rule::Orphan]).count() as u64;
         figures.findings = looked.findings.len() as u64;

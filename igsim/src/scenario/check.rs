@@ -369,6 +369,13 @@ fn check_trace(trace: &Trace, p: &mut Problems) {
 fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     let eager = tracing.recorder == Some(Recorder::Eager);
     p.check(!eager || mode == Mode::Live, "recorder", "eager in virtual mode", "deferred, or eager in live mode");
+    let policy = tracing.policy();
+    policy.validate(p);
+    if eager && let Some(part) = policy.needs_records() {
+        let allowed =
+            "deferred: the eager recorder leaves sampling to the OpenTelemetry SDK, which decides by trace ids alone";
+        p.add("recorder", format!("eager with {part}"), allowed);
+    }
     let steps = tracing.engine_steps.unwrap_or(0.0);
     p.check((0.0..=1.0).contains(&steps), "engine_steps", steps, "a number from 0 to 1");
     let events = tracing.kv_events.unwrap_or(0.0);

@@ -18,6 +18,7 @@ use gateway::core::config::GatewayConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shared::config::{ConfigErrors, Loaded};
+use shared::trace::policy::{Force, Keep, Policy, Rule};
 use shared::units::HumanDur;
 
 pub use fleet::{EngineGroup, Listen, Network, Role};
@@ -108,6 +109,19 @@ pub struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub ratio: Option<f64>,
+    /// Ratios for some of the requests, by model, tenant, route or objective: the first rule that matches decides in place of `ratio`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// Lets trusted callers ask for a trace by a header; nobody can when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force: Option<Force>,
+    /// The most traces that are kept from the start in a second. Without `ratio` all of them are wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub rate_limit: Option<f64>,
+    /// Keeps traces that were not sampled for what became of their requests: every request is recorded until that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// How much is recorded: 1 lifecycle, 2 decisions, 3 fine; 2 when nothing says otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
@@ -136,6 +150,19 @@ pub struct Tracing {
     /// How long a record may stay open before it is closed as abandoned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_open: Option<HumanDur>,
+}
+
+impl Tracing {
+    /// What the gateway does beyond its sampler.
+    pub fn policy(&self) -> Policy {
+        let Tracing { rules, force, rate_limit, keep, .. } = self.clone();
+        Policy { rules, force, rate_limit, keep }
+    }
+
+    /// Whether more than a ratio decides which traces are kept from the start.
+    pub fn decides_by_policy(&self) -> bool {
+        !self.rules.is_empty() || self.force.is_some() || self.rate_limit.is_some()
+    }
 }
 
 /// How facts become spans.

@@ -14,6 +14,7 @@ use shared::tokens::ContentId;
 use shared::trace::{Started, TraceContext, Trail};
 
 use super::hedge::Beside;
+use super::judging::{Candidate, End};
 use super::sidecar::Proxied;
 use crate::report::{Outcome, RequestRow};
 use crate::workload::PlannedRequest;
@@ -65,6 +66,8 @@ pub(super) struct Flight {
     /// At the gateway.
     pub(super) started: Option<Started>,
     pub(super) trail: Trail<GatewayFact>,
+    /// What its end is judged by, if it is recorded only for that.
+    pub(super) candidate: Option<Box<Candidate>>,
     /// At the engine.
     pub(super) engine_trail: Trail<EngineFact>,
     pub(super) prompt: Option<PreparedPrompt>,
@@ -113,6 +116,7 @@ impl Flight {
             has_waited: false,
             started: None,
             trail: Trail::off(),
+            candidate: None,
             engine_trail: Trail::off(),
             prompt: None,
             body_bytes: 0,
@@ -207,8 +211,7 @@ impl Flight {
         trail.note(at, || GatewayFact::FinishReason(reason.as_str()));
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks, bytes, complete: true });
-        trail.note(at, || GatewayFact::Ended { status: Some(200), failure: None });
-        trail.finish(at);
+        self.over(trail, at, End::answered(200));
     }
 
     /// The gateway has passed a refusal of the engine on at `at`.
@@ -218,8 +221,7 @@ impl Flight {
         trail.note(at, || GatewayFact::ResponseHead { status });
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks: 1, bytes: 0, complete: true });
-        trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
-        trail.finish(at);
+        self.over(trail, at, End::answered(status));
     }
 
     /// The gateway gives up at `at`: `status` is what the client sees of it, 200 if an answer has begun.
@@ -229,8 +231,7 @@ impl Flight {
         if self.began(at) {
             trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: false });
         }
-        trail.note(at, || GatewayFact::Ended { status: Some(status), failure: Some(failure) });
-        trail.finish(at);
+        self.over(trail, at, End { failure: Some(failure), ..End::answered(status) });
     }
 
     /// Whether the gateway has had the head of an answer by `at`: an engine that took a stream in sends it at once.
@@ -254,8 +255,7 @@ impl Flight {
         let trail = std::mem::take(&mut self.trail);
         trail.note(at, || GatewayFact::AttemptEnded { attempt, failure: None });
         trail.note(at, || GatewayFact::Streamed { chunks, bytes: 0, complete: true });
-        trail.note(at, || GatewayFact::Ended { status: Some(200), failure: None });
-        trail.finish(at);
+        self.over(trail, at, End { event: true, ..End::answered(200) });
     }
 
     /// Forgets an attempt of which the client saw nothing.

@@ -93,6 +93,7 @@ impl Event {
             | Event::GatewayDue(_)
             | Event::HedgeDue(_)
             | Event::Overdue { limit: Limit::Total(_), .. }
+            | Event::Kept(_)
             | Event::Done { .. } => None,
         }
     }

@@ -8,6 +8,7 @@ mod flight;
 mod gate;
 mod hedge;
 mod hindsight;
+mod judging;
 mod kv_events;
 mod loss;
 mod membership;

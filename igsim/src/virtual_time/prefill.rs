@@ -145,7 +145,11 @@ impl World<'_> {
             }
         };
         trail.finish(at);
-        self.flight(call.slot).prefill_time += took;
+        let flight = self.flight(call.slot);
+        if let (Some(candidate), EngineOutput::Finished { stats, .. }) = (&mut flight.candidate, output) {
+            candidate.preempted |= stats.preemptions > 0;
+        }
+        flight.prefill_time += took;
         self.tell_sidecar(call, at, end, remote);
     }
 

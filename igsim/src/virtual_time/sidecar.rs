@@ -95,6 +95,11 @@ impl Sidecars {
         self.each[engine].is_some()
     }
 
+    /// The tracer of the one before an engine.
+    pub(super) fn tracer(&self, engine: usize) -> Option<&Tracer> {
+        self.each[engine].as_ref().map(|sidecar| &sidecar.tracer)
+    }
+
     /// What they did.
     pub(super) fn figures(&self) -> PdFigures {
         self.tally.figures()

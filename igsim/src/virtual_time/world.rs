@@ -31,6 +31,7 @@ use shared::trace::{OwnTraces, Resource, Telemetry, Tracer, Trail};
 
 use super::cost::{self, CostWatch};
 use super::flight::{Flight, Leg};
+use super::judging::{Candidate, End, Kept};
 use super::kv_events::Events;
 use super::loss::{Limit, Loss, Losses};
 use super::membership::Change;
@@ -102,6 +103,8 @@ pub(super) enum Event {
         slot: usize,
         outcome: Outcome,
     },
+    /// Services learn that a trace is kept.
+    Kept(Box<Kept>),
 }
 
 /// Simultaneous events: first what arrives, so that a step that starts now has it; then the steps; then what the gateway and
@@ -125,6 +128,7 @@ impl Event {
             Event::GatewayDue(_) => 9,
             Event::HedgeDue(_) | Event::Overdue { .. } => 10,
             Event::Done { .. } => 11,
+            Event::Kept(_) => 12,
         }
     }
 }
@@ -157,7 +161,7 @@ pub(super) struct World<'a> {
     queue: Queue<Event>,
     pub(super) sidecars: Sidecars,
     pub(super) pools: Pools,
-    tracer: Tracer,
+    pub(super) tracer: Tracer,
     pub(super) scrape_traces: Option<Arc<OwnTraces>>,
     pub(super) machines: Vec<Machine>,
     pub(super) flights: Vec<Option<Flight>>,
@@ -165,9 +169,9 @@ pub(super) struct World<'a> {
     open: usize,
     model: Arc<str>,
     pub(super) api: &'static str,
-    callers: Callers,
+    pub(super) callers: Callers,
     /// Names of the tenants, how soon they want their requests, and for which model if not for that of all.
-    tenants: Vec<(Arc<str>, Deadlines, Option<Arc<str>>)>,
+    pub(super) tenants: Vec<(Arc<str>, Deadlines, Option<Arc<str>>)>,
     pub(super) client_delay: Dur,
     pub(super) engine_delay: Dur,
     pub(super) scrape_every: Dur,
@@ -279,6 +283,12 @@ impl<'a> World<'a> {
             }
         }
         self.machines.iter_mut().for_each(|m| m.engine.settle());
+        // The gateway ends when it has told everybody what it keeps.
+        while let Some((_, event)) = self.queue.pop() {
+            if let Event::Kept(kept) = event {
+                self.kept(&kept);
+            }
+        }
         Ok(Ended { engines: self.figures(), at: self.now, interrupted: self.stopping })
     }
 
@@ -325,6 +335,7 @@ impl<'a> World<'a> {
             Event::GatewayDue(pool) => self.gateway_due(pool),
             Event::Overdue { slot, limit } => self.overdue(slot, limit),
             Event::Done { slot, outcome } => self.done(slot, outcome, observer),
+            Event::Kept(kept) => self.kept(&kept),
         }
         Ok(())
     }
@@ -373,10 +384,13 @@ impl<'a> World<'a> {
     fn at_gateway(&mut self, slot: usize) {
         let now = self.now;
         let caller = self.flights[slot].as_ref().and_then(|f| self.callers.context(f.plan.index));
-        let started = self.tracer.begin(caller.clone());
-        let trail = self.tracer.open::<GatewayFact>(&started, now);
         let api = self.api;
+        let started = self.begin(slot, now);
+        let trail = self.tracer.open::<GatewayFact>(&started, now);
         trail.note(now, || GatewayFact::Received { method: "POST", path: api.into(), route: Some(api) });
+        if let Some(reason) = started.reason {
+            trail.note(now, || GatewayFact::Kept(reason));
+        }
         let tenant = self.flights[slot].as_ref().map(|f| usize::from(f.plan.tenant));
         let tenant = tenant.and_then(|t| self.tenants.get(t)).cloned();
         let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d, _)| (Some(name), d));
@@ -435,6 +449,7 @@ impl<'a> World<'a> {
             kv: self.events.prompt(self.pools.core(pool), &config.precise_prefix, &flight.model, &tokens),
             trail: trail.clone(),
         };
+        flight.candidate = self.tracer.keeps().filter(|_| started.is_candidate()).map(|keep| Candidate::new(keep, now));
         (flight.caller, flight.started) = (caller, Some(started));
         flight.trail = trail;
         self.tokens = tokens;
@@ -467,6 +482,9 @@ impl<'a> World<'a> {
                 let (name, address, port) = (Arc::clone(&config.name), Arc::clone(&config.address), config.port);
                 let leg = self.losses.next_leg(slot);
                 let flight = self.flight(slot);
+                if let Some(candidate) = &mut flight.candidate {
+                    candidate.calls(endpoint.index(), prefill.map(|p| p.index()));
+                }
                 flight.leg = leg;
                 flight.endpoint = Some((endpoint, Arc::clone(&name)));
                 (flight.attempts, flight.attempt) = (attempt + 1, attempt);
@@ -485,8 +503,8 @@ impl<'a> World<'a> {
                 let status = rejection.status();
                 let flight = self.flight(slot);
                 flight.dropped = rejection.dropped();
-                flight.trail.note(at, || GatewayFact::Ended { status: Some(status), failure: None });
-                std::mem::take(&mut flight.trail).finish(at);
+                let trail = std::mem::take(&mut flight.trail);
+                flight.over(trail, at, End::answered(status));
                 self.push(
                     at + self.client_delay,
                     Event::Done { slot, outcome: Outcome::Failed(Failure::Status(status)) },
@@ -703,6 +721,9 @@ impl<'a> World<'a> {
                 self.sidecar_passes(slot, at);
                 self.sidecar_done(slot, at, 200);
                 let flight = self.flight(slot);
+                if let Some(candidate) = &mut flight.candidate {
+                    candidate.preempted |= stats.preemptions > 0;
+                }
                 flight.cached_tokens = stats.cached_tokens;
                 self.settle_race(slot, at + to_gateway);
                 self.flight(slot).answered(at, to_gateway, to_client);
@@ -771,6 +792,7 @@ impl<'a> World<'a> {
     /// The client has the end of its answer.
     fn done(&mut self, slot: usize, outcome: Outcome, observer: &mut dyn Observer) {
         let flight = self.flights[slot].take().expect("an event names an open request");
+        self.spread(&flight);
         self.free.push(slot);
         self.open -= 1;
         observer.request(&flight.row(self.now, outcome), &flight.gaps);

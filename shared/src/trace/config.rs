@@ -11,6 +11,7 @@ use crate::trace::env::EnvLayer;
 use crate::trace::exporter::console::ConsoleTarget;
 use crate::trace::exporter::memory::MemorySpans;
 use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError, redacted};
+use crate::trace::policy::{Hold, Keep, Policy};
 use crate::trace::sampler::{Ratio, Sampler, SamplerKind};
 
 /// The share of traces kept unless something else is asked for; that of llm-d's router. A ratio sampler that the environment
@@ -24,6 +25,10 @@ pub struct TelemetryConfig {
     pub disabled: bool,
     /// Decides which traces are recorded.
     pub sampler: Sampler,
+    /// What the edge does beyond its sampler.
+    pub policy: Policy,
+    /// How much is held of candidates that an edge may keep; `None` believes nobody who says that there are any.
+    pub hold: Option<Hold>,
     /// How much a record is folded into: 1 lifecycle, 2 decisions, 3 fine.
     pub detail: u8,
     /// Share of engine steps that get a trace of their own, whatever becomes of the requests in them; none unless asked for.
@@ -63,6 +68,8 @@ impl Default for TelemetryConfig {
         TelemetryConfig {
             disabled: false,
             sampler: SamplerKind::ParentBasedTraceIdRatio.with(default_ratio()),
+            policy: Policy::default(),
+            hold: None,
             detail: 2,
             engine_steps: Ratio::NONE,
             kv_events: Ratio::NONE,
@@ -178,6 +185,10 @@ pub struct Layer {
     pub sampler: Option<SamplerKind>,
     /// The ratio of a ratio sampler; alone it means `parentbased_traceidratio`.
     pub ratio: Option<f64>,
+    /// What the edge does beyond its sampler; what it keeps later is held in this process too.
+    pub policy: Option<Policy>,
+    /// Whether to hold what another process's edge may keep.
+    pub hold: Option<Hold>,
     /// How facts become spans.
     pub recorder: Option<RecorderKind>,
     /// The detail level, 1 to 3.
@@ -250,10 +261,13 @@ impl TelemetryConfig {
         let recorder = layers.iter().find_map(|l| l.recorder).unwrap_or(defaults.recorder);
         let exporters = choices.unwrap_or_default().into_iter().map(|c| exporter(c, recorder, &env));
         let exporters = exporters.collect::<Result<_, _>>()?;
+        let policy = layers.iter().find_map(|l| l.policy.clone()).unwrap_or_default();
         let max_queue = env.max_queue.unwrap_or(defaults.max_queue);
         let config = TelemetryConfig {
             disabled: layers.iter().find_map(|l| l.disabled).or(env.disabled).unwrap_or(defaults.disabled),
-            sampler: sampler(&layers, &env)?,
+            sampler: sampler(&layers, &env, policy.rate_limit.is_some())?,
+            hold: layers.iter().find_map(|l| l.hold).or_else(|| policy.keep.as_ref().map(Keep::hold)),
+            policy,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
             engine_steps: share(&layers, "tracing.engine_steps", |l| l.engine_steps)?.unwrap_or(defaults.engine_steps),
             kv_events: share(&layers, "tracing.kv_events", |l| l.kv_events)?.unwrap_or(defaults.kv_events),
@@ -281,7 +295,7 @@ fn default_ratio() -> Ratio {
 
 /// The highest layer that names a kind or a ratio decides the kind; a kind without a ratio takes that of a layer below, else the
 /// default of the layer that named the kind.
-fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
+fn sampler(layers: &[&Layer], env: &EnvLayer, limited: bool) -> Result<Sampler, ConfigError> {
     let mut kind = None;
     let mut ratio = None;
     for layer in layers {
@@ -293,7 +307,8 @@ fn sampler(layers: &[&Layer], env: &EnvLayer) -> Result<Sampler, ConfigError> {
             ratio = Some(Ratio::new(p).ok_or(ConfigError { field: "tracing.ratio", found: p.to_string(), allowed })?);
         }
     }
-    let default = if kind.is_none() && env.sampler.is_some() { Ratio::ALL } else { default_ratio() };
+    // A limit of traces in a second is a limit of all of them unless a ratio is named too.
+    let default = if kind.is_none() && (env.sampler.is_some() || limited) { Ratio::ALL } else { default_ratio() };
     let kind = kind.or(env.sampler).unwrap_or(SamplerKind::ParentBasedTraceIdRatio);
     Ok(kind.with(ratio.or_else(|| env.ratio.clone()).unwrap_or(default)))
 }

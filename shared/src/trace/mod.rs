@@ -4,21 +4,25 @@
 //! request ends its record goes through the [`pipeline`] to a worker, which folds it into [`span::Span`]s and hands them to the
 //! exporters. Nothing in here reads a clock or blocks the request.
 
+mod arrival;
 mod cell;
 pub mod check;
 pub mod config;
 pub mod context;
 mod eager;
+pub mod edge;
 mod env;
 pub mod exporter;
 pub mod fold;
 mod handover;
+mod held;
 mod id_source;
 pub mod otlp_bytes;
 pub mod otlp_json;
 mod otlp_url;
 mod own;
 pub mod pipeline;
+pub mod policy;
 pub mod record;
 pub mod registry;
 pub mod resource;
@@ -29,15 +33,18 @@ pub mod span;
 mod spares;
 pub mod stats;
 pub mod tree;
+pub mod verdict;
 mod worker;
 
 pub use cell::TracerCell;
 pub use config::TelemetryConfig;
 pub use context::TraceContext;
+pub use edge::Standing;
 pub use fold::{Cx, Draft, Fold, Form, Inner, LinkTo, Val};
 pub use handover::{Handover, HandoverFault};
 pub use own::OwnTraces;
 pub use pipeline::{Started, Telemetry, TelemetryError, Tracer};
+pub use policy::{Keep, Labels, Policy, Reason};
 pub use record::{Ending, Fact, Head, Record, Sink, Trail};
 pub use resource::Resource;
 pub use sampler::{Ratio, Sampler, SamplerKind};

@@ -19,10 +19,12 @@ use crate::time::{Anchor, Dur, Time};
 use crate::trace::config::{ExporterConfig, OtlpEncoding, RecorderKind, TelemetryConfig};
 use crate::trace::context::{self, Propagation, TraceContext};
 use crate::trace::eager::{self, Eager, Opening, Service};
+use crate::trace::edge::{self, Edge, Standing};
 use crate::trace::exporter;
 use crate::trace::handover::Handover;
 use crate::trace::id_source::IdSource;
 use crate::trace::own::OwnConfig;
+use crate::trace::policy::Reason;
 use crate::trace::record::{Fact, Head, Sink, Trail};
 use crate::trace::resource::Resource;
 use crate::trace::sampler::Sampler;
@@ -54,6 +56,11 @@ pub enum TelemetryError {
     /// The SDK's exporter encodes its own spans.
     #[error("the direct OTLP encoding is made from records, which the eager recorder does not keep")]
     EagerDirect,
+    /// The SDK's samplers know nothing but ids and names.
+    #[error(
+        "{0} needs the deferred recorder: the eager one leaves sampling to the OpenTelemetry SDK, which decides by trace ids alone"
+    )]
+    EagerPolicy(&'static str),
     /// The operating system gives no thread.
     #[error("cannot start the telemetry thread: {0}")]
     Thread(std::io::Error),
@@ -88,6 +95,24 @@ pub struct Started {
     pub context: TraceContext,
     /// The caller's span.
     pub parent: Option<SpanId>,
+    /// What is decided by now.
+    pub standing: Standing,
+    /// Why it is recorded, if no ratio and no caller decided.
+    pub reason: Option<Reason>,
+}
+
+impl Started {
+    /// Whether the rules of the edge need to know more of it ([`Tracer::decide`]).
+    #[inline]
+    pub const fn is_pending(&self) -> bool {
+        matches!(self.standing, Standing::Pending { .. })
+    }
+
+    /// Whether it is not sampled, and may be kept for what becomes of it.
+    #[inline]
+    pub const fn is_candidate(&self) -> bool {
+        matches!(self.standing, Standing::Candidate)
+    }
 }
 
 impl Telemetry {
@@ -98,6 +123,11 @@ impl Telemetry {
     pub fn live(config: TelemetryConfig, clock: RunClock) -> Result<Telemetry, TelemetryError> {
         if config.disabled {
             return Ok(Telemetry::off());
+        }
+        if config.recorder == RecorderKind::Eager
+            && let Some(part) = config.policy.needs_records()
+        {
+            return Err(TelemetryError::EagerPolicy(part));
         }
         let state = State::default();
         let (exporters, eager) = match config.recorder {
@@ -362,7 +392,7 @@ impl Tracer {
     pub fn open<F: Fact>(&self, started: &Started, now: Time) -> Trail<F> {
         assert!(self.service.is_none(), "a request of the eager recorder begins with `start`");
         match &self.shared {
-            Some(shared) if started.context.sampled => {
+            Some(shared) if started.context.sampled || started.is_candidate() => {
                 let context = &started.context;
                 let head = Head {
                     trace_id: context.trace_id,
@@ -373,7 +403,11 @@ impl Tracer {
                     opened: now,
                     detail: shared.detail,
                 };
-                Trail::open(head, &shared.sink)
+                if started.is_candidate() {
+                    Trail::open_candidate(head, &shared.sink)
+                } else {
+                    Trail::open(head, &shared.sink)
+                }
             }
             Some(_) | None => Trail::off(),
         }
@@ -394,10 +428,14 @@ impl std::fmt::Debug for Telemetry {
 
 /// What all tracers of a process share.
 pub(super) struct Shared {
-    sampler: ArcSwap<Sampler>,
+    pub(super) sampler: ArcSwap<Sampler>,
+    /// What is decided where traces begin, beyond the sampler; `None` unless something is asked for.
+    pub(super) edge: Option<Box<Edge>>,
+    /// Whether records of candidates are held.
+    pub(super) holds: bool,
     pub(super) detail: u8,
     propagation: Propagation,
-    ids: IdSource,
+    pub(super) ids: IdSource,
     pub(super) own: OwnConfig,
     pub(super) counters: Arc<Counters>,
     resources: Arc<Resources>,
@@ -421,12 +459,12 @@ impl Shared {
         (started, Trail::eager(slot))
     }
 
-    fn count_trace(&self, sampled: bool) {
+    pub(super) fn count_trace(&self, sampled: bool) {
         self.counters.traces_started.add(1);
         self.counters.traces_sampled.add(usize::from(sampled));
     }
 
-    fn begin(&self, caller: Option<TraceContext>, sampler: &Sampler) -> Started {
+    pub(super) fn begin(&self, caller: Option<TraceContext>, sampler: &Sampler) -> Started {
         let trace_id = caller.as_ref().map_or_else(|| self.ids.trace_id(), |c| c.trace_id);
         let decision = sampler.sample(caller.as_ref(), trace_id);
         if caller.is_none() {
@@ -439,12 +477,14 @@ impl Shared {
             random: caller.as_ref().is_some_and(|c| c.random),
             tracestate: decision.tracestate,
         };
-        Started { context, parent: caller.map(|c| c.span_id) }
+        let held = self.holds && !context.sampled && edge::is_marked(context.tracestate.as_ref());
+        let standing = if held { Standing::Candidate } else { Standing::Decided };
+        Started { context, parent: caller.map(|c| c.span_id), standing, reason: None }
     }
 }
 
 /// A context that is never injected: a disabled tracer forwards inbound headers as they are.
-fn without_telemetry(caller: Option<TraceContext>) -> Started {
+pub(super) fn without_telemetry(caller: Option<TraceContext>) -> Started {
     let placeholder = || {
         let ids = (TraceId::new(1), SpanId::new(1));
         let (Some(trace_id), Some(span_id)) = ids else { unreachable!("1 is a valid id") };
@@ -452,7 +492,8 @@ fn without_telemetry(caller: Option<TraceContext>) -> Started {
     };
     let parent = caller.as_ref().map(|c| c.span_id);
     let context = caller.unwrap_or_else(placeholder);
-    Started { context: TraceContext { sampled: false, ..context }, parent }
+    let context = TraceContext { sampled: false, ..context };
+    Started { context, parent, standing: Standing::Decided, reason: None }
 }
 
 /// The parts that tracers and worker have in common.
@@ -480,6 +521,8 @@ impl State {
     fn share(self, config: &TelemetryConfig, ids: IdSource, own: OwnConfig, sink: Arc<dyn Sink>) -> Shared {
         Shared {
             sampler: ArcSwap::from_pointee(config.sampler.clone()),
+            edge: Edge::of(&config.policy).map(Box::new),
+            holds: config.hold.is_some(),
             detail: config.detail,
             propagation: Propagation::new(config.trace_context),
             ids,

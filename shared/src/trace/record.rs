@@ -89,20 +89,22 @@ pub struct Record<F> {
     pub closed: Time,
     /// Whether nobody finished it: deadline, shutdown, panic or crash.
     pub abandoned: bool,
+    /// Whether it is worth nothing before the edge has judged.
+    pub candidate: bool,
 }
 
 impl<F: Fact> Record<F> {
     /// An open record, in the room of an emptied one if there is one.
-    fn begin(head: Head, spare: Option<Box<dyn Any + Send>>) -> Box<Record<F>> {
+    fn begin(head: Head, candidate: bool, spare: Option<Box<dyn Any + Send>>) -> Box<Record<F>> {
         match spare.and_then(|spare| spare.downcast::<Record<F>>().ok()) {
             Some(mut record) => {
                 let facts = std::mem::take(&mut record.facts);
-                *record = Record { closed: head.opened, head, facts, cut: 0, abandoned: false };
+                *record = Record { closed: head.opened, head, facts, cut: 0, abandoned: false, candidate };
                 record
             }
             None => {
                 let facts = Vec::with_capacity(32);
-                Box::new(Record { closed: head.opened, head, facts, cut: 0, abandoned: false })
+                Box::new(Record { closed: head.opened, head, facts, cut: 0, abandoned: false, candidate })
             }
         }
     }
@@ -143,6 +145,14 @@ pub trait Closed: Send {
     fn encode(&self, out: &mut Encoder);
     /// The record without its facts, for [`Sink::spare`].
     fn emptied(self: Box<Self>) -> Box<dyn Any + Send>;
+    /// Whether it is held until the edge has judged.
+    fn is_candidate(&self) -> bool {
+        false
+    }
+    /// What it takes in memory, without what few facts own besides.
+    fn bytes(&self) -> usize {
+        MAX_BYTES
+    }
 }
 
 impl<F: Fact> Closed for Record<F> {
@@ -162,6 +172,12 @@ impl<F: Fact> Closed for Record<F> {
         self.facts.clear();
         self
     }
+    fn is_candidate(&self) -> bool {
+        self.candidate
+    }
+    fn bytes(&self) -> usize {
+        size_of::<Record<F>>() + self.facts.capacity() * size_of::<(Time, F)>()
+    }
 }
 
 /// An open record of any component, as the table of open records sees it.
@@ -180,6 +196,14 @@ pub trait Sink: Send + Sync {
     fn opened(&self, record: Weak<dyn Open>) -> Ticket;
     /// Takes back the registration of a record that was closed.
     fn closed(&self, ticket: Ticket);
+    /// Takes a closed record of a candidate on which the edge has judged: that it is kept, or that nobody wants it.
+    fn judged(&self, record: Box<dyn Closed>, kept: bool) {
+        if kept {
+            self.accept(record);
+        }
+    }
+    /// Releases what the service instance holds of these traces, and what it closes of them later.
+    fn keep(&self, _instance: InstanceId, _traces: Vec<TraceId>) {}
     /// An emptied record of the type `kind`, if one was kept.
     fn spare(&self, _kind: TypeId) -> Option<Box<dyn Any + Send>> {
         None
@@ -206,6 +230,7 @@ impl Ticket {
 
 struct Slot<F: Fact> {
     detail: u8,
+    candidate: bool,
     record: Mutex<Option<Box<Record<F>>>>,
     sink: Arc<dyn Sink>,
     ticket: Ticket,
@@ -263,11 +288,20 @@ impl<F: Fact> Trail<F> {
 
     /// Opens a record that will be closed into `sink`.
     pub fn open(head: Head, sink: &Arc<dyn Sink>) -> Trail<F> {
+        Trail::begin(head, false, sink)
+    }
+
+    /// Opens a record that is worth nothing before the edge has judged ([`Trail::judged`], [`Sink::keep`]).
+    pub fn open_candidate(head: Head, sink: &Arc<dyn Sink>) -> Trail<F> {
+        Trail::begin(head, true, sink)
+    }
+
+    fn begin(head: Head, candidate: bool, sink: &Arc<dyn Sink>) -> Trail<F> {
         let detail = head.detail;
-        let record = Record::begin(head, sink.spare(TypeId::of::<Record<F>>()));
+        let record = Record::begin(head, candidate, sink.spare(TypeId::of::<Record<F>>()));
         let slot = Arc::new_cyclic(|slot: &Weak<Slot<F>>| {
             let ticket = sink.opened(slot.clone());
-            Slot { detail, record: Mutex::new(Some(record)), sink: Arc::clone(sink), ticket }
+            Slot { detail, candidate, record: Mutex::new(Some(record)), sink: Arc::clone(sink), ticket }
         });
         Trail(Recorder::Deferred(slot))
     }
@@ -291,6 +325,11 @@ impl<F: Fact> Trail<F> {
             Recorder::Deferred(_) => true,
             Recorder::Eager(slot) => slot.is_recording(),
         }
+    }
+
+    /// Whether what is noted is held until the edge has judged.
+    pub fn is_candidate(&self) -> bool {
+        matches!(&self.0, Recorder::Deferred(slot) if slot.candidate)
     }
 
     /// How much is folded, 1 to 3, or 0 if nothing is: whether a fact that only a finer level shows is worth noting.
@@ -373,7 +412,7 @@ impl<F: Fact> Trail<F> {
         let of = |trace_id, span_id, tracestate| TraceContext {
             trace_id,
             span_id,
-            sampled: true,
+            sampled: !self.is_candidate(),
             random: false,
             tracestate,
         };
@@ -407,6 +446,21 @@ impl<F: Fact> Trail<F> {
                 }
             }
             Recorder::Eager(slot) => slot.close(now, false),
+        }
+    }
+}
+
+impl<F: Fact> Trail<F> {
+    /// Closes the record of a candidate at its edge: it goes to the pipeline if it is kept, and nowhere else. One of a request that
+    /// is sampled goes there in any case.
+    pub fn judged(self, now: Time, kept: bool) {
+        let candidate = match &self.0 {
+            Recorder::Deferred(slot) if slot.candidate => slot,
+            Recorder::Off | Recorder::Deferred(_) | Recorder::Eager(_) => return self.finish(now),
+        };
+        if let Some(mut record) = candidate.close(now, false) {
+            record.candidate = false;
+            candidate.sink.judged(record, kept);
         }
     }
 }

@@ -207,7 +207,7 @@ pub(crate) fn ot_fields(state: &str) -> Option<&str> {
 }
 
 /// The trace state with the threshold set to `th`, or taken out; a changed member moves to the front (W3C 3.3.1.4).
-fn with_threshold(state: Option<&Arc<str>>, th: Option<&Arc<str>>) -> Option<Arc<str>> {
+pub(super) fn with_threshold(state: Option<&Arc<str>>, th: Option<&Arc<str>>) -> Option<Arc<str>> {
     let Some(state) = state else {
         return th.map(|th| format!("ot={th}").into());
     };

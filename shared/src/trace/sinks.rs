@@ -11,6 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 
 use crate::clock::RunClock;
+use crate::ids::{InstanceId, TraceId};
 use crate::time::{Dur, Time};
 use crate::trace::record::{Closed, Open, Sink, Ticket};
 use crate::trace::spares::Spares;
@@ -23,6 +24,8 @@ pub(crate) enum Order {
     Look,
     Flush(Sender<()>),
     Abandon(Time, Sender<()>),
+    /// To fold what an instance holds of these traces.
+    Keep(InstanceId, Vec<TraceId>),
     Stop {
         now: Time,
         timeout: Dur,
@@ -91,10 +94,27 @@ impl Sink for InlineSink {
         self.counters.closed.add(1);
         match self.lock().as_mut() {
             Some(worker) => {
-                worker.take(&*record);
-                worker.advance(record.ending().closed);
+                let closed = record.ending().closed;
+                if let Some(record) = worker.hold(record) {
+                    worker.take(&*record);
+                }
+                worker.advance(closed);
             }
             None => self.counters.dropped.add(1),
+        }
+    }
+    fn judged(&self, record: Box<dyn Closed>, kept: bool) {
+        if kept {
+            self.counters.traces_kept.add(1);
+            return self.accept(record);
+        }
+        self.counters.closed.add(1);
+        self.counters.discarded.add(1);
+    }
+    fn keep(&self, instance: InstanceId, traces: Vec<TraceId>) {
+        if let Some(worker) = self.lock().as_mut() {
+            let now = worker.latest();
+            worker.keep(now, instance, &traces);
         }
     }
     fn opened(&self, record: Weak<dyn Open>) -> Ticket {
@@ -139,6 +159,20 @@ impl Sink for LiveSink {
     }
     fn closed(&self, ticket: Ticket) {
         self.open.remove(ticket);
+    }
+    fn judged(&self, record: Box<dyn Closed>, kept: bool) {
+        if kept {
+            self.counters.traces_kept.add(1);
+            return self.accept(record);
+        }
+        self.counters.closed.add(1);
+        self.counters.discarded.add(1);
+        self.spares.keep(record.emptied());
+    }
+    fn keep(&self, instance: InstanceId, traces: Vec<TraceId>) {
+        if !traces.is_empty() {
+            self.orders.send(Order::Keep(instance, traces));
+        }
     }
     fn spare(&self, kind: TypeId) -> Option<Box<dyn Any + Send>> {
         self.spares.take(kind)
@@ -196,6 +230,7 @@ impl LiveThread {
                     self.drain();
                     self.worker.flush(&settled);
                 }
+                Ok(Order::Keep(instance, traces)) => self.worker.keep(self.clock.now(), instance, &traces),
                 Ok(Order::Abandon(now, settled)) => {
                     self.drain();
                     self.worker.abandon_all(now);
@@ -216,8 +251,10 @@ impl LiveThread {
         while taken < self.waiting.capacity().unwrap_or(1)
             && let Ok(record) = self.waiting.try_recv()
         {
-            self.worker.take(&*record);
-            self.sink.spares.keep(record.emptied());
+            if let Some(record) = self.worker.hold(record) {
+                self.worker.take(&*record);
+                self.sink.spares.keep(record.emptied());
+            }
             taken += 1;
         }
         taken

@@ -1,7 +1,7 @@
 //! Counts of the telemetry path: nothing is lost without being counted.
 //!
-//! Invariants: `records_closed = records_folded + records_dropped + records_failed` once the pipeline is shut down, and for each
-//! exporter `spans_created = exported + dropped.total()`.
+//! Invariants: `records_closed = records_folded + records_dropped + records_failed + records_discarded + records_expired +
+//! records_evicted` once the pipeline is shut down, and for each exporter `spans_created = exported + dropped.total()`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +21,12 @@ pub struct Stats {
     pub records_dropped: u64,
     /// Closed records lost because folding them panicked.
     pub records_failed: u64,
+    /// Closed records of candidates that the edge judged not worth keeping.
+    pub records_discarded: u64,
+    /// Closed records of candidates that were held and not asked for, in their time or before the end.
+    pub records_expired: u64,
+    /// Closed records of candidates that gave way to others.
+    pub records_evicted: u64,
     /// Folded records that nobody finished: deadline, shutdown, panic or crash.
     pub records_abandoned: u64,
     /// Facts that did not fit into their record.
@@ -35,6 +41,8 @@ pub struct Stats {
     pub traces_started: u64,
     /// Traces that started in this process and are recorded.
     pub traces_sampled: u64,
+    /// Traces that started in this process and were kept for what became of their requests.
+    pub traces_kept: u64,
     /// Traces of what no request causes, engine steps for example: decided on, not counted above.
     pub own_traces_started: u64,
     /// Of these, recorded.
@@ -99,11 +107,15 @@ pub(crate) struct Counters {
     pub(crate) folded: Counter,
     pub(crate) dropped: Counter,
     pub(crate) failed: Counter,
+    pub(crate) discarded: Counter,
+    pub(crate) expired: Counter,
+    pub(crate) evicted: Counter,
     pub(crate) abandoned: Counter,
     pub(crate) cut: Counter,
     pub(crate) spans: Counter,
     pub(crate) traces_started: Counter,
     pub(crate) traces_sampled: Counter,
+    pub(crate) traces_kept: Counter,
     pub(crate) own_started: Counter,
     pub(crate) own_sampled: Counter,
     pub(crate) scrapes_sampled: Counter,
@@ -117,6 +129,9 @@ impl Counters {
             records_folded: self.folded.get(),
             records_dropped: self.dropped.get(),
             records_failed: self.failed.get(),
+            records_discarded: self.discarded.get(),
+            records_expired: self.expired.get(),
+            records_evicted: self.evicted.get(),
             records_abandoned: self.abandoned.get(),
             facts_cut: self.cut.get(),
             spans_created: self.spans.get(),
@@ -124,6 +139,7 @@ impl Counters {
             malformed_contexts: 0,
             traces_started: self.traces_started.get(),
             traces_sampled: self.traces_sampled.get(),
+            traces_kept: self.traces_kept.get(),
             own_traces_started: self.own_started.get(),
             own_traces_sampled: self.own_sampled.get(),
             scrape_traces_sampled: self.scrapes_sampled.get(),

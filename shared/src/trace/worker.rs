@@ -7,10 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::ids::InstanceId;
+use crate::ids::{InstanceId, TraceId};
 use crate::time::{Anchor, Dur, Time};
 use crate::trace::config::TelemetryConfig;
 use crate::trace::exporter::{Batch, Exporter, Settled, Takes};
+use crate::trace::held::Held;
 use crate::trace::otlp_bytes::Requests;
 use crate::trace::record::{Closed, Open, Ticket};
 use crate::trace::resource::Resource;
@@ -118,6 +119,8 @@ pub(crate) struct Worker {
     resources: Arc<Resources>,
     open: Arc<OpenRecords>,
     exporters: Vec<Box<dyn Exporter>>,
+    /// Records of candidates; `None` where none are held.
+    held: Option<Held>,
     anchor: Anchor,
     pending: Pending,
     pending_since: Option<Time>,
@@ -142,6 +145,7 @@ impl Worker {
         let tenth = Dur::from_nanos(config.max_open.as_nanos() / 10);
         let sweep_every = if tenth < Dur::from_secs(1) { tenth.max(Dur::from_millis(1)) } else { Dur::from_secs(1) };
         Worker {
+            held: config.hold.map(|hold| Held::new(hold, Arc::clone(&counters))),
             counters,
             resources,
             open,
@@ -156,6 +160,33 @@ impl Worker {
             max_open: config.max_open,
             sweep_every,
         }
+    }
+
+    /// Holds the record of a candidate; gives back what is to be folded now.
+    pub(crate) fn hold(&mut self, record: Box<dyn Closed>) -> Option<Box<dyn Closed>> {
+        if !record.is_candidate() {
+            return Some(record);
+        }
+        match &mut self.held {
+            Some(held) => held.put(record),
+            None => {
+                self.counters.expired.add(1);
+                None
+            }
+        }
+    }
+
+    /// Folds what the service instance holds of these traces, and will hold.
+    pub(crate) fn keep(&mut self, now: Time, instance: InstanceId, traces: &[TraceId]) {
+        let records = self.held.as_mut().map(|held| held.keep(now, instance, traces));
+        for record in records.into_iter().flatten() {
+            self.take(&*record);
+        }
+    }
+
+    /// The latest time that the worker has heard of.
+    pub(crate) fn latest(&self) -> Time {
+        self.latest
     }
 
     /// Folds a closed record and sends off what fills a batch.
@@ -186,12 +217,16 @@ impl Worker {
     /// When [`Worker::advance`] has something to do next.
     pub(crate) fn next_wakeup(&self) -> Time {
         let due = self.pending_since.map_or(Time::MAX, |t| t.saturating_add(self.schedule_delay));
-        due.min(self.next_sweep)
+        let expires = self.held.as_ref().map_or(Time::MAX, Held::next_wakeup);
+        due.min(self.next_sweep).min(expires)
     }
 
     /// Does what is due at `now`.
     pub(crate) fn advance(&mut self, now: Time) {
         self.latest = self.latest.max(now);
+        if let Some(held) = &mut self.held {
+            held.expire(now);
+        }
         if now >= self.next_sweep {
             self.sweep(now);
             self.next_sweep = now.saturating_add(self.sweep_every);
@@ -222,6 +257,9 @@ impl Worker {
         for record in self.open.close() {
             self.abandon(&record, now);
         }
+        if let Some(held) = &mut self.held {
+            held.clear();
+        }
         self.send_pending();
         self.exporters.iter_mut().for_each(|e| e.stop(timeout));
         self.exporters.iter_mut().for_each(|e| e.join());
@@ -239,7 +277,9 @@ impl Worker {
     fn abandon(&mut self, record: &Weak<dyn Open>, now: Time) {
         if let Some(closed) = record.upgrade().and_then(|r| r.abandon(now)) {
             self.counters.closed.add(1);
-            self.take(&*closed);
+            if let Some(closed) = self.hold(closed) {
+                self.take(&*closed);
+            }
         }
     }
 

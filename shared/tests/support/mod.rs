@@ -136,7 +136,12 @@ pub fn assert_conserved(stats: &Stats) {
     assert_eq!(stats.records_opened, stats.records_closed, "every record is closed: {stats:#?}");
     assert_eq!(
         stats.records_closed,
-        stats.records_folded + stats.records_dropped + stats.records_failed,
+        stats.records_folded
+            + stats.records_dropped
+            + stats.records_failed
+            + stats.records_discarded
+            + stats.records_expired
+            + stats.records_evicted,
         "every closed record is accounted for: {stats:#?}"
     );
     for exporter in &stats.exporters {

@@ -89,6 +89,8 @@ fn pass(trail: &Trail<BatchFact>, batch: &Batch, start: Time, cost: ScheduleCost
 fn links(trail: &Trail<BatchFact>, batch: &Batch, open: &[Option<Open>], start: Time) {
     let recorded = |entry: &Entry| {
         let request = open[entry.ix.0 as usize].as_ref().filter(|r| r.trail.is_recording())?;
+        // What may be dropped yet is nothing to point to.
+        let request = Some(request).filter(|r| !r.trail.is_candidate())?;
         request.trail.ids().map(|(trace_id, span_id)| LinkTo { trace_id, span_id })
     };
     let mut all = batch.entries.iter().filter_map(recorded);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request as HttpRequest;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, TE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -169,7 +169,7 @@ impl<'a> Entry<'a> {
             model: model_name(app, plan.lora.as_ref()),
         };
         let shape = Shape::new(app, &self.id, asked);
-        let answer = Answer::new(Arc::clone(app), body_read, shape, choice);
+        let answer = Answer::new(Arc::clone(app), body_read, shape, choice).with_trailers(takes_trailers(self.headers));
         Ok(Admitted { answer, plan, rest, prepared: further, body_read, doomed })
     }
 
@@ -253,6 +253,12 @@ impl<'a> Entry<'a> {
         let output = app.engine.add(arrived, Box::new(request));
         Choice::new(key, trail, part.prompt, text, output)
     }
+}
+
+/// Whether the caller reads trailers (RFC 9110, 10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// vLLM's external id: the caller's `X-Request-Id` or a fresh one, behind the prefix of the endpoint.

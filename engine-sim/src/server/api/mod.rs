@@ -24,6 +24,8 @@ use axum::routing::{get, post};
 pub(super) use error::ApiError;
 pub(super) use generate::Api;
 
+use shared::trace::verdict::KEEP_PATH;
+
 use super::App;
 use super::metrics::http::count;
 use generate::{generate, invocations};
@@ -46,6 +48,9 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/load", get(pages::load))
         .route("/kv_event_sources", get(pages::kv_event_sources))
         .route("/metrics", get(pages::metrics));
+    if app.tracer.load().holds() {
+        router = router.route(KEEP_PATH, post(pages::keep));
+    }
     if app.frontend.runtime_lora {
         router = router
             .route("/v1/load_lora_adapter", post(models::load_adapter))

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, Limited};
+use shared::trace::verdict;
 
 use super::json;
 use crate::core::faults::PageFault;
@@ -47,6 +50,16 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         }
     };
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// Ids of traces that the edge keeps: what is held of them is exported.
+pub(super) async fn keep(State(app): State<Arc<App>>, body: Body) -> StatusCode {
+    let read = Limited::new(body, verdict::MAX_BYTES).collect().await;
+    let Some(traces) = read.ok().and_then(|body| verdict::read(&body.to_bytes())) else {
+        return StatusCode::BAD_REQUEST;
+    };
+    app.tracer.load().keep(traces);
+    StatusCode::NO_CONTENT
 }
 
 /// The engine's part of the page and what is the server's.

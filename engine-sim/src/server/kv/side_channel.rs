@@ -73,7 +73,7 @@ fn refuse_at_once(peers: &Peers, received: Time, asked: &PullRequest, trail: Tra
 /// The record of the sender's side, if the reader's request is recorded; it is never the root of a trace.
 fn record(tracer: &Tracer, headers: &HeaderMap, received: Time) -> Trail<SendFact> {
     match tracer.extract(headers) {
-        Some(caller) if caller.sampled => tracer.start(headers, received).1,
+        Some(caller) if tracer.follows(&caller) => tracer.start(headers, received).1,
         Some(_) | None => Trail::off(),
     }
 }

@@ -22,7 +22,8 @@ use super::page::{Kind, Page};
 use crate::server::App;
 
 /// Handlers that contain one of these are left out.
-const EXCLUDED: [&str; 6] = ["/metrics", "/health", "/load", "/ping", "/version", "/server_info"];
+const EXCLUDED: [&str; 7] =
+    ["/metrics", "/health", "/load", "/ping", "/version", "/server_info", shared::trace::verdict::KEEP_PATH];
 /// Methods that are told apart; others are not counted, so that a caller cannot make labels.
 const METHODS: [Method; 7] =
     [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::HEAD, Method::OPTIONS, Method::PATCH];

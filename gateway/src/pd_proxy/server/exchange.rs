@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use hyper::body::Incoming;
@@ -21,7 +21,7 @@ use super::runtime::Shared;
 use crate::pd_proxy::core::{Asked, Dance, Done, Failure, Leg, Object, PrefillEnd, Step, Target};
 use crate::pd_proxy::spans::{PdFact, call_span_id};
 use crate::server::api::method_name;
-use crate::server::reply::{self, REQUEST_ID, end_to_end};
+use crate::server::reply::{self, PREEMPTIONS, REQUEST_ID, end_to_end};
 use crate::server::request;
 use crate::server::routing::PREFILLER;
 use crate::spans::bounded_path;
@@ -38,6 +38,8 @@ pub(super) struct Exchange {
     id: RequestId,
     id_header: HeaderValue,
     status: Option<u16>,
+    /// How often the engine that prefilled a candidate preempted it, as it says.
+    preemptions: Option<HeaderValue>,
 }
 
 /// An answer of an engine on its way to the caller.
@@ -78,7 +80,7 @@ impl Exchange {
         let (id, id_header) = given.unwrap_or_else(|| shared.new_request_id());
         let dance = Dance::arrived(received, &shared.config, trail);
         shared.metrics.begun();
-        Exchange { shared, tracer, started, dance, received, id, id_header, status: None }
+        Exchange { shared, tracer, started, dance, received, id, id_header, status: None, preemptions: None }
     }
 
     /// When the request has to be over.
@@ -165,6 +167,7 @@ impl Exchange {
         let response = self.shared.client.request(request).await.map_err(|e| failure_of(&e))?;
         let (head, body) = response.into_parts();
         self.dance.call_head(self.now(), head.status.as_u16());
+        self.preemptions = head.headers.get(&PREEMPTIONS).filter(|_| self.is_candidate()).cloned();
         let body = call::whole(body, self.shared.config.limits.max_prefill_answer_bytes).await?;
         if head.status != http::StatusCode::OK {
             return Ok((head, body, None));
@@ -195,8 +198,16 @@ impl Exchange {
         if let Some(started) = &self.started {
             let span = call_span_id(started.context.span_id, leg, attempt);
             self.tracer.inject(&started.context.child(span), &mut headers);
+            if started.is_candidate() {
+                headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            }
         }
         headers
+    }
+
+    /// Whether the request may be kept for what becomes of it.
+    fn is_candidate(&self) -> bool {
+        self.started.as_ref().is_some_and(Started::is_candidate)
     }
 
     /// Passes the answer of the own engine on.
@@ -204,6 +215,12 @@ impl Exchange {
         let (head, body) = upstream.into_parts();
         self.status = Some(head.status.as_u16());
         let mut response = answered(&head, Body::empty());
+        if self.is_candidate() {
+            // What engines say of preemptions goes on to whoever asked for it.
+            let announced = head.headers.get(header::TRAILER).cloned();
+            announced.map(|names| response.headers_mut().insert(header::TRAILER, names));
+            self.preemptions.take().map(|count| response.headers_mut().insert(PREEMPTIONS, count));
+        }
         *response.body_mut() = Body::new(Relay::new(body, self, deadline));
         response
     }

@@ -24,6 +24,7 @@ use shared::config::ConfigProblem;
 use shared::ids::RequestId;
 use shared::rng::{Stream, mix64};
 use shared::time::Dur;
+use shared::trace::verdict::{self, KEEP_PATH};
 use shared::trace::{Tracer, TracerCell};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -233,6 +234,7 @@ fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route(ROUTES[0], post(chat).fallback(pass_through))
         .route(ROUTES[1], post(completions).fallback(pass_through))
+        .route(KEEP_PATH, post(keep).fallback(pass_through))
         .fallback(pass_through)
         .with_state(shared)
 }
@@ -259,6 +261,34 @@ async fn pass_through(State(shared): State<Arc<Shared>>, request: Request) -> Re
     let (parts, body) = request.into_parts();
     match pass(&shared, &parts, body).await {
         Ok(response) => response,
+        Err(no) => no.response(),
+    }
+}
+
+/// What the gateway keeps concerns the engine behind as well. One that is not ours holds nothing.
+async fn keep(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let tracer = shared.tracer.load();
+    if !tracer.holds() {
+        return pass_through(State(shared), request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let most = u32::try_from(verdict::MAX_BYTES).unwrap_or(u32::MAX);
+    let body = match request::body(body, &parts.headers, most).await {
+        Ok(body) => body,
+        Err(refusal) => return No::Body(refusal).response(),
+    };
+    let mut response = Response::new(Body::empty());
+    let Some(traces) = verdict::read(&body) else {
+        *response.status_mut() = http::StatusCode::BAD_REQUEST;
+        return response;
+    };
+    tracer.keep(traces);
+    match pass(&shared, &parts, Body::from(body)).await {
+        Ok(answer) if answer.status().is_server_error() => answer,
+        Ok(_) => {
+            *response.status_mut() = http::StatusCode::NO_CONTENT;
+            response
+        }
         Err(no) => no.response(),
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | POST `/v1/score` | `{"model", "block_keys": [...]}`: the longest match of every endpoint that holds the first block |
 //! | POST `/v1/expect` | `{"endpoint", "block_keys": [...]}`: a request with these blocks was sent there |
+//! | POST `/internal/sampling/keep` | ids of traces that the gateway keeps, where records of candidates are held |
 //! | GET `/health` | 200 |
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use shared::trace::Trail;
+use shared::trace::verdict::{self, KEEP_PATH};
 
 use super::State;
 use crate::core::kv_index::Found;
@@ -64,6 +66,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
     Router::new()
         .route(SCORE_PATH, post(score))
         .route(EXPECT_PATH, post(expect))
+        .route(KEEP_PATH, post(keep))
         .route("/health", get(async || StatusCode::OK))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(state)
@@ -83,6 +86,17 @@ async fn score(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Byte
     trail.note(answered, || ManagerFact::Answered(response.status().as_u16()));
     trail.finish(answered);
     response
+}
+
+async fn keep(Shared(state): Shared<Arc<State>>, body: Bytes) -> StatusCode {
+    match verdict::read(&body) {
+        _ if !state.tracer.holds() => StatusCode::NOT_FOUND,
+        None => StatusCode::BAD_REQUEST,
+        Some(traces) => {
+            state.tracer.keep(traces);
+            StatusCode::NO_CONTENT
+        }
+    }
 }
 
 async fn expect(Shared(state): Shared<Arc<State>>, body: Bytes) -> Response {

@@ -57,6 +57,12 @@ impl Manager {
         })
     }
 
+    /// The URL of a path there.
+    pub(crate) fn uri(&self, path: &'static str) -> Option<Uri> {
+        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone());
+        uri.path_and_query(PathAndQuery::from_static(path)).build().ok()
+    }
+
     /// Asks who of `backends` holds the leading blocks of a prompt; `headers` carry the trace.
     pub(crate) async fn ask(&self, model: &Arc<str>, keys: &[u64], headers: HeaderMap, backends: &[Backend]) -> Asked {
         let question = Score { model: Arc::clone(model), block_keys: keys.to_vec() };
@@ -112,8 +118,7 @@ impl Manager {
         headers: HeaderMap,
         body: &impl serde::Serialize,
     ) -> Option<http::Request<Full<Bytes>>> {
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone());
-        let uri = uri.path_and_query(PathAndQuery::from_static(path)).build().ok()?;
+        let uri = self.uri(path)?;
         let mut request = http::Request::new(Full::new(Bytes::from(serde_json::to_vec(body).ok()?)));
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (Method::POST, uri, headers);
         let json = header::HeaderValue::from_static("application/json");

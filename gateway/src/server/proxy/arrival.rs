@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::HeaderMap;
+use shared::trace::Started;
 
 use super::Exchange;
 use crate::core::kv_index::KvPrompt;
@@ -19,13 +20,14 @@ impl Exchange {
     /// Judges the headers, reads and parses the body.
     pub(super) async fn read(
         &mut self,
-        headers: &HeaderMap,
+        parts: &http::request::Parts,
         body: Body,
         model: &mut Arc<str>,
     ) -> Result<(Box<RequestInfo>, Bytes), Refusal> {
+        let headers = &parts.headers;
         // How a request arrived is shown by the finest detail only.
         let fine = self.trail.detail() >= EVERY_ENDPOINT;
-        let judged = self.judge(headers);
+        let judged = self.check(headers);
         if fine {
             let (count, metadata) = (u32::try_from(headers.len()).ok(), request::has_metadata(headers));
             self.trail.note(self.shared.clock.now(), || GatewayFact::HeadersRead { count, metadata });
@@ -38,7 +40,7 @@ impl Exchange {
         } else {
             tokio::time::timeout_at(self.deadline(), request::body(body, headers, limit)).await
         };
-        let parsed = bytes.unwrap_or(Err(Refusal::SlowBody)).and_then(|bytes| self.parse(headers, bytes, model));
+        let parsed = bytes.unwrap_or(Err(Refusal::SlowBody)).and_then(|bytes| self.parse(parts, bytes, model));
         if fine {
             let parsed = matches!(parsed, Ok(_) | Err(Refusal::Rejected(_)));
             self.trail.note(self.shared.clock.now(), || GatewayFact::BodyRead { arrived, parsed });
@@ -52,12 +54,13 @@ impl Exchange {
             Some(priority) => request::with_priority(bytes, priority),
             None => bytes,
         };
+        self.asks(parsed.prompt_tokens);
         let info = self.info(parsed, caller, model, bytes.len());
         Ok((info, bytes))
     }
 
     /// Whether a request with these headers may go on.
-    fn judge(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         if self.shared.is_draining() {
             return Err(Refusal::Rejected(Rejection::ShuttingDown));
         }
@@ -68,10 +71,19 @@ impl Exchange {
     }
 
     /// Finds out which model a body is for, and with that the pool; returns what it says, and itself as it is sent.
-    fn parse(&mut self, headers: &HeaderMap, bytes: Bytes, model: &mut Arc<str>) -> Result<(Parsed, Bytes), Refusal> {
+    fn parse(
+        &mut self,
+        parts: &http::request::Parts,
+        bytes: Bytes,
+        model: &mut Arc<str>,
+    ) -> Result<(Parsed, Bytes), Refusal> {
+        let headers = &parts.headers;
         let mut rewritten = None;
         let mut asked = Asked::read(self.route, &bytes)?;
         *model = asked.model.take().unwrap_or_else(|| self.shared.default_model());
+        if self.started.as_ref().is_some_and(Started::is_pending) {
+            self.decide(parts, Some(model));
+        }
         if let Some(target) = self.target(headers, model)
             && let Some(body) = request::with_model(&bytes, &target)
         {

@@ -90,6 +90,7 @@ impl Exchange {
             self.attempt = Some(place.attempt);
             self.note_started(place.attempt, &place.target);
             let prefill = place.prefill.map(|id| self.pool().membership.get(id));
+            self.calls(prefill.as_ref());
             Routing::set_prefiller(&mut headers, prefill.as_ref().map(|p| &p.labels));
             let request = self.outgoing(parts, &mut headers, body.clone(), place.attempt, &place.target)?;
             let head = match place.hedge_after {
@@ -210,6 +211,7 @@ impl Exchange {
             // Into the headers of every attempt, which have room for it: those of one attempt have none to spare.
             self.tracer.inject_after(&started.context.child(span), headers, self.has_waited);
         }
+        self.wants_trailers(headers);
         let root = PathAndQuery::from_static("/");
         let path = parts.uri.path_and_query().unwrap_or(&root);
         let mut request = http::Request::new(Full::new(body));

@@ -94,6 +94,7 @@ impl Exchange {
         let target = self.pool().membership.get(endpoint);
         self.expect([Some(endpoint), None], expected);
         self.note_started(attempt, &target);
+        self.calls_too(&target);
         let request = self.outgoing(parts, headers, body.clone(), attempt, &target);
         self.second = Some(Box::new(Second { attempt, endpoint, target }));
         if request.is_err() {

@@ -79,6 +79,10 @@ impl Passage {
                 if let Some(data) = frame.data_ref() {
                     self.pass(data);
                 }
+                let Some(frame) = self.exchange.hear_frame(frame) else {
+                    self.complete();
+                    return Poll::Ready(None);
+                };
                 self.end_if_over();
                 Poll::Ready(Some(Ok(frame)))
             }

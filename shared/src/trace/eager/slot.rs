@@ -9,6 +9,7 @@ use super::{Sdk, Service};
 use crate::ids::{SpanId, TraceId};
 use crate::time::Time;
 use crate::trace::context::TraceContext;
+use crate::trace::edge::Standing;
 use crate::trace::fold::{Cx, Fold};
 use crate::trace::pipeline::Started;
 use crate::trace::record::{Closed, Ending, Fact, Head, Open, Sink, Ticket};
@@ -48,7 +49,7 @@ pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Starte
         random: false,
         tracestate: (!state.is_empty()).then(|| state.into()),
     };
-    let started = Started { context, parent: head.parent };
+    let started = Started { standing: Standing::Decided, reason: None, context, parent: head.parent };
     let state = State { head, form, fold, held: Vec::new(), last: now, taken: 0, cut: 0 };
     let ids = (state.head.trace_id, state.head.span_id);
     (

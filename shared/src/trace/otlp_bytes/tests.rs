@@ -136,7 +136,14 @@ fn head(instance: u16, trace: u128) -> Head {
 
 fn record(instance: u16, trace: u128, scripts: Vec<Script>) -> Record<Script> {
     let facts = scripts.into_iter().enumerate().map(|(i, s)| (Time::from_nanos(10 + i as u64), s)).collect();
-    Record { head: head(instance, trace), facts, cut: 0, closed: Time::from_nanos(1_000), abandoned: false }
+    Record {
+        head: head(instance, trace),
+        facts,
+        cut: 0,
+        closed: Time::from_nanos(1_000),
+        abandoned: false,
+        candidate: false,
+    }
 }
 
 /// What the SDK's exporter would send for these spans of one instance.
