@@ -245,7 +245,7 @@ pub const QUERIES: &[Query] = &[
         traceql: r#"{ name = "pd_proxy.request" && span.pd_proxy.coordination_ms > $over_ms } | select(span.pd_proxy.coordination_ms, span.pd_proxy.prefill_ms, span.pd_proxy.decode_ms, span.pd_proxy.reason)"#,
         parameters: &[Parameter {
             name: "over_ms",
-            default: Number(0.1),
+            default: Number(0.001),
             meaning: "milliseconds before the decode in which no engine had the prefill",
         }],
         reads: "Reading and editing bodies, pauses before retries of the prefill.",
@@ -320,8 +320,8 @@ pub const QUERIES: &[Query] = &[
         question: "Which requests never came to an end?",
         traceql: r#"{ span.error.type = "abandoned" } | select(name, resource.service.name, resource.service.instance.id)"#,
         parameters: &[],
-        reads: "Spans that nobody ended: the process crashed or stopped, or the request was open for longer than `tracing.max_open`.",
-        answers: RESILIENCE,
+        reads: "Spans that nobody ended: the process crashed or stopped, or the request was open for longer than `tracing.max_open`. Steps of an engine that crashes are among them.",
+        answers: Run("scenarios/faults-crash.yaml --mode virtual --engine-steps 1"),
     },
     Query {
         name: "errors",
