@@ -1,7 +1,7 @@
 //! The questions. Names, keys and the types of what keys are compared with are held against the registry by a test.
 
 use super::Answers::{Else, Run};
-use super::Preset::{Duration, Int, Number, Text};
+use super::Preset::{Duration, Int, Number, Text, TraceId};
 use super::{Parameter, Query};
 
 const QUICKSTART: super::Answers = Run("scenarios/quickstart.yaml --mode virtual --sampling 1");
@@ -401,7 +401,7 @@ pub const QUERIES: &[Query] = &[
         traceql: r#"{ name = "vllm.engine.step" && link:traceID = $trace } | select(resource.service.instance.id, span.vllm.batch.links_dropped)"#,
         parameters: &[Parameter {
             name: "trace",
-            default: Text("00000000000000000000000000000001"),
+            default: TraceId("00000000000000000000000000000001"),
             meaning: "a trace id, 32 hexadecimal digits",
         }],
         reads: "Steps that share a batch with the request; their own trees say what else was in it.",
