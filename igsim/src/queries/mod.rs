@@ -1,6 +1,6 @@
 //! Questions about traces, and the TraceQL that answers them in Grafana Tempo.
 //!
-//! [`library`] is the one place where they stand: `igsim query` runs them, docs/queries.md is made from them, and a test asks a
+//! `library` is the one place where they stand: `igsim query` runs them, docs/queries.md is made from them, and a test asks a
 //! real Tempo each of them and compares its answer with one computed from the spans.
 
 mod library;
