@@ -15,6 +15,10 @@ caller() {
     done
 }
 
-trap 'kill 0' INT TERM
-for i in $(seq "${2:-8}"); do caller "$i" & done
+callers=
+trap 'kill $callers 2>/dev/null; exit 0' INT TERM
+for i in $(seq "${2:-8}"); do
+    caller "$i" &
+    callers="$callers $!"
+done
 wait

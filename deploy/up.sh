@@ -11,7 +11,7 @@ pids=()
 stop() {
     trap - INT TERM EXIT
     for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
-    for _ in 1 2 3; do # Tempo's own graceful stop can hang after a query.
+    for _ in 1 2 3 4 5 6 7 8; do # Spans are flushed; Tempo's own graceful stop can hang after a query.
         sleep 1
         kill -0 "${pids[@]}" 2>/dev/null || break
     done

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::client::{Pool, pool};
 
-/// Where Tempo listens unless told otherwise; [deploy/tempo/tempo.yaml] does.
+/// Where Tempo listens unless told otherwise, as deploy/tempo/tempo.yaml has it.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:3200";
 /// Spans that a search shows of one trace: as many as Tempo gives by default (`max_spans_per_span_set`).
 pub const MAX_SPANS: usize = 100;

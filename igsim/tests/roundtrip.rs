@@ -36,9 +36,11 @@ fn told(set: &TraceSet, span: &Span) -> Vec<String> {
     for event in &span.events {
         lines.push(format!("event {} {} {:?}", event.name, at(event.at), attributes(&event.attrs)));
     }
-    for link in &span.links {
-        lines.push(format!("link {} {} {:?}", link.trace_id, link.span_id, attributes(&link.attrs)));
-    }
+    // A set as well: Tempo sorts them by id.
+    let link = |l: &shared::trace::Link| format!("link {} {} {:?}", l.trace_id, l.span_id, attributes(&l.attrs));
+    let mut links: Vec<String> = span.links.iter().map(link).collect();
+    links.sort();
+    lines.extend(links);
     lines
 }
 

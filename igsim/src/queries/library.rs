@@ -1,7 +1,7 @@
 //! The questions. Names, keys and the types of what keys are compared with are held against the registry by a test.
 
 use super::Answers::{Else, Run};
-use super::Preset::{Duration, Int, Number, Text};
+use super::Preset::{Duration, Int, Number, Text, TraceId};
 use super::{Parameter, Query};
 
 const QUICKSTART: super::Answers = Run("scenarios/quickstart.yaml --mode virtual --sampling 1");
@@ -245,7 +245,7 @@ pub const QUERIES: &[Query] = &[
         traceql: r#"{ name = "pd_proxy.request" && span.pd_proxy.coordination_ms > $over_ms } | select(span.pd_proxy.coordination_ms, span.pd_proxy.prefill_ms, span.pd_proxy.decode_ms, span.pd_proxy.reason)"#,
         parameters: &[Parameter {
             name: "over_ms",
-            default: Number(0.1),
+            default: Number(0.001),
             meaning: "milliseconds before the decode in which no engine had the prefill",
         }],
         reads: "Reading and editing bodies, pauses before retries of the prefill.",
@@ -320,8 +320,8 @@ pub const QUERIES: &[Query] = &[
         question: "Which requests never came to an end?",
         traceql: r#"{ span.error.type = "abandoned" } | select(name, resource.service.name, resource.service.instance.id)"#,
         parameters: &[],
-        reads: "Spans that nobody ended: the process crashed or stopped, or the request was open for longer than `tracing.max_open`.",
-        answers: RESILIENCE,
+        reads: "Spans that nobody ended: the process crashed or stopped, or the request was open for longer than `tracing.max_open`. Steps of an engine that crashes are among them.",
+        answers: Run("scenarios/faults-crash.yaml --mode virtual --engine-steps 1"),
     },
     Query {
         name: "errors",
@@ -401,7 +401,7 @@ pub const QUERIES: &[Query] = &[
         traceql: r#"{ name = "vllm.engine.step" && link:traceID = $trace } | select(resource.service.instance.id, span.vllm.batch.links_dropped)"#,
         parameters: &[Parameter {
             name: "trace",
-            default: Text("00000000000000000000000000000001"),
+            default: TraceId("00000000000000000000000000000001"),
             meaning: "a trace id, 32 hexadecimal digits",
         }],
         reads: "Steps that share a batch with the request; their own trees say what else was in it.",

@@ -1,6 +1,6 @@
 //! Questions about traces, and the TraceQL that answers them in Grafana Tempo.
 //!
-//! [`library`] is the one place where they stand: `igsim query` runs them, docs/queries.md is made from them, and a test asks a
+//! `library` is the one place where they stand: `igsim query` runs them, docs/queries.md is made from them, and a test asks a
 //! real Tempo each of them and compares its answer with one computed from the spans.
 
 mod library;
@@ -51,6 +51,8 @@ pub enum Preset {
     Int(i64),
     /// Text.
     Text(&'static str),
+    /// A trace id. Tempo compares it without its leading zeros.
+    TraceId(&'static str),
 }
 
 /// A run whose traces have an answer.
@@ -140,6 +142,12 @@ impl Parameter {
                 }
                 Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
             }
+            Preset::TraceId(default) => {
+                let text = given.unwrap_or(default);
+                let digits = text.trim_start_matches('0').to_ascii_lowercase();
+                let good = (1..=32).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+                if good { Ok(format!("\"{digits}\"")) } else { Err("a trace id, 32 hexadecimal digits") }
+            }
         }
     }
 }
@@ -147,7 +155,7 @@ impl Parameter {
 impl std::fmt::Display for Preset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Preset::Duration(text) | Preset::Text(text) => f.write_str(text),
+            Preset::Duration(text) | Preset::Text(text) | Preset::TraceId(text) => f.write_str(text),
             Preset::Number(number) => write!(f, "{number:?}"),
             Preset::Int(number) => write!(f, "{number}"),
         }
@@ -186,12 +194,13 @@ mod tests {
     const QUERY: Query = Query {
         name: "q",
         question: "?",
-        traceql: "{ name = $name && duration > $over } >> { span.a.ms > $over_ms && span.n > $n }",
+        traceql: "{ name = $name && duration > $over } >> { span.a.ms > $over_ms && span.n > $n && link:traceID = $id }",
         parameters: &[
             Parameter { name: "name", default: Preset::Text("a.b"), meaning: "" },
             Parameter { name: "over", default: Preset::Duration("1500ms"), meaning: "" },
             Parameter { name: "over_ms", default: Preset::Number(2.0), meaning: "" },
             Parameter { name: "n", default: Preset::Int(3), meaning: "" },
+            Parameter { name: "id", default: Preset::TraceId("0a1B"), meaning: "" },
         ],
         reads: "",
         answers: Answers::Else(""),
@@ -205,24 +214,37 @@ mod tests {
 
     #[test]
     fn parameters_are_filled_in_by_type() {
-        check(&[], None, Ok("{ name = \"a.b\" && duration > 1500ms } >> { span.a.ms > 2.0 && span.n > 3 }"));
+        check(
+            &[],
+            None,
+            Ok(
+                "{ name = \"a.b\" && duration > 1500ms } >> { span.a.ms > 2.0 && span.n > 3 && link:traceID = \"a1b\" }",
+            ),
+        );
         let set = [("over", "2s"), ("over_ms", "5"), ("n", "1"), ("n", "7"), ("name", "say \"x\\\"")];
-        check(&set, None, Ok(r#"{ name = "say \"x\\\"" && duration > 2s } >> { span.a.ms > 5.0 && span.n > 7 }"#));
+        check(
+            &set,
+            None,
+            Ok(
+                r#"{ name = "say \"x\\\"" && duration > 2s } >> { span.a.ms > 5.0 && span.n > 7 && link:traceID = "a1b" }"#,
+            ),
+        );
         let only = Ok(
-            "{ (resource.a = 1) && (name = \"a.b\" && duration > 1500ms) } >> { (resource.a = 1) && (span.a.ms > 2.0 && span.n > 3) }",
+            "{ (resource.a = 1) && (name = \"a.b\" && duration > 1500ms) } >> { (resource.a = 1) && (span.a.ms > 2.0 && span.n > 3 && link:traceID = \"a1b\") }",
         );
         check(&[], Some("resource.a = 1"), only);
     }
 
     #[test]
     fn a_wrong_value_is_refused() {
-        check(&[("x", "1")], None, Err("q: found the parameter x, expected name, over, over_ms, n"));
+        check(&[("x", "1")], None, Err("q: found the parameter x, expected name, over, over_ms, n, id"));
         check(
             &[("over", "1")],
             None,
             Err("q: over: found \"1\", expected a number and a unit of ns, us, ms, s, m or h"),
         );
         check(&[("over_ms", "NaN")], None, Err("q: over_ms: found \"NaN\", expected a finite number"));
+        check(&[("id", "xyz")], None, Err("q: id: found \"xyz\", expected a trace id, 32 hexadecimal digits"));
         check(&[("n", "1.5")], None, Err("q: n: found \"1.5\", expected a whole number"));
         let text = "q: name: found \"{}\", expected a text without braces, dollar and control characters";
         check(&[("name", "{}")], None, Err(text));

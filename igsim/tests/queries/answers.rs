@@ -145,7 +145,7 @@ pub(crate) fn matches(query: &str, sent: &Sent, s: &Span, trace: TraceId) -> boo
                 && text(s, "gateway.pd.decision") == Some("disaggregate")
                 && over(s, "gateway.pd.uncached_tokens", 512.0)
         }
-        "sidecar-overhead" => is("pd_proxy.request") && over(s, "pd_proxy.coordination_ms", 0.1),
+        "sidecar-overhead" => is("pd_proxy.request") && over(s, "pd_proxy.coordination_ms", 0.001),
         "slow-transfers" => is("vllm.kv_cache.transfer") && s.kind == Kind::Client && millis(s) > 2.0,
         "retries" => is("gateway.backend.proxy") && over(s, "http.request.resend_count", 0.0),
         "retries-refused" => is("gateway.request") && has_event(s, "gateway.retry_refused"),
