@@ -268,7 +268,7 @@ fn the_strategies_are_compared_on_one_run() {
         &place,
         "keep-on-outcome",
         "run",
-        "{ ratio: 0, keep: { slower_than: 5s, more_tokens_than: 2000 } }",
+        "{ ratio: 0, keep: { slower_than: 3500ms, more_tokens_than: 1600 } }",
         &["duration=20s"],
     );
     let figures = place.report("run").traces;

@@ -59,7 +59,7 @@ impl Closed for Folded<'_> {
 }
 
 /// Names and keys are texts of the program, in a run of the same process.
-fn known(text: &Cow<'static, str>) -> &'static str {
+fn known(text: Cow<'static, str>) -> &'static str {
     match text {
         Cow::Borrowed(text) => text,
         Cow::Owned(_) => "",
@@ -70,25 +70,25 @@ fn encode(span: &Span, out: &mut Encoder) {
     let head = head_of(span);
     let mut draft = match span.parent {
         Some(parent) if !span.parent_is_remote => {
-            let (name, id) = (known(&span.name), span.span_id);
+            let (name, id) = (known(span.name.clone()), span.span_id);
             out.inner(&head, Inner { name, kind: span.kind, parent, id, start: span.start, end: span.end })
         }
-        Some(_) | None => out.outermost(&head, known(&span.name), span.kind),
+        Some(_) | None => out.outermost(&head, known(span.name.clone()), span.kind),
     };
     draft.set_end(span.end);
     for (key, value) in &span.attrs {
-        with_value(value, |value| draft.put(known(key), value));
+        with_value(value, |value| draft.put(known(key.clone()), value));
     }
     for event in &span.events {
-        draft.event(known(&event.name), event.at, &[]);
-        event.attrs.iter().for_each(|(key, value)| with_value(value, |value| draft.put(known(key), value)));
+        draft.event(known(event.name.clone()), event.at, &[]);
+        event.attrs.iter().for_each(|(key, value)| with_value(value, |value| draft.put(known(key.clone()), value)));
     }
     for link in &span.links {
         draft.link(&LinkTo { trace_id: link.trace_id, span_id: link.span_id }, &[]);
-        link.attrs.iter().for_each(|(key, value)| with_value(value, |value| draft.put(known(key), value)));
+        link.attrs.iter().for_each(|(key, value)| with_value(value, |value| draft.put(known(key.clone()), value)));
     }
     if let Status::Error(description) = &span.status {
-        draft.error(known(description));
+        draft.error(known(description.clone()));
     }
     out.emit(&head, draft);
 }
