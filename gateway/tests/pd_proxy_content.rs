@@ -140,7 +140,8 @@ fn nothing_of_a_request_or_an_answer_is_told() {
         (Some(&failing), body, 500),
         (Some(&odd), body, 502),
         (Some(&nobody), body, 502),
-        (Some("canary-target.example:1"), body, 403),
+        // Whom a caller wants asked is told, as far as it names an engine.
+        (Some("elsewhere.example:1"), body, 403),
         (Some("canary-target"), body, 400),
         (Some(&prefill), "canary-prompt, which is no object", 400),
     ] {
