@@ -41,14 +41,14 @@ pub(super) struct Doom(oneshot::Sender<UnboundedSender>);
 
 type UnboundedSender = mpsc::UnboundedSender<Delivery>;
 
-/// The other end of a `Doom`.
+/// The other end of a `Doom`; nothing once the request has ended otherwise, while further choices of its answer may go on.
 #[derive(Debug)]
-pub struct Doomed(oneshot::Receiver<UnboundedSender>);
+pub struct Doomed(Option<oneshot::Receiver<UnboundedSender>>);
 
 impl Doom {
     pub(super) fn new() -> (Doom, Doomed) {
         let (sender, receiver) = oneshot::channel();
-        (Doom(sender), Doomed(receiver))
+        (Doom(sender), Doomed(Some(receiver)))
     }
 
     /// The connection breaks. The request's channel goes along, so that its end is not taken for an engine that says it is dead.
@@ -61,10 +61,10 @@ impl Doom {
 impl Doomed {
     /// Completes when the connection is to break; never if the request ends otherwise.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<UnboundedSender> {
-        match Pin::new(&mut self.0).poll(cx) {
-            Poll::Ready(Ok(channel)) => Poll::Ready(channel),
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
-        }
+        let Some(receiver) = &mut self.0 else { return Poll::Pending };
+        let Poll::Ready(came) = Pin::new(receiver).poll(cx) else { return Poll::Pending };
+        self.0 = None;
+        came.map_or(Poll::Pending, Poll::Ready)
     }
 }
 
