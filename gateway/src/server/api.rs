@@ -10,8 +10,8 @@ use axum::routing::{any, get, post};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::json;
+use shared::metrics::text::Format;
 
-use crate::server::membership;
 use crate::server::proxy;
 use crate::server::reply::Refusal;
 use crate::server::request::Route;
@@ -55,11 +55,12 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
     if shared.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let queued = shared.queue.is_some().then(|| shared.core().queued());
-    let mut response = Response::new(Body::from(shared.metrics.text(queued) + &membership::metrics(&shared)));
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+/// All metrics, in the format that the reader asks for.
+async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let format = Format::asked(&headers);
+    let text = format.write(&shared.families(), shared.clock.anchor());
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }
 

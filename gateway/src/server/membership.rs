@@ -4,11 +4,11 @@
 //! each member. An id is given again only when no request is at its endpoint, so what a request looks up stays what it was.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use http::header::HeaderValue;
+use shared::metrics::{Def, Family, Key, Kind, Point};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -205,8 +205,20 @@ fn spawn(shared: &Arc<Shared>, id: EndpointId, target: &Arc<Target>, first: Opti
     tokio::spawn(scrape::watch(Arc::clone(shared), id, Arc::clone(target), first)).abort_handle()
 }
 
-/// What the pool looks like, in the Prometheus text format.
-pub(crate) fn metrics(shared: &Shared) -> String {
+const ENDPOINTS: Def =
+    Def::new(Kind::UpDownCounter, "gateway.endpoints", "{endpoint}", "Endpoints of the pool by state.");
+const EJECTIONS: Def = Def::new(
+    Kind::Counter,
+    "gateway.ejections",
+    "{endpoint}",
+    "Endpoints left out for failing several times in a row.",
+);
+const RETRIES_REFUSED: Def =
+    Def::new(Kind::Counter, "gateway.retries.refused", "{attempt}", "Attempts not made: the retry budget was spent.");
+const STATE: Key = Key::called("gateway.endpoint.state", "state");
+
+/// What the pool looks like.
+pub(crate) fn metrics(shared: &Shared) -> Vec<Family> {
     let now = shared.clock.now();
     let core = shared.core();
     let count = |of: &dyn Fn(&Endpoint) -> bool| core.endpoints().iter().filter(|e| of(e)).count();
@@ -217,18 +229,9 @@ pub(crate) fn metrics(shared: &Shared) -> String {
         ("unavailable", count(&|e| e.is_member() && !e.is_available() && !e.outlier.is_ejected(now))),
         ("draining", count(&|e| e.presence == Presence::Draining)),
     ];
-    let mut out = String::new();
-    // Writing to a string does not fail.
-    let _ = writeln!(out, "# HELP gateway_endpoints Endpoints of the pool by state.\n# TYPE gateway_endpoints gauge");
-    for (state, n) in states {
-        let _ = writeln!(out, "gateway_endpoints{{state=\"{state}\"}} {n}");
-    }
-    let counters = [
-        ("gateway_ejections_total", "Endpoints left out for failing several times in a row.", core.ejections()),
-        ("gateway_retries_refused_total", "Attempts not made: the retry budget was spent.", core.retries_refused()),
-    ];
-    for (name, help, n) in counters {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {n}");
-    }
-    out
+    vec![
+        ENDPOINTS.family(states.map(|(state, n)| Point::with(STATE, state, n)).into()),
+        EJECTIONS.alone(core.ejections()),
+        RETRIES_REFUSED.alone(core.retries_refused()),
+    ]
 }

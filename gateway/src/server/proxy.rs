@@ -16,6 +16,7 @@ use http::uri::PathAndQuery;
 use http_body_util::Full;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use shared::ids::RequestId;
+use shared::metrics::Place;
 use shared::time::{Dur, Time};
 use shared::trace::{Started, Tracer, Trail};
 use tokio::sync::oneshot;
@@ -26,14 +27,17 @@ use crate::core::gateway::Input;
 use crate::core::kv_index::KvPrompt;
 use crate::core::pool::EndpointId;
 use crate::core::request::{Deadlines, Output, Rejection, RequestInfo, RequestKey};
+use crate::server::access;
 use crate::server::api::method_name;
 use crate::server::membership::Target;
+use crate::server::metrics::Ending;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::queue::Answer;
 use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
 use crate::server::request::{self, Caller, MODEL_REWRITE, Parsed, Route};
 use crate::server::routing::Routing;
 use crate::server::runtime::Shared;
+use crate::server::tail::Tail;
 use crate::server::trust;
 use crate::spans::{Failure, GatewayFact, bounded_name, bounded_path, lookup_span_id, proxy_span_id};
 
@@ -79,8 +83,12 @@ struct Exchange {
     queued: Option<Dur>,
     /// The attempt that is under way.
     attempt: Option<u32>,
+    /// The model that it is sent to, once it is known.
+    model: Option<Arc<str>>,
     /// The status sent to the caller.
     status: Option<u16>,
+    /// How long the first streamed token took.
+    first_token: Option<Dur>,
     learnt: Learnt,
     bytes: u64,
     over: bool,
@@ -97,6 +105,9 @@ impl Exchange {
             path: bounded_path(parts.uri.path(), route.template()),
             route: Some(route.template()),
         });
+        if trail.is_recording() && tracer.tells_langfuse() {
+            trail.annotate(received, || GatewayFact::Langfuse);
+        }
         shared.metrics.begun();
         let key = shared.next_key();
         let given =
@@ -121,7 +132,9 @@ impl Exchange {
             waits: false,
             queued: None,
             attempt: None,
+            model: None,
             status: None,
+            first_token: None,
             learnt: Learnt::default(),
             bytes: 0,
             over: false,
@@ -159,8 +172,12 @@ impl Exchange {
             self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
         }
         let mut caller = Caller::of(headers, &self.shared.routing);
+        self.model = Some(Arc::clone(model));
         if self.shared.queue.is_some() || self.trail.is_recording() {
             caller.deadlines = request::deadlines(headers);
+        }
+        if self.trail.is_recording() {
+            caller.user_id = self.shared.routing.user_id(headers).map(request::clean);
         }
         let info = self.info(parsed, caller, model, bytes.len());
         Ok((info, bytes))
@@ -182,9 +199,10 @@ impl Exchange {
         if ttft.is_some() || tpot.is_some() {
             self.trail.annotate(self.received, || GatewayFact::Objectives { ttft, tpot });
         }
-        if self.shared.config.identity_in_spans && caller.session_id.is_some() {
-            let session = caller.session_id.clone();
-            self.trail.annotate(self.received, || GatewayFact::Identity { user: None, session });
+        let session = caller.session_id.as_ref().filter(|_| self.shared.config.identity_in_spans).cloned();
+        let user = caller.user_id.clone();
+        if user.is_some() || session.is_some() {
+            self.trail.annotate(self.received, || GatewayFact::Identity { user, session });
         }
         Box::new(RequestInfo {
             key: self.key,
@@ -410,12 +428,16 @@ impl Exchange {
         }
         let mut headers = end_to_end(&parts.headers);
         self.decorate(&mut headers);
-        let observer = Observer::of(&headers, self.trail.is_recording() || self.shared.reads_usage);
+        let facts = self.trail.is_recording() || self.shared.reads_usage;
+        let observer = Observer::of(&headers, facts);
+        // Where nobody reads what passes, its end says how many tokens there were.
+        let counts = (200..300).contains(&status) && self.route != Route::Other;
+        let tail = (counts && !facts && !headers.contains_key(header::CONTENT_ENCODING)).then(Tail::new);
         let deadline = self.deadline();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers;
-        *response.body_mut() = Body::new(Relay::new(body, self, observer, deadline));
+        *response.body_mut() = Body::new(Relay::new(body, self, observer, tail, deadline));
         response
     }
 
@@ -473,7 +495,26 @@ impl Exchange {
         }
         self.note_end(now, failure);
         std::mem::take(&mut self.trail).finish(now);
-        self.shared.metrics.ended(self.route, self.status, now.since(self.received));
+        self.count(now, failure);
+    }
+
+    /// Counts the request, and writes its line of the access log where there is one.
+    fn count(&self, now: Time, failure: Option<Failure>) {
+        let ending = Ending {
+            route: self.route,
+            model: self.model.as_deref().unwrap_or_default(),
+            status: self.status,
+            failure,
+            took: now.since(self.received),
+            first_token: self.first_token,
+            usage: self.learnt.usage,
+            found: Place::of(self.started.as_ref()).map(|place| (place, now)),
+        };
+        self.shared.metrics.ended(&ending);
+        if self.shared.config.access_log {
+            let endpoint = self.target.as_ref().map(|t| &*t.backend.config.name);
+            access::log(&ending, &self.id, self.started.as_ref(), endpoint);
+        }
     }
 
     /// What the end says to the core: one that is too late after a part of the response says nothing of the endpoint.
@@ -559,6 +600,8 @@ struct Passage {
     upstream: Option<Incoming>,
     exchange: Exchange,
     observer: Observer,
+    /// The end of the response, where the observer does not read it.
+    tail: Option<Tail>,
     /// Who waits for the next piece.
     reader: Option<Waker>,
 }
@@ -569,8 +612,8 @@ struct Passage {
 struct TookTooLong;
 
 impl Relay {
-    fn new(upstream: Incoming, exchange: Exchange, observer: Observer, deadline: Instant) -> Relay {
-        let mut passage = Passage { upstream: Some(upstream), exchange, observer, reader: None };
+    fn new(upstream: Incoming, exchange: Exchange, observer: Observer, tail: Option<Tail>, deadline: Instant) -> Relay {
+        let mut passage = Passage { upstream: Some(upstream), exchange, observer, tail, reader: None };
         passage.end_if_over();
         let over = passage.exchange.over;
         let passage = Arc::new(Mutex::new(passage));
@@ -640,10 +683,13 @@ impl Passage {
         exchange.bytes += data.len() as u64;
         let before = exchange.learnt.first_token;
         self.observer.data(data, &mut exchange.learnt);
+        if let Some(tail) = &mut self.tail {
+            tail.push(data);
+        }
         if !before && exchange.learnt.first_token {
             let now = exchange.shared.clock.now();
             exchange.trail.annotate(now, || GatewayFact::FirstToken);
-            exchange.shared.metrics.first_token(now.since(exchange.received));
+            exchange.first_token = Some(now.since(exchange.received));
         }
     }
 
@@ -661,6 +707,9 @@ impl Passage {
     fn complete(&mut self) {
         if !self.exchange.over {
             self.observer.end(&mut self.exchange.learnt);
+            if let Some(tail) = &self.tail {
+                self.exchange.learnt.usage = tail.usage();
+            }
             self.exchange.end(None);
         }
     }

@@ -16,6 +16,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
+use shared::metrics::{Family, Source as MetricsSource};
 use shared::rng::{Seed, Stream, mix64};
 use shared::time::{Dur, Stopped, Stopwatch, Time};
 use shared::trace::{OwnTraces, Tracer, TracerCell};
@@ -36,7 +37,7 @@ use crate::server::connect::Connector;
 use crate::server::discovery::{self, Source};
 use crate::server::kv_events::{Follower, Keeper, Sources};
 use crate::server::kv_manager::Manager;
-use crate::server::membership::{Endpoints, Membership, Target};
+use crate::server::membership::{self, Endpoints, Membership, Target};
 use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
 use crate::server::patient::Patient;
@@ -239,6 +240,12 @@ impl Server {
         move || shared.metrics.stats()
     }
 
+    /// Its metrics, those of the process's telemetry included; the handle stays valid while the server runs.
+    pub fn metrics(&self) -> MetricsSource {
+        let shared = Arc::clone(&self.shared);
+        Arc::new(move || shared.families())
+    }
+
     /// Changes the pool while the server runs.
     pub fn endpoints(&self) -> Endpoints {
         Endpoints::of(&self.shared)
@@ -422,6 +429,15 @@ impl Shared {
             Some(queue) => _ = queue.deliver(out, None),
             None => debug_assert!(out.is_empty(), "an answer that nobody reads: {out:?}"),
         }
+    }
+
+    /// All metrics, as they are now.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let queued = self.queue.is_some().then(|| self.core().queued());
+        let mut all = self.metrics.families(queued);
+        all.extend(membership::metrics(self));
+        all.extend(self.tracer.load().metrics());
+        all
     }
 
     /// Whether a request with these headers may be answered.

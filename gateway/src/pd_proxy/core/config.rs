@@ -23,6 +23,8 @@ pub struct PdProxyConfig {
     pub timeouts: PdProxyTimeouts,
     /// Bounds of requests, answers and connections.
     pub limits: PdProxyLimits,
+    /// Whether a line at level info is logged for every request that is over: ids, status and times.
+    pub access_log: bool,
 }
 
 /// How prefill and decode are connected.
@@ -80,6 +82,7 @@ impl Default for PdProxyConfig {
             prefill_retry_backoff: HumanDur::millis(200),
             timeouts: PdProxyTimeouts::default(),
             limits: PdProxyLimits::default(),
+            access_log: false,
         }
     }
 }
