@@ -11,7 +11,8 @@ fn resource_keys() -> BTreeSet<String> {
     let (version, namespace, environment, host_name) = (some(), some(), some(), some());
     let (service_name, instance_id) = ("x".to_owned(), "x".to_owned());
     let extra = Vec::new();
-    let all = Resource { service_name, instance_id, version, namespace, environment, host_name, extra };
+    let all =
+        Resource { service_name, instance_id, version, namespace, environment, host_name, extra, clock_skew_ns: 0 };
     all.attributes().into_iter().map(|(key, _)| key.into_owned()).collect()
 }
 
