@@ -1,12 +1,15 @@
 //! Options of the API server and of LoRA, named as vLLM's.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 use engine_sim::core::config::{EngineConfig, LoraModule, Tokenizer};
 use engine_sim::server::{ApiKeys, Frontend};
+use shared::log::{FORMAT_VARIABLE, LogFormat};
 use shared::time::Dur;
+use shared::trace::config::{ExporterChoice, Rotation};
 
 /// How the engine's HTTP surface differs from vLLM's defaults.
 #[derive(Debug, Args)]
@@ -56,9 +59,46 @@ pub(crate) struct FrontendArgs {
     /// Count open requests for /load.
     #[arg(long)]
     enable_server_load_tracking: bool,
+    /// Log a line at level info for every request for a generation, when its answer begins.
+    #[arg(long)]
+    pub(crate) access_log: bool,
     /// Seconds without an event after which a stream gets a comment; 0 for never.
     #[arg(long, default_value_t = 0.0)]
     sse_keep_alive_interval: f64,
+}
+
+/// Where telemetry and logs go, beside what vLLM has options for.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Push metrics of the telemetry path to this collector: port 4317 means gRPC, others HTTP. Repeat for more.
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_metrics: Vec<String>,
+    /// Begin a new trace file where one would be larger than this; it grows for ever if not given.
+    #[arg(long, value_name = "BYTES", requires = "trace_file")]
+    trace_file_max_bytes: Option<u64>,
+    /// How many full trace files are kept beside the one that is written.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    trace_file_keep: u32,
+    /// Let spans say what Langfuse wants to know of generations.
+    #[arg(long)]
+    pub(crate) langfuse: bool,
+    /// A table of prices, for the cost of generations in Langfuse.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prices: Option<PathBuf>,
+    /// Log lines for people (text), or one JSON object a line (json).
+    #[arg(long, value_name = "FORMAT", env = FORMAT_VARIABLE, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+impl OutputArgs {
+    /// A trace file.
+    pub(crate) fn file(&self, path: &Path) -> ExporterChoice {
+        let (path, keep) = (path.to_owned(), self.trace_file_keep);
+        match self.trace_file_max_bytes {
+            None => ExporterChoice::File(path),
+            Some(max_bytes) => ExporterChoice::RotatingFile(Rotation { path, max_bytes, keep }),
+        }
+    }
 }
 
 impl FrontendArgs {
@@ -88,6 +128,7 @@ impl FrontendArgs {
             runtime_lora: self.allow_runtime_lora_updating,
             request_id_headers: self.enable_request_id_headers,
             per_request_metrics: self.enable_per_request_metrics,
+            access_log: self.access_log,
             force_include_usage: self.enable_force_include_usage,
             server_load_tracking: self.enable_server_load_tracking,
             sse_keep_alive: (keep_alive > 0.0 && keep_alive < 1e9).then(|| Dur::from_secs_f64(keep_alive)),

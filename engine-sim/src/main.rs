@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use args::FrontendArgs;
+use args::{FrontendArgs, OutputArgs};
 use clap::Parser;
 use engine_sim::core::config::{BucketFamily, EngineConfig, HashAlgo, KvEventsConfig, ObservabilityConfig, Policy};
 use engine_sim::core::engine::Engine;
@@ -21,11 +21,12 @@ use engine_sim::server::control::Control;
 use engine_sim::server::pacing::{EngineHandle, Pacer};
 use engine_sim::server::{Server, ServerConfig};
 use shared::clock::RunClock;
+use shared::metrics::Pusher;
 use shared::open_files::OpenFiles;
 use shared::rng::Seed;
-use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::config::{ExporterChoice, Layer, OtlpChoice};
 use shared::trace::policy::Hold;
-use shared::trace::{Resource, Telemetry, TelemetryConfig};
+use shared::trace::{Resource, Telemetry, TelemetryConfig, fold_on_panic};
 
 /// A vLLM v1 engine emulator: OpenAI-compatible server, vLLM's scheduler and metrics, latencies of a GPU that is not there.
 #[derive(Debug, Parser)]
@@ -137,6 +138,8 @@ struct Cli {
     instance: String,
     #[command(flatten)]
     frontend: FrontendArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn kv_events(json: &str) -> Result<KvEventsConfig, String> {
@@ -165,10 +168,9 @@ fn engine(cli: &Cli, config: &EngineConfig, profile: Arc<LatencyProfile>) -> Eng
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
-        .with_writer(std::io::stderr)
-        .init();
+    // The access log is not written unless it is asked for.
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,access=info".into());
+    shared::log::init(filter, cli.output.log_format);
     if let Some(tool) = cli.tool {
         return tool.run();
     }
@@ -254,10 +256,14 @@ fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyho
     let clock = RunClock::start();
     let config_of_telemetry = telemetry(cli)?;
     let service = config_of_telemetry.service_name.clone().unwrap_or_else(|| "vllm".to_owned());
+    let metrics = config_of_telemetry.metrics.clone();
     let telemetry = Telemetry::live(config_of_telemetry, clock)?;
+    fold_on_panic(&telemetry, &["main", "pacing"]);
     let mut resource = Resource::new(service, cli.instance.as_str()).here();
     resource.version = Some(engine_sim::server::VLLM_VERSION.into());
-    let tracer = telemetry.tracer(resource);
+    let tracer = telemetry.tracer(resource.clone());
+    let of_tracer = tracer.clone();
+    let pusher = Pusher::start(&metrics, resource, clock, Arc::new(move || of_tracer.metrics()))?;
     let pacer = Pacer::start(clock, vec![engine(cli, &config, Arc::clone(&profile))])?;
     let server = ServerConfig {
         model: cli.frontend.model(&profile.model).into(),
@@ -278,6 +284,11 @@ fn serve(cli: &Cli, config: EngineConfig, profile: Arc<LatencyProfile>) -> anyho
         bound.run(stop_signal()).await.map_err(anyhow::Error::from)
     })?;
     let stats = telemetry.shutdown(clock.now());
+    let pushed = pusher.into_iter().flat_map(Pusher::stop);
+    for lost in pushed.filter(|e| e.dropped.total() > 0) {
+        let why = lost.last_error.as_deref().unwrap_or("no reason given");
+        eprintln!("warning: {}: {} series dropped ({why})", lost.name, lost.dropped.total());
+    }
     for exporter in stats.exporters.iter().filter(|e| e.dropped.total() > 0) {
         let why = exporter.last_error.as_deref().unwrap_or("no reason given");
         eprintln!("warning: {}: {} spans dropped ({why})", exporter.name, exporter.dropped.total());
@@ -296,15 +307,15 @@ async fn control(cli: &Cli, engine: EngineHandle, clock: RunClock) -> anyhow::Re
 }
 
 fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
-    let otlp = cli.otlp_traces_endpoint.clone().map(|url| ExporterChoice::Otlp {
-        url: Some(url),
-        protocol: None,
-        encoding: None,
-    });
-    let file = cli.trace_file.clone().map(ExporterChoice::File);
+    let otlp = cli.otlp_traces_endpoint.as_ref().map(|url| ExporterChoice::Otlp(OtlpChoice::to(url)));
+    let file = cli.trace_file.as_deref().map(|path| cli.output.file(path));
+    let metrics: Vec<_> = cli.output.otlp_metrics.iter().map(OtlpChoice::to).collect();
     let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
     let layer = Layer {
         exporters: (!exporters.is_empty()).then_some(exporters),
+        metrics: (!metrics.is_empty()).then_some(metrics),
+        langfuse: cli.output.langfuse.then_some(true),
+        prices: cli.output.prices.clone(),
         detail: if cli.collect_detailed_traces.is_empty() { cli.detail } else { Some(3) },
         engine_steps: cli.engine_steps,
         hold: cli.hold_candidates.then(Hold::default),

@@ -4,6 +4,7 @@
 //! the order of their times: a step's execution is noted when its outputs are handled.
 
 mod fine;
+mod langfuse;
 mod pass;
 mod step;
 mod transfer;
@@ -36,6 +37,7 @@ impl Fact for EngineFact {
             | EngineFact::Finished(_) => true,
             EngineFact::Received { .. }
             | EngineFact::Asked { .. }
+            | EngineFact::Langfuse(_)
             | EngineFact::Decoding(_)
             | EngineFact::Adapter(_)
             | EngineFact::InputsProcessed { .. }
@@ -96,6 +98,7 @@ pub struct EngineFold<D> {
     first_token: Option<Time>,
     first_write: Option<Time>,
     fine: fine::Fine,
+    langfuse: langfuse::Collected,
 }
 
 impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
@@ -117,6 +120,7 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             first_token: None,
             first_write: None,
             fine: fine::Fine::default(),
+            langfuse: langfuse::Collected::default(),
         }
     }
 
@@ -139,7 +143,11 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
                     .set_some("gen_ai.request.n", Some(n.unwrap_or(1)).filter(|v| *v != 0))
                     .set_some("vllm.request.priority", *priority);
                 (self.fine.temperature, self.fine.top_p) = (temperature, top_p);
+                self.langfuse.parameter("max_tokens", *max_tokens);
+                self.langfuse.parameter("temperature", Some(temperature));
+                self.langfuse.parameter("top_p", Some(top_p));
             }
+            EngineFact::Langfuse(generation) => self.langfuse.asked(generation),
             EngineFact::Decoding(asked) => self.fine.asked = *asked,
             EngineFact::Model(model) => self.fine.model = Some(model.clone()),
             EngineFact::Fine(parts) => self.parts(cx, parts),
@@ -201,6 +209,7 @@ impl<S: Form> Fold<EngineFact, S> for EngineFold<S::Draft> {
             self.root.set("vllm.late", true);
         }
         self.latencies(end);
+        self.langfuse.tell(&mut self.root, self.first_write.or(self.first_token));
         // A failure noted before is the better reason.
         if ending.abandoned && !self.failed {
             self.root.fail("abandoned", "the request was never finished");
@@ -267,6 +276,7 @@ impl<D: Draft> EngineFold<D> {
         });
         self.root.set("gen_ai.usage.prompt_tokens", prompt_tokens).set("gen_ai.usage.input_tokens", prompt_tokens);
         self.inputs = Some(at);
+        self.langfuse.prompt(prompt_tokens);
     }
 
     /// Core and server may both note a refusal: the first one stands.
@@ -442,6 +452,7 @@ impl<D: Draft> EngineFold<D> {
     fn finished(&mut self, at: Time, end: &FinishFact) {
         self.finished = true;
         self.fine.ended(end);
+        self.langfuse.finished(end);
         let reason = [end.reason.as_str()];
         let reasons = Val::Statics(&reason);
         self.root.event("vllm.finished", at, &[("gen_ai.response.finish_reasons", reasons)]);

@@ -1,12 +1,12 @@
 //! The gateway as a program of its own: in front of any OpenAI-compatible engines.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use gateway::cli::{OutputArgs, Pushing};
 use gateway::core::config::GatewayConfig;
 use gateway::epp;
 use gateway::server::{Backend, Server, Stats};
@@ -15,9 +15,8 @@ use shared::config::ConfigErrors;
 use shared::open_files::OpenFiles;
 use shared::rng::Seed;
 use shared::time::Dur;
-use shared::trace::config::{ExporterChoice, Layer};
-use shared::trace::{Policy, Resource, Telemetry, TelemetryConfig};
-use tracing_subscriber::EnvFilter;
+use shared::trace::config::{Layer, MetricsConfig};
+use shared::trace::{Policy, Resource, Telemetry, TelemetryConfig, fold_on_panic};
 
 /// An inference gateway in the manner of llm-d: filters, scores and picks an engine for each request, and traces why.
 ///
@@ -74,6 +73,11 @@ struct Options {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+    /// Log a line at level info for every request that is over.
+    #[arg(long)]
+    access_log: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// How much longer than a request its record stays open, for the end to be noticed.
@@ -96,9 +100,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&options.log).context("--log")?;
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    options.output.start_log(&options.log)?;
     // Every request in flight is two connections, and a connection is an open file.
     let files = OpenFiles::raise();
     tracing::info!(limit = files.limit, "open files");
@@ -107,18 +109,21 @@ fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("no engines: expected --endpoint NAME=URL, or discovery in the configuration");
     }
     let clock = RunClock::start();
-    let (telemetry, resource) = telemetry(&options, &config, clock)?;
-    let tracer = telemetry.tracer(resource);
+    let (telemetry, resource, metrics) = telemetry(&options, &config, clock)?;
+    fold_on_panic(&telemetry, &["main"]);
+    let tracer = telemetry.tracer(resource.clone());
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-    let stats = runtime.block_on(async {
+    let (stats, pushing) = runtime.block_on(async {
         let server = Server::bind(options.listen, config, options.endpoints, tracer, clock, Seed(options.seed)).await?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), seed = options.seed, addr = %server.local_addr(), "listening");
-        Ok::<Stats, anyhow::Error>(server.run(stop_signal()?).await)
+        let pushing = Pushing::start(&metrics, resource, clock, server.metrics())?;
+        Ok::<(Stats, Pushing), anyhow::Error>((server.run(stop_signal()?).await, pushing))
     })?;
     // Whatever still runs is recorded as abandoned below.
     runtime.shutdown_background();
     let telemetry = telemetry.shutdown(clock.now());
+    pushing.stop();
     tracing::info!(?stats, ?telemetry, "stopped");
     Ok(())
 }
@@ -126,8 +131,8 @@ fn run(options: Options) -> anyhow::Result<()> {
 /// The configuration: the file's, or that of an EndpointPickerConfig over the defaults.
 fn config(options: &Options) -> anyhow::Result<GatewayConfig> {
     let mut set = options.set.clone();
-    if options.allow_unsupported {
-        set.push(("allow_unsupported".to_owned(), "true".to_owned()));
+    for (name, on) in [("allow_unsupported", options.allow_unsupported), ("access_log", options.access_log)] {
+        set.extend(on.then(|| (name.to_owned(), "true".to_owned())));
     }
     let own = options.config.as_deref().filter(|path| !epp::is_epp(path));
     let loaded = match own {
@@ -161,10 +166,11 @@ fn max_open(config: &GatewayConfig) -> Dur {
     TelemetryConfig::default().max_open.max(config.timeouts.total.get() + GRACE)
 }
 
-fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
-    let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None, encoding: None });
-    let file = options.trace_file.clone().map(ExporterChoice::File);
-    let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
+fn telemetry(
+    options: &Options,
+    gateway: &GatewayConfig,
+    clock: RunClock,
+) -> anyhow::Result<(Telemetry, Resource, MetricsConfig)> {
     let layer = Layer {
         disabled: options.no_telemetry.then_some(true),
         ratio: options.sampling,
@@ -172,9 +178,8 @@ fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> any
         detail: options.detail,
         kv_events: options.kv_events,
         scrapes: Some(options.scrapes),
-        exporters: (!exporters.is_empty()).then_some(exporters),
         max_open: Some(max_open(gateway)),
-        ..Layer::default()
+        ..options.output.layer(options.otlp.as_deref(), options.trace_file.as_deref())
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;
     warnings.iter().for_each(|w| tracing::warn!("{w}"));
@@ -182,7 +187,8 @@ fn telemetry(options: &Options, gateway: &GatewayConfig, clock: RunClock) -> any
         tracing::info!("no exporter: traces are continued but kept nowhere (see --otlp and --trace-file)");
     }
     let name = config.service_name.clone().unwrap_or_else(|| "inference-gateway".to_owned());
-    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here()))
+    let metrics = config.metrics.clone();
+    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here(), metrics))
 }
 
 /// Ready at the first SIGINT or SIGTERM.

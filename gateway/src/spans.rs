@@ -96,6 +96,9 @@ pub struct GatewayFold<D> {
     method: &'static str,
     path: Option<Arc<str>>,
     streaming: bool,
+    /// Whether Langfuse is told, and of which operation.
+    langfuse: bool,
+    operation: Option<&'static str>,
     /// The model asked for, if it is sent to another one.
     asked_model: Option<Arc<str>>,
     /// Priority and size of the request.
@@ -127,6 +130,8 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             method: "POST",
             path: None,
             streaming: false,
+            langfuse: false,
+            operation: None,
             asked_model: None,
             asked: (0, 0),
             flow_control: false,
@@ -143,6 +148,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
             GatewayFact::Kept(reason) => {
                 self.root.set("sampling.reason", reason.name());
             }
+            GatewayFact::Langfuse => self.langfuse = true,
             GatewayFact::Rewritten { asked } => self.asked_model = Some(Arc::clone(asked)),
             GatewayFact::Parsed { id, model, size_bytes, priority, streaming } => {
                 self.streaming = *streaming;
@@ -155,6 +161,10 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 self.root.set("gateway.request.priority", *priority).set("gateway.request.streaming", *streaming);
                 // Langfuse takes a span with model and usage for a generation; the engine's span is the generation.
                 self.root.set("langfuse.observation.type", "span");
+                if self.langfuse {
+                    let name = format!("{} {model}", self.operation.unwrap_or("request"));
+                    self.root.set("langfuse.trace.name", Val::Text(&name));
+                }
             }
             GatewayFact::Labels { objective, fairness_id } => {
                 self.root.set_some("gateway.objective", objective.as_ref());
@@ -304,8 +314,9 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
 impl<D: Draft> GatewayFold<D> {
     fn received(&mut self, method: &'static str, path: &Arc<str>, route: Option<&'static str>) {
         (self.method, self.path) = (method, Some(Arc::clone(path)));
+        self.operation = route.and_then(operation);
         self.root.set("http.request.method", method).set("url.path", path);
-        self.root.set_some("http.route", route).set_some("gen_ai.operation.name", route.and_then(operation));
+        self.root.set_some("http.route", route).set_some("gen_ai.operation.name", self.operation);
     }
 
     /// The director's work begins with what is asked for it.

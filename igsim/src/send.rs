@@ -6,6 +6,7 @@ use shared::rng::mix64;
 use shared::time::{Anchor, Time};
 use shared::trace::config::OtlpConfig;
 use shared::trace::exporter::otlp;
+use shared::trace::langfuse::{COMPLETION_START, shifted};
 use shared::trace::stats::ExporterStats;
 use shared::trace::{TelemetryError, TraceSet};
 
@@ -25,7 +26,14 @@ pub struct SendOptions {
 pub fn send(mut set: TraceSet, endpoint: &OtlpConfig, options: &SendOptions) -> Result<ExporterStats, TelemetryError> {
     let last = set.spans.iter().map(|s| s.end).max().unwrap_or(Time::ZERO);
     let anchor = if options.end_now { ending_now(RunClock::start(), last) } else { set.anchor };
+    let before = set.anchor;
     for span in &mut set.spans {
+        // A time that is a text is shifted as all others are.
+        for (_, value) in span.attrs.iter_mut().filter(|(key, _)| key == COMPLETION_START) {
+            if let Some(moved) = value.as_str().and_then(|moment| shifted(moment, before, anchor)) {
+                *value = moved.into();
+            }
+        }
         span.trace_id = salted(span.trace_id, options);
         for link in &mut span.links {
             link.trace_id = salted(link.trace_id, options);

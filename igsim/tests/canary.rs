@@ -156,7 +156,8 @@ fn nothing_that_callers_send_is_told_to_anybody_else() {
     place.write("tokens.txt", CANARY);
     let yaml = FLEET.replace("tokens.txt", &place.path("tokens.txt").display().to_string());
     let scenario = shared::config::load_str::<Scenario>("test", &yaml, &[]).unwrap_or_else(|e| panic!("{e}")).config;
-    let resolved = resolve(&TracingOptions::default(), &scenario.tracing, None, &|_| None).expect("a configuration");
+    let (tracing, metrics) = (&scenario.tracing, &scenario.metrics);
+    let resolved = resolve(&TracingOptions::default(), tracing, metrics, None, &|_| None).expect("a configuration");
     let (mut config, spans) = (resolved.config, MemorySpans::default());
     let target: Arc<Mutex<dyn Write + Send>> = Arc::new(Mutex::new(console.clone()));
     config.exporters = vec![

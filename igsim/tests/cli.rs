@@ -72,7 +72,7 @@ const ARRIVALS: &str = "{ process: poisson, rate: 10 }";
 #[test]
 fn an_unknown_key_is_refused_with_the_likely_one() {
     insta::assert_snapshot!(refused(&with(ARRIVALS, "tracng: { ratio: 1 }\n")), @r"
-    error: bad.yaml: tracng: found an unknown key, expected one of description, duration, engines, expectations, gateway, listen, mode, name, network, propagation_faults, requests, seed, trace, tracing, workload
+    error: bad.yaml: tracng: found an unknown key, expected one of description, duration, engines, expectations, gateway, listen, metrics, mode, name, network, propagation_faults, requests, seed, trace, tracing, workload
        6 | tracng: { ratio: 1 }
          | ^^^^^^
     help: did you mean tracing?
@@ -374,7 +374,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 fn up_serves_until_it_is_stopped() {
     let place = Place::with_tiny();
     let mut command = place.igsim();
-    command.args(["up", "tiny.yaml", "--out", "out"]).env("RUST_LOG", "debug");
+    command.args(["up", "tiny.yaml", "--out", "out", "--access-log", "--log-format", "json"]).env("RUST_LOG", "debug");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     let welcome: Vec<String> = lines.by_ref().take_while(|l| !l.starts_with("OpenAI clients")).collect();
@@ -396,6 +396,11 @@ fn up_serves_until_it_is_stopped() {
     assert_eq!(names(&place.path("out")), [TRACES_FILE]);
     let set = place.traces("out");
     assert_eq!((by_trace(&set).len(), common::findings(&set).first()), (1, None));
+    let log: Vec<serde_json::Value> =
+        ran.err.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).expect(l)).collect();
+    let access: Vec<_> = log.iter().filter(|l| l["target"] == "access").collect();
+    let ids: Vec<_> = access.iter().map(|l| l["trace_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, by_trace(&set).keys().map(ToString::to_string).collect::<Vec<_>>());
     // I8, through the program's own log.
     let file = std::fs::read_to_string(place.path("out").join(TRACES_FILE)).unwrap();
     assert!(![file, ran.err, rest.concat()].iter().any(|text| text.contains("canary")), "content is written down");

@@ -53,13 +53,9 @@ fn json(yaml: &Yaml<'_>) -> Value {
             let (key, value) = (key.as_str().expect("keys are text"), json(value));
             match value {
                 Value::Object(merged) if key == "<<" => {
-                    for (k, v) in merged {
-                        out.entry(k).or_insert(v);
-                    }
+                    merged.into_iter().for_each(|(k, v)| _ = out.entry(k).or_insert(v));
                 }
-                value => {
-                    out.insert(key.to_owned(), value);
-                }
+                value => drop(out.insert(key.to_owned(), value)),
             }
         }
         return Value::Object(out);
@@ -304,8 +300,10 @@ fn served(page: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for line in page.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').expect("a kind");
-        let suffixes: &[&str] = if kind.trim() == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
-        names.extend(suffixes.iter().map(|suffix| format!("{name}{suffix}")));
+        match kind.trim() {
+            "histogram" => ["_bucket", "_sum", "_count"].iter().for_each(|s| _ = names.insert(format!("{name}{s}"))),
+            _ => _ = names.insert(name.to_owned()),
+        }
     }
     names
 }
@@ -321,7 +319,13 @@ fn promql_of_dashboards_names_what_gateway_engines_and_tempo_show() {
     let mut known: BTreeSet<String> = OTHERS.iter().map(|n| (*n).to_owned()).collect();
     for name in ["gateway ", "engine-0 "] {
         let url = welcome.iter().find_map(|l| l.trim().strip_prefix(name)).unwrap_or_else(|| panic!("{welcome:?}"));
-        let (status, page) = http::request(http::address(url.trim()), "GET", "/metrics", &[], "");
+        let address = http::address(url.trim());
+        if name == "gateway " {
+            // What was served has histograms only once something was.
+            let chat = r#"{"messages":[{"role":"user","content":"hello"}],"max_tokens":3,"stream":true,"stream_options":{"include_usage":true}}"#;
+            assert_eq!(http::request(address, "POST", "/v1/chat/completions", &[], chat).0, 200);
+        }
+        let (status, page) = http::request(address, "GET", "/metrics", &[], "");
         assert_eq!(status, 200);
         known.extend(served(&page));
     }

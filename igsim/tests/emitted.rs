@@ -14,9 +14,10 @@ const ELSEWHERE: &str = include_str!("emitted_elsewhere.txt");
 
 const AZURE: &str = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n";
 const MOONCAKE: &str = "{\"timestamp\": 0, \"input_length\": 1300, \"output_length\": 52, \"hash_ids\": [0, 1, 2]}\n";
+const PRICES: &str = "prices:\n  '*': { input: 1, output: 3, cached_input: 0.5 }\n";
 
 /// Every option on that makes more spans or attributes.
-const ALL_FEATURES: [&str; 16] = [
+const ALL_FEATURES: [&str; 20] = [
     "--mode",
     "virtual",
     "--sampling",
@@ -29,6 +30,10 @@ const ALL_FEATURES: [&str; 16] = [
     "1",
     "--set",
     "tracing.kv_events=1",
+    "--set",
+    "tracing.langfuse=true",
+    "--set",
+    "tracing.prices=prices.yaml",
     "--set",
     "expectations={}",
     "--out",
@@ -70,6 +75,7 @@ fn everything_registered_is_emitted_by_a_scenario() {
         let place = Place::new();
         place.write("azure.csv", AZURE);
         place.write("mooncake.jsonl", MOONCAKE);
+        place.write("prices.yaml", PRICES);
         let name = file.trim_end_matches(".yaml");
         place.good(&[["run", &scenario(name), "--set", shorter(name)].as_slice(), &ALL_FEATURES].concat());
         let set = place.traces("out");
@@ -77,13 +83,11 @@ fn everything_registered_is_emitted_by_a_scenario() {
         found.extend(emitted(&set));
     }
     let registry = Registry::builtin().expect("the registry is sound");
-    let registered: BTreeSet<&str> = registry
-        .spans
-        .keys()
-        .chain(registry.events.keys())
-        .chain(registry.attributes.keys())
-        .map(String::as_str)
-        .collect();
+    // Metrics have attributes of their own.
+    let attributes = registry.spans.values().flat_map(|s| s.attributes.keys());
+    let attributes = attributes.chain(registry.events.values().flat_map(|e| e.attributes.keys()));
+    let registered: BTreeSet<&str> =
+        registry.spans.keys().chain(registry.events.keys()).chain(attributes).map(String::as_str).collect();
     let elsewhere: BTreeSet<&str> = ELSEWHERE.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
     let silent: Vec<&&str> = registered.iter().filter(|n| !found.contains(**n) && !elsewhere.contains(**n)).collect();
     assert!(silent.is_empty(), "registered, emitted by no scenario, and not in emitted_elsewhere.txt: {silent:#?}");

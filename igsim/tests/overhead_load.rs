@@ -34,6 +34,7 @@ fn telemetry(receiver: &Receiver, clock: RunClock) -> Telemetry {
         timeout: MINUTE,
         gzip: false,
         encoding: OtlpEncoding::Sdk,
+        ca_file: None,
     };
     let config = TelemetryConfig {
         sampler: SamplerKind::ParentBasedTraceIdRatio.with(Ratio::new(0.5).unwrap()),

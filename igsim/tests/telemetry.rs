@@ -40,7 +40,8 @@ impl Served {
         let loaded = shared::config::load_str::<Scenario>("test", yaml, &[]);
         let scenario = loaded.unwrap_or_else(|e| panic!("{e}")).config;
         let env = |key: &str| environment.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
-        let resolved = resolve(&TracingOptions::default(), &scenario.tracing, None, &env).expect("a configuration");
+        let resolved = resolve(&TracingOptions::default(), &scenario.tracing, &scenario.metrics, None, &env)
+            .expect("a configuration");
         let spans = MemorySpans::default();
         let mut config: TelemetryConfig = resolved.config;
         config.exporters = exporters;
@@ -185,7 +186,15 @@ fn real_records_are_the_same_in_either_encoding() {
     let exporters = collectors.iter().zip([OtlpEncoding::Sdk, OtlpEncoding::Direct]).map(|(collector, encoding)| {
         let (protocol, timeout) = (OtlpProtocol::HttpProtobuf, Dur::from_secs(10));
         let endpoint = format!("{}/v1/traces", collector.url());
-        ExporterConfig::Otlp(OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout, gzip: false, encoding })
+        ExporterConfig::Otlp(OtlpConfig {
+            endpoint,
+            protocol,
+            headers: Vec::new(),
+            timeout,
+            gzip: false,
+            encoding,
+            ca_file: None,
+        })
     });
     let served = Served::start(Runtime::new().unwrap(), &finest(), &[], exporters.collect());
     let model = shared::config::load_str::<Scenario>("test", TINY, &[]).unwrap().config.model();

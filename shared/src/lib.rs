@@ -7,6 +7,8 @@ pub mod block_hash;
 pub mod clock;
 pub mod config;
 pub mod ids;
+pub mod log;
+pub mod metrics;
 pub mod open_files;
 pub mod openai;
 pub mod rng;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shared::time::Dur;
 use shared::trace::config::{
-    ExporterChoice, ExporterConfig, Layer, OtlpConfig, OtlpEncoding, OtlpProtocol, RecorderKind,
+    ExporterChoice, ExporterConfig, Layer, OtlpChoice, OtlpConfig, OtlpEncoding, OtlpProtocol, RecorderKind,
 };
 use shared::trace::sampler::{Root, Sampler};
 use shared::trace::{SamplerKind, TelemetryConfig};
@@ -65,7 +65,7 @@ fn values_of_the_user_are_errors_and_name_the_field() {
         TelemetryConfig::resolve(&layer, &Layer::default(), &|_| None).expect_err("an error").to_string()
     };
     let otlp = |url: &str| {
-        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None, encoding: None };
+        let choice = ExporterChoice::Otlp(OtlpChoice::to(url));
         Layer { exporters: Some(vec![choice]), ..Layer::default() }
     };
     let url_allowed = "a URL like http://127.0.0.1:4318 (HTTP) or http://127.0.0.1:4317 (gRPC) is allowed";
@@ -97,7 +97,7 @@ fn only_otlp(config: TelemetryConfig) -> OtlpConfig {
 #[test]
 fn records_are_encoded_directly_and_spans_of_the_sdk_by_the_sdk() {
     let check = |recorder: Option<RecorderKind>, expect: OtlpEncoding| {
-        let choice = ExporterChoice::Otlp { url: Some("http://h:4318".to_owned()), protocol: None, encoding: None };
+        let choice = ExporterChoice::Otlp(OtlpChoice::to("http://h:4318"));
         let layer = Layer { recorder, exporters: Some(vec![choice]), ..Layer::default() };
         assert_eq!(only_otlp(resolve(layer, Layer::default(), &[]).0).encoding, expect, "{recorder:?}");
     };
@@ -109,7 +109,8 @@ fn records_are_encoded_directly_and_spans_of_the_sdk_by_the_sdk() {
 #[test]
 fn endpoints_on_the_command_line() {
     let check = |url: &str, protocol: Option<OtlpProtocol>, endpoint: &str, expect: OtlpProtocol| {
-        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol, encoding: Some(OtlpEncoding::Sdk) };
+        let choice =
+            ExporterChoice::Otlp(OtlpChoice { protocol, encoding: Some(OtlpEncoding::Sdk), ..OtlpChoice::to(url) });
         let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
         // The environment completes what the user left open, but not the endpoint.
         let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other:1"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")];
@@ -132,7 +133,7 @@ fn endpoints_on_the_command_line() {
 #[test]
 fn the_environment_names_the_protocol_that_the_command_line_leaves_open() {
     let check = |url: &str, given: Option<OtlpProtocol>, env: &str, endpoint: &str, expect: OtlpProtocol| {
-        let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: given, encoding: None };
+        let choice = ExporterChoice::Otlp(OtlpChoice { protocol: given, ..OtlpChoice::to(url) });
         let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
         let otlp = only_otlp(resolve(layer, Layer::default(), &[("OTEL_EXPORTER_OTLP_PROTOCOL", env)]).0);
         assert_eq!((otlp.endpoint.as_str(), otlp.protocol), (endpoint, expect), "{url} {given:?} {env}");
@@ -148,7 +149,7 @@ fn the_environment_names_the_protocol_that_the_command_line_leaves_open() {
 #[test]
 fn credentials_are_in_no_debug_output() {
     let url = "http://h:4318?key=secret".to_owned();
-    let choice = ExporterChoice::Otlp { url: Some(url), protocol: None, encoding: None };
+    let choice = ExporterChoice::Otlp(OtlpChoice::to(url));
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let env = [("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")];
     let otlp = only_otlp(resolve(layer, Layer::default(), &env).0);

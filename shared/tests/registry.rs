@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use shared::trace::registry::{FILES, Registry};
 
 /// The files in which spans are folded: the only ones that name spans, events and attributes.
-const FOLDS: [&str; 12] = [
+const FOLDS: [&str; 13] = [
     "gateway/src/spans.rs",
     "gateway/src/spans/arrival.rs",
     "gateway/src/spans/collect.rs",
@@ -16,9 +16,18 @@ const FOLDS: [&str; 12] = [
     "gateway/src/spans/kv_cache.rs",
     "engine-sim/src/spans.rs",
     "engine-sim/src/spans/fine.rs",
+    "engine-sim/src/spans/langfuse.rs",
     "engine-sim/src/spans/pass.rs",
     "engine-sim/src/spans/step.rs",
     "engine-sim/src/spans/transfer.rs",
+];
+
+/// The files in which metrics and their attributes are named.
+const METRICS: [&str; 4] = [
+    "gateway/src/server/metrics.rs",
+    "gateway/src/server/metrics/served.rs",
+    "gateway/src/server/pool_metrics.rs",
+    "shared/src/metrics/telemetry.rs",
 ];
 
 /// Registered, yet not written out in any fold.
@@ -29,7 +38,7 @@ const HEAD: &str = "# Span catalogue
 
 <!-- Generated from registry/. `UPDATE_DOCS=1 cargo test -p shared --test registry` writes it anew. -->
 
-Every span, event and attribute that the gateway, the routing sidecars and the engines emit, made from [registry/](../registry/README.md). A span appears
+Every span, event, metric and attribute that the gateway, the routing sidecars and the engines emit, made from [registry/](../registry/README.md). A span appears
 from its detail level on: 1 is the lifecycle of a request, 2 (the default) adds decisions, 3 the parts of executions and how requests arrive. \"Set\" says when an attribute is there:
 always (required), under the condition given, if it is known (recommended), or only if the operator asks for it (opt-in).
 
@@ -61,24 +70,63 @@ fn names_are_found_in_code() {
     assert_eq!(names(code), ["a.b_2", "c.d"].map(str::to_owned).into());
 }
 
+/// A source without the tests at its end.
+fn before_tests(code: &str) -> &str {
+    code.split("#[cfg(test)]").next().unwrap_or_default()
+}
+
+/// Name, unit, instrument and brief of the metrics that a source defines, as they stand in it.
+fn metrics(code: &str) -> Vec<[String; 4]> {
+    let flat = before_tests(code).split_whitespace().collect::<Vec<_>>().join(" ");
+    let definitions = flat.split(": Def = ").skip(1).filter_map(|rest| rest.split_once(';')).map(|(text, _)| text);
+    let definition = |text: &str| {
+        let kind = match text.split_once("Kind::") {
+            Some((_, rest)) => rest.split(',').next().unwrap_or_default().to_lowercase(),
+            None => "counter".to_owned(),
+        };
+        let texts: Vec<&str> = text.split('"').skip(1).step_by(2).collect();
+        match texts[..] {
+            [name, unit, brief] => [name, unit, &kind, brief].map(str::to_owned),
+            _ => panic!("a metric has a name, a unit and a brief: {text}"),
+        }
+    };
+    definitions.map(definition).collect()
+}
+
+#[test]
+fn metrics_are_what_the_registry_says() {
+    let registry = builtin();
+    let mut defined: Vec<_> = METRICS.iter().flat_map(|file| metrics(&read(file))).collect();
+    defined.sort();
+    let registered = registry.metrics.iter().map(|(name, def)| {
+        let kind = format!("{:?}", def.instrument).to_lowercase();
+        [name.clone(), def.unit.clone(), kind, def.brief.clone()]
+    });
+    assert_eq!(defined, registered.collect::<Vec<_>>());
+}
+
 #[test]
 fn code_and_registry_name_the_same() {
     let registry = builtin();
     let mut registered: BTreeSet<String> = registry.spans.keys().cloned().collect();
     registered.extend(registry.events.keys().chain(registry.attributes.keys()).cloned());
-    let named: BTreeSet<String> = FOLDS.iter().flat_map(|file| names(&read(file))).collect();
+    registered.extend(registry.metrics.keys().cloned());
+    let named: BTreeSet<String> =
+        FOLDS.iter().chain(&METRICS).flat_map(|file| names(before_tests(&read(file)))).collect();
 
     let unregistered: Vec<_> = named.difference(&registered).collect();
-    assert!(unregistered.is_empty(), "named in {FOLDS:?} and not registered: {unregistered:?}");
+    assert!(unregistered.is_empty(), "named in {FOLDS:?} or {METRICS:?} and not registered: {unregistered:?}");
     let unnamed: Vec<_> = registered.difference(&named).map(String::as_str).collect();
-    assert_eq!(unnamed, NOT_IN_FOLDS, "left: registered and never named in {FOLDS:?}");
+    assert_eq!(unnamed, NOT_IN_FOLDS, "left: registered and never named in {FOLDS:?} or {METRICS:?}");
 }
 
 #[test]
 fn every_attribute_is_used() {
     let registry = builtin();
     let spans = registry.spans.values().flat_map(|s| s.attributes.keys());
-    let used: BTreeSet<_> = spans.chain(registry.events.values().flat_map(|e| e.attributes.keys())).collect();
+    let metrics = registry.metrics.values().flat_map(|m| m.attributes.keys());
+    let events = registry.events.values().flat_map(|e| e.attributes.keys());
+    let used: BTreeSet<_> = spans.chain(events).chain(metrics).collect();
     let unused: Vec<_> = registry.attributes.keys().filter(|k| !used.contains(k)).collect();
     assert!(unused.is_empty(), "defined and on no span or event: {unused:?}");
     let events: BTreeSet<_> = registry.spans.values().flat_map(|s| &s.events).collect();
@@ -94,6 +142,7 @@ fn each_file_defines_its_own_attributes() {
         let defined = text.lines().filter_map(|l| l.strip_prefix("      - id: "));
         for key in defined {
             let owner = match key.split('.').next().unwrap_or_default() {
+                "gateway" if METRICS_OWN.contains(&key) => "registry/metrics.yaml",
                 "gateway" | "sampling" => "registry/gateway.yaml",
                 "pd_proxy" => "registry/pd-proxy.yaml",
                 "vllm" => "registry/vllm.yaml",
@@ -105,6 +154,9 @@ fn each_file_defines_its_own_attributes() {
         }
     }
 }
+
+/// Attributes that only metrics have.
+const METRICS_OWN: [&str; 3] = ["gateway.response.status_class", "gateway.rejection.reason", "gateway.endpoint.state"];
 
 /// Keys of vLLM's `llm_request` span that OpenTelemetry does not define under these names.
 const VLLMS_OWN: [&str; 4] =

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shared::ids::RequestId;
 use shared::time::{Dur, Time};
+use shared::trace::langfuse::Generation;
 
 use crate::core::faults::FaultKind;
 use crate::core::kv_transfer::{LinkKind, Peer, Transfer, TransferError};
@@ -40,6 +41,8 @@ pub enum EngineFact {
     },
     /// Server, any time, for the finest detail only: what the request asks of sampling and of its output.
     Decoding(DecodingFact),
+    /// Server, before [`EngineFact::Asked`]: how the request is a generation of Langfuse's, where that is asked for.
+    Langfuse(Box<Generation>),
     /// Server, any time: the LoRA adapter.
     Adapter(Arc<str>),
     /// Server, when the tokens are ready.

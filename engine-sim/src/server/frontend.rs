@@ -29,6 +29,8 @@ pub struct Frontend {
     pub force_include_usage: bool,
     /// Whether `/load` counts (`--enable-server-load-tracking`).
     pub server_load_tracking: bool,
+    /// Whether a line at level info is logged for every request for a generation.
+    pub access_log: bool,
     /// After how long without an event a stream gets a comment (`--sse-keep-alive-interval`); never when absent.
     pub sse_keep_alive: Option<Dur>,
 }

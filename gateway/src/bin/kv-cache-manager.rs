@@ -1,21 +1,22 @@
 //! The index of KV events as a service of its own: gateways ask it which engines hold a prompt.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
+use gateway::cli::{OutputArgs, Pushing};
 use gateway::core::config::GatewayConfig;
 use gateway::epp;
 use gateway::server::{Backend, KvManager};
 use shared::clock::RunClock;
 use shared::config::ConfigErrors;
-use shared::trace::config::{ExporterChoice, Layer};
+use shared::metrics::Source;
+use shared::trace::config::{Layer, MetricsConfig};
 use shared::trace::policy::Hold;
-use shared::trace::{Resource, Telemetry, TelemetryConfig};
-use tracing_subscriber::EnvFilter;
+use shared::trace::{Resource, Telemetry, TelemetryConfig, Tracer, fold_on_panic};
 
 /// Follows the KV events of vLLM engines and answers which of them hold a prompt (POST /v1/score).
 ///
@@ -57,6 +58,8 @@ struct Options {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {
@@ -75,13 +78,13 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&options.log).context("--log")?;
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    options.output.start_log(&options.log)?;
     let config = config(options)?.precise_prefix;
     let clock = RunClock::start();
-    let (telemetry, resource) = telemetry(options, clock)?;
-    let tracer = telemetry.tracer(resource);
+    let (telemetry, resource, metrics) = telemetry(options, clock)?;
+    fold_on_panic(&telemetry, &["main"]);
+    let tracer = telemetry.tracer(resource.clone());
+    let pushing = Pushing::start(&metrics, resource, clock, metrics_of(&tracer))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(async {
         let manager = KvManager::bind(options.listen, config, options.endpoints.clone(), tracer, clock).await?;
@@ -90,6 +93,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     })?;
     runtime.shutdown_background();
     let telemetry = telemetry.shutdown(clock.now());
+    pushing.stop();
     tracing::info!(?telemetry, "stopped");
     Ok(())
 }
@@ -115,21 +119,24 @@ fn told(errors: ConfigErrors) -> anyhow::Error {
     anyhow::anyhow!("{}", errors.to_string().trim_start_matches("error: "))
 }
 
-fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
-    let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None, encoding: None });
-    let file = options.trace_file.clone().map(ExporterChoice::File);
-    let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
+fn telemetry(options: &Options, clock: RunClock) -> anyhow::Result<(Telemetry, Resource, MetricsConfig)> {
     let layer = Layer {
         ratio: options.sampling,
         kv_events: options.kv_events,
-        exporters: (!exporters.is_empty()).then_some(exporters),
         hold: options.hold_candidates.then(Hold::default),
-        ..Layer::default()
+        ..options.output.layer(options.otlp.as_deref(), options.trace_file.as_deref())
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;
     warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let name = config.service_name.clone().unwrap_or_else(|| "kv-cache-manager".to_owned());
-    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here()))
+    let metrics = config.metrics.clone();
+    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here(), metrics))
+}
+
+/// What the telemetry of this process says of itself.
+fn metrics_of(tracer: &Tracer) -> Source {
+    let tracer = tracer.clone();
+    Arc::new(move || tracer.metrics())
 }
 
 /// Ready at the first SIGINT or SIGTERM.

@@ -1,23 +1,24 @@
 //! The routing sidecar as a program of its own: in front of one engine that decodes.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
+use gateway::cli::{OutputArgs, Pushing};
 use gateway::pd_proxy::core::{Allowed, PdProxyConfig};
 use gateway::pd_proxy::server::Server;
 use gateway::server::Backend;
 use shared::clock::RunClock;
 use shared::config::ConfigErrors;
+use shared::metrics::Source;
 use shared::open_files::OpenFiles;
 use shared::time::Dur;
-use shared::trace::config::{ExporterChoice, Layer};
+use shared::trace::config::{Layer, MetricsConfig};
 use shared::trace::policy::Hold;
-use shared::trace::{Resource, Telemetry, TelemetryConfig};
-use tracing_subscriber::EnvFilter;
+use shared::trace::{Resource, Telemetry, TelemetryConfig, Tracer, fold_on_panic};
 
 /// A routing sidecar in the manner of llm-d's: has another engine prefill first where the gateway says so (x-prefiller-host-port),
 /// and then its own engine decode.
@@ -72,6 +73,11 @@ struct Options {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+    /// Log a line at level info for every request that is over.
+    #[arg(long)]
+    access_log: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// How much longer than a request its record stays open, for the end to be noticed.
@@ -93,16 +99,16 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&options.log).context("--log")?;
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    options.output.start_log(&options.log)?;
     OpenFiles::raise();
     let config = config(options)?;
     let engine = Backend::new("engine", &options.engine).context("--engine")?;
     let allowed = allowed(options)?;
     let clock = RunClock::start();
-    let (telemetry, resource) = telemetry(options, &config, clock)?;
-    let tracer = telemetry.tracer(resource);
+    let (telemetry, resource, metrics) = telemetry(options, &config, clock)?;
+    fold_on_panic(&telemetry, &["main"]);
+    let tracer = telemetry.tracer(resource.clone());
+    let pushing = Pushing::start(&metrics, resource, clock, metrics_of(&tracer))?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
@@ -119,14 +125,17 @@ fn run(options: &Options) -> anyhow::Result<()> {
     // Whatever still runs is recorded as abandoned below.
     runtime.shutdown_background();
     let telemetry = telemetry.shutdown(clock.now());
+    pushing.stop();
     tracing::info!(?telemetry, "stopped");
     Ok(())
 }
 
 fn config(options: &Options) -> anyhow::Result<PdProxyConfig> {
+    let mut set = options.set.clone();
+    set.extend(options.access_log.then(|| ("access_log".to_owned(), "true".to_owned())));
     let loaded = match &options.config {
-        Some(path) => shared::config::load::<PdProxyConfig>(path, &options.set),
-        None => shared::config::load_str::<PdProxyConfig>("defaults", "{}", &options.set),
+        Some(path) => shared::config::load::<PdProxyConfig>(path, &set),
+        None => shared::config::load_str::<PdProxyConfig>("defaults", "{}", &set),
     };
     // These errors come with their own heading.
     let told = |errors: ConfigErrors| anyhow::anyhow!("{}", errors.to_string().trim_start_matches("error: "));
@@ -145,22 +154,29 @@ fn allowed(options: &Options) -> anyhow::Result<Allowed> {
     Allowed::these(options.allow.iter().map(String::as_str)).context("--allow")
 }
 
-fn telemetry(options: &Options, proxy: &PdProxyConfig, clock: RunClock) -> anyhow::Result<(Telemetry, Resource)> {
-    let otlp = options.otlp.clone().map(|url| ExporterChoice::Otlp { url: Some(url), protocol: None, encoding: None });
-    let file = options.trace_file.clone().map(ExporterChoice::File);
-    let exporters: Vec<_> = otlp.into_iter().chain(file).collect();
+fn telemetry(
+    options: &Options,
+    proxy: &PdProxyConfig,
+    clock: RunClock,
+) -> anyhow::Result<(Telemetry, Resource, MetricsConfig)> {
     let layer = Layer {
         disabled: options.no_telemetry.then_some(true),
         ratio: options.sampling,
-        exporters: (!exporters.is_empty()).then_some(exporters),
         max_open: Some(TelemetryConfig::default().max_open.max(proxy.timeouts.total.get() + GRACE)),
         hold: options.hold_candidates.then(Hold::default),
-        ..Layer::default()
+        ..options.output.layer(options.otlp.as_deref(), options.trace_file.as_deref())
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;
     warnings.iter().for_each(|w| tracing::warn!("{w}"));
     let name = config.service_name.clone().unwrap_or_else(|| "pd-proxy".to_owned());
-    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here()))
+    let metrics = config.metrics.clone();
+    Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here(), metrics))
+}
+
+/// What the telemetry of this process says of itself.
+fn metrics_of(tracer: &Tracer) -> Source {
+    let tracer = tracer.clone();
+    Arc::new(move || tracer.metrics())
 }
 
 /// Ready at the first SIGINT or SIGTERM.

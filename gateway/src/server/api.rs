@@ -10,11 +10,12 @@ use axum::routing::{any, get, post};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::json;
+use shared::metrics::text::Format;
 
+use crate::server::proxy;
 use crate::server::reply::Refusal;
 use crate::server::request::Route;
 use crate::server::runtime::Shared;
-use crate::server::{pool_metrics, proxy};
 
 /// All routes. A wrong method is answered by the engine, so that its answer is the engine's.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -60,11 +61,12 @@ async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
     if shared.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let pools = pool_metrics::text(&shared.pools, shared.table.is_split(), shared.clock.now());
-    let mut response = Response::new(Body::from(shared.metrics.text(pool_metrics::queued(&shared.pools)) + &pools));
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+/// All metrics, in the format that the reader asks for.
+async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let format = Format::asked(&headers);
+    let text = format.write(&shared.families(), shared.clock.anchor());
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }
 

@@ -1,19 +1,24 @@
-//! The gateway's own metrics in the Prometheus text format. Labels have a fixed, small set of values.
+//! The gateway's own metrics: counted where requests pass, read as a page of Prometheus or pushed. Labels have bounded values.
 
-use std::fmt::Write;
+mod served;
+
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use shared::metrics::{Def, Family, Histogram, Key, Kind, Point};
 use shared::time::Dur;
+
+pub(crate) use served::Ending;
 
 use crate::core::request::Rejection;
 use crate::server::request::Route;
 use crate::server::runtime::Stats;
+use served::Models;
 
 /// Buckets of durations in seconds, those of `gen_ai.server.request.duration` (OpenTelemetry semantic conventions).
-const DURATION: [f64; 14] = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+const DURATION: &[f64] = &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
 /// Buckets of the time to first token in seconds, those of `gen_ai.server.time_to_first_token`.
-const FIRST_TOKEN: [f64; 16] =
-    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const FIRST_TOKEN: &[f64] =
+    &[0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 const ROUTES: [Route; 3] = [Route::Chat, Route::Completions, Route::Other];
 /// Status classes; `none` is a caller that went away before a status.
@@ -28,14 +33,50 @@ const REASONS: [&str; 5] = [
     "rejected-shutting-down",
 ];
 
+const ROUTE: Key = Key::called("http.route", "route");
+const STATUS: Key = Key::called("gateway.response.status_class", "status");
+const REASON: Key = Key::called("gateway.rejection.reason", "reason");
+
+const REQUESTS: Def = counter("gateway.requests", "{request}", "Finished requests by route and status class.");
+const ACTIVE: Def =
+    Def::new(Kind::UpDownCounter, "llm.requests.active", "{request}", "Requests that are not finished.");
+const REJECTED: Def = counter("gateway.rejected", "{request}", "Requests refused by admission or scheduling.");
+const RETRIES: Def =
+    counter("gateway.retries", "{attempt}", "Further attempts after an endpoint could not be reached.");
+const DISCONNECTED: Def = counter("gateway.disconnected", "{request}", "Requests whose caller went away.");
+const BROKEN: Def = counter("gateway.broken", "{response}", "Responses that an engine broke off.");
+const SCRAPES: Def = counter("gateway.scrapes", "{scrape}", "Scrapes of endpoints.");
+const SCRAPES_FAILED: Def = counter("gateway.scrapes.failed", "{scrape}", "Scrapes of endpoints that failed.");
+const UNAUTHORIZED: Def = counter("gateway.unauthorized", "{request}", "Requests without a valid token.");
+const DISCOVERY_FAILURES: Def =
+    counter("gateway.discovery.failures", "{reading}", "Readings of a source of endpoints that failed.");
+const DROPPED: Def = counter("gateway.dropped", "{request}", "Requests refused, by llm-d's reason.");
+const QUEUE_SIZE: Def =
+    Def::new(Kind::UpDownCounter, "gateway.flow_control.queue.size", "{request}", "Requests that wait in the gateway.");
+const QUEUE_BYTES: Def = Def::new(
+    Kind::UpDownCounter,
+    "gateway.flow_control.queue.bytes",
+    "By",
+    "Bytes of the bodies of requests that wait in the gateway.",
+);
+const QUEUE_DURATION: Def = Def::new(
+    Kind::Histogram,
+    "gateway.flow_control.request.queue.duration",
+    "s",
+    "Time in the gateway's queue, however it ended.",
+);
+
+const fn counter(name: &'static str, unit: &'static str, brief: &'static str) -> Def {
+    Def::new(Kind::Counter, name, unit, brief)
+}
+
 /// Counts since the start.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     requests: [[AtomicU64; CLASSES.len()]; ROUTES.len()],
     active: AtomicI64,
-    duration: Histogram<14>,
-    first_token: Histogram<16>,
-    queue_duration: Histogram<14>,
+    served: Models,
+    queue_duration: Histogram,
     rejected: AtomicU64,
     dropped: [AtomicU64; REASONS.len()],
     pub(crate) retries: AtomicU64,
@@ -52,9 +93,8 @@ impl Metrics {
         Metrics {
             requests: Default::default(),
             active: AtomicI64::new(0),
-            duration: Histogram::new(DURATION),
-            first_token: Histogram::new(FIRST_TOKEN),
-            queue_duration: Histogram::new(DURATION),
+            served: Models::new(),
+            queue_duration: Histogram::seconds(DURATION),
             dropped: Default::default(),
             rejected: AtomicU64::new(0),
             retries: AtomicU64::new(0),
@@ -83,15 +123,11 @@ impl Metrics {
     }
 
     pub(crate) fn queue_duration(&self, time: Dur) {
-        self.queue_duration.record(time);
+        self.queue_duration.record(time, None);
     }
 
-    pub(crate) fn first_token(&self, after: Dur) {
-        self.first_token.record(after);
-    }
-
-    pub(crate) fn ended(&self, route: Route, status: Option<u16>, took: Dur) {
-        let class = match status {
+    pub(crate) fn ended(&self, ending: &Ending<'_>) {
+        let class = match ending.status {
             Some(200..300) => 0,
             Some(400..500) => 1,
             Some(500..600) => 2,
@@ -99,8 +135,8 @@ impl Metrics {
             None => 4,
         };
         self.active.fetch_sub(1, Ordering::Relaxed);
-        self.requests[route as usize][class].fetch_add(1, Ordering::Relaxed);
-        self.duration.record(took);
+        self.requests[ending.route as usize][class].fetch_add(1, Ordering::Relaxed);
+        self.served.ended(ending);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -123,141 +159,82 @@ impl Metrics {
         }
     }
 
-    /// All metrics as text; `queued` are requests and bytes in the gateway's queue, where there is one.
-    pub(crate) fn text(&self, queued: Option<(usize, u64)>) -> String {
-        let mut out = String::with_capacity(4096);
-        head(&mut out, "gateway_requests_total", "counter", "Finished requests by route and status class.");
+    /// All metrics; `queued` are requests and bytes in the gateway's queue, where there is one.
+    pub(crate) fn families(&self, queued: Option<(usize, u64)>) -> Vec<Family> {
+        let read = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let mut requests = Vec::new();
         for (route, classes) in ROUTES.iter().zip(&self.requests) {
-            for (class, count) in CLASSES.iter().zip(classes) {
-                let labels = format!("{{route=\"{}\",status=\"{class}\"}}", route.template());
-                line(&mut out, "gateway_requests_total", &labels, count.load(Ordering::Relaxed));
-            }
+            requests.extend(CLASSES.iter().zip(classes).map(|(class, count)| {
+                let labels = vec![(ROUTE, route.template().into()), (STATUS, (*class).into())];
+                Point { labels, value: read(count).into() }
+            }));
         }
-        head(&mut out, "llm_requests_active", "gauge", "Requests that are not finished.");
-        line(&mut out, "llm_requests_active", "", self.active.load(Ordering::Relaxed));
-        let counters = [
-            ("gateway_rejected_total", "Requests refused by admission or scheduling.", &self.rejected),
-            ("gateway_retries_total", "Further attempts after an endpoint could not be reached.", &self.retries),
-            ("gateway_disconnected_total", "Requests whose caller went away.", &self.disconnected),
-            ("gateway_broken_total", "Responses that an engine broke off.", &self.broken),
-            ("gateway_scrapes_total", "Scrapes of endpoints.", &self.scrapes),
-            ("gateway_scrapes_failed_total", "Scrapes of endpoints that failed.", &self.scrapes_failed),
-            ("gateway_unauthorized_total", "Requests without a valid token.", &self.unauthorized),
-            (
-                "gateway_discovery_failures_total",
-                "Readings of a source of endpoints that failed.",
-                &self.discovery_failed,
-            ),
-        ];
-        for (name, help, counter) in counters {
-            head(&mut out, name, "counter", help);
-            line(&mut out, name, "", counter.load(Ordering::Relaxed));
-        }
-        head(&mut out, "gateway_dropped_total", "counter", "Requests refused, by llm-d's reason.");
-        for (reason, count) in REASONS.iter().zip(&self.dropped) {
-            let labels = format!("{{reason=\"{reason}\"}}");
-            line(&mut out, "gateway_dropped_total", &labels, count.load(Ordering::Relaxed));
-        }
+        let mut all = vec![REQUESTS.family(requests), ACTIVE.alone(self.active.load(Ordering::Relaxed))];
+        all.extend([
+            REJECTED.alone(read(&self.rejected)),
+            RETRIES.alone(read(&self.retries)),
+            DISCONNECTED.alone(read(&self.disconnected)),
+            BROKEN.alone(read(&self.broken)),
+            SCRAPES.alone(read(&self.scrapes)),
+            SCRAPES_FAILED.alone(read(&self.scrapes_failed)),
+            UNAUTHORIZED.alone(read(&self.unauthorized)),
+            DISCOVERY_FAILURES.alone(read(&self.discovery_failed)),
+        ]);
+        let dropped = REASONS.iter().zip(&self.dropped);
+        all.push(DROPPED.family(dropped.map(|(reason, n)| Point::with(REASON, *reason, read(n))).collect()));
         if let Some((requests, bytes)) = queued {
-            let (size, total) = ("gateway_flow_control_queue_size", "gateway_flow_control_queue_bytes");
-            head(&mut out, size, "gauge", "Requests that wait in the gateway.");
-            line(&mut out, size, "", requests);
-            head(&mut out, total, "gauge", "Bytes of the bodies of requests that wait in the gateway.");
-            line(&mut out, total, "", bytes);
-            let name = "gateway_flow_control_request_queue_duration_seconds";
-            self.queue_duration.text(&mut out, name, "Time in the gateway's queue, however it ended.");
+            all.extend([
+                QUEUE_SIZE.alone(requests),
+                QUEUE_BYTES.alone(bytes),
+                QUEUE_DURATION.alone(self.queue_duration.read()),
+            ]);
         }
-        self.duration.text(
-            &mut out,
-            "gen_ai_server_request_duration_seconds",
-            "Time from the request to its last byte.",
-        );
-        self.first_token.text(
-            &mut out,
-            "gen_ai_server_time_to_first_token_seconds",
-            "Time to the first streamed token.",
-        );
-        out
+        all.extend(self.served.families());
+        all
     }
-}
-
-#[derive(Debug)]
-struct Histogram<const N: usize> {
-    bounds: [f64; N],
-    counts: [AtomicU64; N],
-    count: AtomicU64,
-    sum_ns: AtomicU64,
-}
-
-impl<const N: usize> Histogram<N> {
-    fn new(bounds: [f64; N]) -> Histogram<N> {
-        let counts = std::array::from_fn(|_| AtomicU64::new(0));
-        Histogram { bounds, counts, count: AtomicU64::new(0), sum_ns: AtomicU64::new(0) }
-    }
-
-    fn record(&self, value: Dur) {
-        let seconds = value.as_secs_f64();
-        if let Some(i) = self.bounds.iter().position(|b| seconds <= *b) {
-            self.counts[i].fetch_add(1, Ordering::Relaxed);
-        }
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.sum_ns.fetch_add(value.as_nanos(), Ordering::Relaxed);
-    }
-
-    fn text(&self, out: &mut String, name: &str, help: &str) {
-        head(out, name, "histogram", help);
-        let bucket = format!("{name}_bucket");
-        let mut below = 0;
-        for (bound, count) in self.bounds.iter().zip(&self.counts) {
-            below += count.load(Ordering::Relaxed);
-            line(out, &bucket, &format!("{{le=\"{bound}\"}}"), below);
-        }
-        let count = self.count.load(Ordering::Relaxed).max(below);
-        line(out, &bucket, "{le=\"+Inf\"}", count);
-        line(out, &format!("{name}_sum"), "", self.sum_ns.load(Ordering::Relaxed) as f64 / 1e9);
-        line(out, &format!("{name}_count"), "", count);
-    }
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a string does not fail.
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn line(out: &mut String, name: &str, labels: &str, value: impl std::fmt::Display) {
-    let _ = writeln!(out, "{name}{labels} {value}");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::metrics::text::Format;
+    use shared::time::Anchor;
 
     #[test]
-    fn the_text_counts_what_happened() {
+    fn the_page_counts_what_happened() {
         let metrics = Metrics::new();
         (0..3).for_each(|_| metrics.begun());
-        metrics.ended(Route::Chat, Some(200), Dur::from_millis(15));
-        metrics.ended(Route::Other, Some(503), Dur::from_secs(100));
-        metrics.first_token(Dur::from_millis(4));
+        let chat = Ending {
+            route: Route::Chat,
+            model: "m",
+            status: Some(200),
+            failure: None,
+            took: Dur::from_millis(15),
+            first_token: Some(Dur::from_millis(4)),
+            usage: None,
+            found: None,
+        };
+        metrics.ended(&chat);
+        metrics.ended(&Ending { route: Route::Other, status: Some(503), ..chat });
         metrics.rejected(Rejection::TtlExpired);
         metrics.rejected(Rejection::UnknownModel);
         metrics.queue_duration(Dur::from_millis(30));
-        let text = metrics.text(Some((2, 300)));
+        let text = Format::Prometheus.write(&metrics.families(Some((2, 300))), Anchor::from_unix_nanos(0));
+        let series = "gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"vllm\",gen_ai_request_model=\"m\"";
         for expect in [
-            "gateway_requests_total{route=\"/v1/chat/completions\",status=\"2xx\"} 1",
-            "gateway_requests_total{route=\"/v1/{*path}\",status=\"5xx\"} 1",
-            "llm_requests_active 1",
-            "gen_ai_server_request_duration_seconds_bucket{le=\"0.01\"} 0",
-            "gen_ai_server_request_duration_seconds_bucket{le=\"0.02\"} 1",
-            "gen_ai_server_request_duration_seconds_bucket{le=\"81.92\"} 1",
-            "gen_ai_server_request_duration_seconds_bucket{le=\"+Inf\"} 2",
-            "gen_ai_server_request_duration_seconds_sum 100.015",
-            "gen_ai_server_time_to_first_token_seconds_bucket{le=\"0.005\"} 1",
-            "gateway_rejected_total 2",
-            "gateway_dropped_total{reason=\"rejected-ttl-expired\"} 1",
-            "gateway_flow_control_queue_size 2",
-            "gateway_flow_control_queue_bytes 300",
-            "gateway_flow_control_request_queue_duration_seconds_bucket{le=\"0.04\"} 1",
+            "gateway_requests_total{route=\"/v1/chat/completions\",status=\"2xx\"} 1".to_owned(),
+            "gateway_requests_total{route=\"/v1/{*path}\",status=\"5xx\"} 1".to_owned(),
+            "llm_requests_active 1".to_owned(),
+            format!("gen_ai_server_request_duration_seconds_bucket{{{series},le=\"0.01\"}} 0"),
+            format!("gen_ai_server_request_duration_seconds_bucket{{{series},le=\"0.02\"}} 1"),
+            format!("gen_ai_server_request_duration_seconds_bucket{{{series},le=\"+Inf\"}} 1"),
+            format!("gen_ai_server_request_duration_seconds_sum{{{series}}} 0.015"),
+            format!("gen_ai_server_time_to_first_token_seconds_bucket{{{series},le=\"0.005\"}} 1"),
+            "gateway_rejected_total 2".to_owned(),
+            "gateway_dropped_total{reason=\"rejected-ttl-expired\"} 1".to_owned(),
+            "gateway_flow_control_queue_size 2".to_owned(),
+            "gateway_flow_control_queue_bytes 300".to_owned(),
+            "gateway_flow_control_request_queue_duration_seconds_bucket{le=\"0.04\"} 1".to_owned(),
         ] {
             assert!(text.lines().any(|l| l == expect), "{expect} is not in\n{text}");
         }

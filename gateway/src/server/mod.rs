@@ -1,5 +1,6 @@
 //! The gateway on sockets: moves data, waits, drains. It decides nothing; that is [`crate::core`]'s part.
 
+mod access;
 pub(crate) mod api;
 mod auth;
 mod backend;
@@ -21,6 +22,7 @@ pub(crate) mod request;
 pub(crate) mod routing;
 mod runtime;
 mod scrape;
+mod tail;
 mod tls;
 mod trust;
 mod verdicts;

@@ -1,46 +1,60 @@
-//! What the pools look like, in the Prometheus text format. Several pools have a label each: their number is bounded by the configuration.
+//! What the pools look like. Several pools have a label each: their number is bounded by the configuration.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use shared::metrics::{Def, Family, Key, Kind, Label, Point};
 use shared::time::Time;
 
 use crate::core::gateway::Gateway;
 use crate::core::pool::{Endpoint, Presence};
 use crate::server::pool::Pool;
 
+const ENDPOINTS: Def =
+    Def::new(Kind::UpDownCounter, "gateway.endpoints", "{endpoint}", "Endpoints of the pool by state.");
+const EJECTIONS: Def = Def::new(
+    Kind::Counter,
+    "gateway.ejections",
+    "{endpoint}",
+    "Endpoints left out for failing several times in a row.",
+);
+const HEDGES: Def =
+    Def::new(Kind::Counter, "gateway.hedges", "{attempt}", "Second attempts beside one that had not answered.");
+const RETRIES_REFUSED: Def =
+    Def::new(Kind::Counter, "gateway.retries.refused", "{attempt}", "Attempts not made: the retry budget was spent.");
+const POOL_REQUESTS: Def =
+    Def::new(Kind::Counter, "gateway.pool.requests", "{request}", "Requests by the pool that they went to.");
+
+const POOL: Key = Key::called("gateway.pool.name", "pool");
+const STATE: Key = Key::called("gateway.endpoint.state", "state");
+
 /// A metric with a value for each pool.
-type Counter = (&'static str, &'static str, fn(&Pool) -> u64);
+type OfPool = (Def, fn(&Pool) -> u64);
 
-const COUNTERS: [Counter; 3] = [
-    ("gateway_ejections_total", "Endpoints left out for failing several times in a row.", |p| p.core().ejections()),
-    ("gateway_hedges_total", "Second attempts beside one that had not answered.", |p| p.core().hedges()),
-    ("gateway_retries_refused_total", "Attempts not made: the retry budget was spent.", |p| p.core().retries_refused()),
+const COUNTERS: [OfPool; 3] = [
+    (EJECTIONS, |p| p.core().ejections()),
+    (HEDGES, |p| p.core().hedges()),
+    (RETRIES_REFUSED, |p| p.core().retries_refused()),
 ];
-/// Metrics that only tell pools apart.
-const OF_SEVERAL: Counter =
-    ("gateway_pool_requests_total", "Requests by the pool that they went to.", |p| p.requests.load(Ordering::Relaxed));
+/// What only tells pools apart.
+const OF_SEVERAL: OfPool = (POOL_REQUESTS, |p| p.requests.load(Ordering::Relaxed));
 
-/// All of it.
-pub(crate) fn text(pools: &[Arc<Pool>], split: bool, now: Time) -> String {
-    let mut out = String::new();
-    // Writing to a string does not fail.
-    let _ = writeln!(out, "# HELP gateway_endpoints Endpoints of the pool by state.\n# TYPE gateway_endpoints gauge");
+/// All of it; `split` says whether there are several pools.
+pub(crate) fn families(pools: &[Arc<Pool>], split: bool, now: Time) -> Vec<Family> {
+    let label = |pool: &Pool| -> Option<Label> { split.then(|| (POOL, pool.config.pool.name.clone().into())) };
+    let mut endpoints = Vec::new();
     for pool in pools {
-        let label = if split { format!("pool=\"{}\",", escaped(&pool.config.pool.name)) } else { String::new() };
-        for (state, n) in states(&pool.core(), now) {
-            let _ = writeln!(out, "gateway_endpoints{{{label}state=\"{state}\"}} {n}");
-        }
+        endpoints.extend(states(&pool.core(), now).map(|(state, n)| {
+            let labels: Vec<Label> = label(pool).into_iter().chain([(STATE, state.into())]).collect();
+            Point { labels, value: n.into() }
+        }));
     }
-    for (name, help, value) in COUNTERS.into_iter().chain(split.then_some(OF_SEVERAL)) {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
-        for pool in pools {
-            let label = if split { format!("{{pool=\"{}\"}}", escaped(&pool.config.pool.name)) } else { String::new() };
-            let _ = writeln!(out, "{name}{label} {}", value(pool));
-        }
+    let mut all = vec![ENDPOINTS.family(endpoints)];
+    for (def, value) in COUNTERS.into_iter().chain(split.then_some(OF_SEVERAL)) {
+        let point = |pool: &Arc<Pool>| Point { labels: label(pool).into_iter().collect(), value: value(pool).into() };
+        all.push(def.family(pools.iter().map(point).collect()));
     }
-    out
+    all
 }
 
 /// Requests and bytes that wait in all pools; `None` where nobody may wait.
@@ -57,9 +71,4 @@ fn states(core: &Gateway, now: Time) -> [(&'static str, usize); 4] {
         ("unavailable", count(&|e| e.is_member() && !e.is_available() && !e.outlier.is_ejected(now))),
         ("draining", count(&|e| e.presence == Presence::Draining)),
     ]
-}
-
-/// A name as the value of a label.
-fn escaped(name: &str) -> String {
-    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

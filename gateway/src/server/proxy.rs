@@ -14,9 +14,10 @@ use std::sync::atomic::Ordering;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use hyper::body::Incoming;
 use shared::ids::RequestId;
+use shared::metrics::Place;
 use shared::time::{Dur, Time};
 use shared::trace::{Reason, Started, Tracer, Trail};
 use tokio::time::Instant;
@@ -25,12 +26,15 @@ use crate::core::gateway::Input;
 use crate::core::pool::EndpointId;
 use crate::core::pools::PoolId;
 use crate::core::request::{Rejection, RequestKey};
+use crate::server::access;
 use crate::server::membership::Target;
+use crate::server::metrics::Ending;
 use crate::server::observe::{Learnt, Observer};
 use crate::server::pool::Pool;
 use crate::server::reply::{QUEUE_DURATION, REQUEST_ID, Refusal, SERVED_BY, TRACERESPONSE, end_to_end};
 use crate::server::request::Route;
 use crate::server::runtime::Shared;
+use crate::server::tail::Tail;
 use crate::server::trust;
 use crate::spans::{Failure, GatewayFact, bounded_name};
 use hedge::Second;
@@ -88,8 +92,12 @@ struct Exchange {
     attempt: Option<u32>,
     /// Another one beside it.
     second: Option<Box<Second>>,
+    /// The model that it is sent to, once it is known.
+    model: Option<Arc<str>>,
     /// The status sent to the caller.
     status: Option<u16>,
+    /// How long the first streamed token took.
+    first_token: Option<Dur>,
     learnt: Learnt,
     bytes: u64,
     /// What its end is judged by, if it is recorded only for that.
@@ -130,7 +138,9 @@ impl Exchange {
             queued: None,
             attempt: None,
             second: None,
+            model: None,
             status: None,
+            first_token: None,
             learnt: Learnt::default(),
             bytes: 0,
             candidate: None,
@@ -164,12 +174,16 @@ impl Exchange {
         let mut headers = end_to_end(&parts.headers);
         self.hear(&mut headers);
         self.decorate(&mut headers);
-        let observer = Observer::of(&headers, self.trail.is_recording() || self.pool().reads_usage);
+        let facts = self.trail.is_recording() || self.pool().reads_usage;
+        let observer = Observer::of(&headers, facts);
+        // Where nobody reads what passes, its end says how many tokens there were.
+        let counts = (200..300).contains(&status) && self.route != Route::Other;
+        let tail = (counts && !facts && !headers.contains_key(CONTENT_ENCODING)).then(Tail::new);
         let deadline = self.deadline();
         let mut response = Response::new(Body::empty());
         *response.status_mut() = parts.status;
         *response.headers_mut() = headers;
-        *response.body_mut() = Body::new(Relay::new(body, self, observer, deadline));
+        *response.body_mut() = Body::new(Relay::new(body, self, observer, tail, deadline));
         response
     }
 
@@ -232,7 +246,26 @@ impl Exchange {
         if kept.is_some() {
             self.spread();
         }
-        self.shared.metrics.ended(self.route, self.status, now.since(self.received));
+        self.count(now, failure);
+    }
+
+    /// Counts the request, and writes its line of the access log where there is one.
+    fn count(&self, now: Time, failure: Option<Failure>) {
+        let ending = Ending {
+            route: self.route,
+            model: self.model.as_deref().unwrap_or_default(),
+            status: self.status,
+            failure,
+            took: now.since(self.received),
+            first_token: self.first_token,
+            usage: self.learnt.usage,
+            found: Place::of(self.started.as_ref()).map(|place| (place, now)),
+        };
+        self.shared.metrics.ended(&ending);
+        if self.shared.config.access_log {
+            let endpoint = self.target.as_ref().map(|t| &*t.backend.config.name);
+            access::log(&ending, &self.id, self.started.as_ref(), endpoint);
+        }
     }
 
     /// What the end says to the core: one that is too late after a part of the response says nothing of the endpoint.

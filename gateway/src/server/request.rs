@@ -66,6 +66,8 @@ pub(crate) struct Caller {
     pub(crate) objective: Option<Arc<str>>,
     pub(crate) fairness_id: Option<Arc<str>>,
     pub(crate) session_id: Option<Arc<str>>,
+    /// Read only where spans say it.
+    pub(crate) user_id: Option<Arc<str>>,
     pub(crate) session_endpoint: Option<Arc<str>>,
     pub(crate) selection: Option<Arc<str>>,
     pub(crate) deadlines: Deadlines,
@@ -78,6 +80,7 @@ impl Caller {
             objective: label(&["x-llm-d-inference-objective", "x-gateway-inference-objective"]),
             fairness_id: label(&["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"]),
             session_id: routing.session_id(headers).map(clean),
+            user_id: None,
             session_endpoint: routing.session_endpoint(headers).map(Arc::from),
             selection: routing.selection(headers).map(Arc::from),
             deadlines: Deadlines::default(),
@@ -101,7 +104,7 @@ pub(crate) fn deadlines(headers: &HeaderMap) -> Deadlines {
 }
 
 /// A header's text as it may appear in a span: bounded and of plain characters.
-fn clean(raw: &str) -> Arc<str> {
+pub(crate) fn clean(raw: &str) -> Arc<str> {
     RequestId::sanitise(raw).as_str().into()
 }
 

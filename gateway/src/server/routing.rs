@@ -28,6 +28,8 @@ pub(crate) struct Routing {
     session_tokens: Option<HeaderName>,
     namespace: String,
     selection: bool,
+    /// The header that names users, where spans do.
+    user: Option<HeaderName>,
 }
 
 /// What headers say of an endpoint.
@@ -56,6 +58,7 @@ impl Routing {
             session_ids,
             session_tokens,
             namespace: config.pool.namespace.clone(),
+            user: config.user_header.as_ref().and_then(|h| h.parse().ok()),
             selection: config.profiles().flat_map(|p| &p.filters).any(|f| f.kind == SELECTION_FILTER),
         }
     }
@@ -71,6 +74,12 @@ impl Routing {
     pub(crate) fn session_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
         let ids = self.session_ids.iter().filter_map(|name| headers.get(name)?.to_str().ok());
         ids.map(str::trim).find(|id| !id.is_empty())
+    }
+
+    /// The caller's user, where spans name it.
+    pub(crate) fn user_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
+        let id = headers.get(self.user.as_ref()?)?.to_str().ok()?.trim();
+        (!id.is_empty()).then_some(id)
     }
 
     /// The endpoint that the caller's session token names, as `namespace/name`.

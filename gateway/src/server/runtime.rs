@@ -16,6 +16,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use shared::clock::RunClock;
 use shared::ids::RequestId;
+use shared::metrics::{Family, Source as MetricsSource};
 use shared::rng::{Seed, Stream, mix64};
 use shared::time::Dur;
 use shared::trace::{OwnTraces, Tracer, TracerCell};
@@ -36,9 +37,8 @@ use crate::server::metrics::Metrics;
 use crate::server::opening::Opening;
 use crate::server::patient::Patient;
 use crate::server::pool::Pool;
-use crate::server::queue;
 use crate::server::verdicts::{self, Verdicts};
-use crate::server::{api, tls};
+use crate::server::{api, pool_metrics, queue, tls};
 
 /// The client to the engines. Bodies are sent whole: they were read to be understood.
 pub(crate) type Upstream = Client<Connector, Full<Bytes>>;
@@ -219,6 +219,12 @@ impl Server {
         move || shared.metrics.stats()
     }
 
+    /// Its metrics, those of the process's telemetry included; the handle stays valid while the server runs.
+    pub fn metrics(&self) -> MetricsSource {
+        let shared = Arc::clone(&self.shared);
+        Arc::new(move || shared.families())
+    }
+
     /// Changes the pool while the server runs.
     pub fn endpoints(&self) -> Endpoints {
         Endpoints::of(&self.shared)
@@ -379,6 +385,14 @@ fn client(config: &GatewayConfig) -> Result<Upstream, ServeError> {
 }
 
 impl Shared {
+    /// All metrics, as they are now.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let mut all = self.metrics.families(pool_metrics::queued(&self.pools));
+        all.extend(pool_metrics::families(&self.pools, self.table.is_split(), self.clock.now()));
+        all.extend(self.tracer.load().metrics());
+        all
+    }
+
     /// Whether a request with these headers may be answered.
     pub(crate) fn may_call(&self, headers: &HeaderMap) -> bool {
         let may = self.tokens.as_ref().is_none_or(|tokens| tokens.allow(headers));

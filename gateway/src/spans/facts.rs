@@ -147,6 +147,8 @@ pub enum GatewayFact {
         /// Its flow.
         fairness_id: Option<Arc<str>>,
     },
+    /// Driver, before [`GatewayFact::Parsed`]: spans say what Langfuse wants to know.
+    Langfuse,
     /// Driver: ids of user and session, only where the operator allows them.
     Identity {
         /// The user.

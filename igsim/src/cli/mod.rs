@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shared::config::ConfigErrors;
+use shared::log::{FORMAT_VARIABLE, LogFormat};
 
 use crate::run::output::print;
 use crate::run::telemetry::TracingOptions;
@@ -33,6 +34,9 @@ use crate::scenario::{Mode, Recorder, Scenario};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Log lines for people (text), or one JSON object a line (json).
+    #[arg(long, value_name = "FORMAT", env = FORMAT_VARIABLE, default_value = "text", global = true)]
+    log_format: LogFormat,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -138,6 +142,12 @@ pub(crate) struct TracingArgs {
     /// Send spans to this OTLP endpoint as well: gRPC where the port is 4317, HTTP otherwise.
     #[arg(long, value_name = "URL")]
     otlp: Vec<String>,
+    /// Push the gateway's metrics to this OTLP endpoint (live mode only): gRPC where the port is 4317, HTTP otherwise.
+    #[arg(long, value_name = "URL")]
+    otlp_metrics: Vec<String>,
+    /// Log a line for every request that the gateway is done with (live mode only).
+    #[arg(long)]
+    access_log: bool,
     /// Detail of the spans: 1 lifecycle, 2 decisions, 3 the parts of executions.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
     detail: Option<u8>,
@@ -290,7 +300,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    crate::log::init();
+    crate::log::init(cli.log_format);
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -337,18 +347,20 @@ fn validate(scenarios: &[PathBuf], overrides: &Overrides) -> Result<(), Failure>
 
 impl TracingArgs {
     /// What is an override of the scenario with a shorter name.
-    fn overrides(&self) -> Option<(String, String)> {
-        let recorder = match self.recorder? {
+    fn overrides(&self) -> Vec<(String, String)> {
+        let recorder = self.recorder.map(|recorder| match recorder {
             Recorder::Deferred => "deferred",
             Recorder::Eager => "eager",
-        };
-        Some(("tracing.recorder".to_owned(), recorder.to_owned()))
+        });
+        let all = [("tracing.recorder", recorder), ("gateway.access_log", self.access_log.then_some("true"))];
+        all.into_iter().filter_map(|(path, value)| Some((path.to_owned(), value?.to_owned()))).collect()
     }
 
     fn options(&self) -> TracingOptions {
         let (ratio, detail) = (self.sampling, self.detail);
         let (engine_steps, scrapes) = (self.engine_steps, self.scrapes);
-        TracingOptions { ratio, otlp: self.otlp.clone(), detail, engine_steps, scrapes }
+        let (otlp, otlp_metrics) = (self.otlp.clone(), self.otlp_metrics.clone());
+        TracingOptions { ratio, otlp, otlp_metrics, detail, engine_steps, scrapes }
     }
 }
 

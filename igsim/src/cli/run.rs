@@ -80,7 +80,7 @@ fn load(args: &RunArgs) -> Result<Scenario, Failure> {
 fn telemetry(args: &RunArgs, scenario: &Scenario) -> Result<Resolved, Failure> {
     let env = |key: &str| std::env::var(key).ok();
     let options = args.tracing.options();
-    let resolved = resolve(&options, &scenario.tracing, Some(TRACES_FILE.into()), &env);
+    let resolved = resolve(&options, &scenario.tracing, &scenario.metrics, Some(TRACES_FILE.into()), &env);
     let resolved = resolved.map_err(Failure::input)?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
@@ -91,8 +91,10 @@ fn telemetry(args: &RunArgs, scenario: &Scenario) -> Result<Resolved, Failure> {
 /// Trace files lie in the folder of the run.
 fn place_files(telemetry: &mut Resolved, output: &Output) {
     for exporter in &mut telemetry.config.exporters {
-        if let ExporterConfig::File(path) = exporter {
-            *path = output.dir().join(&path);
+        match exporter {
+            ExporterConfig::File(path) => *path = output.dir().join(&path),
+            ExporterConfig::RotatingFile(rotation) => rotation.path = output.dir().join(&rotation.path),
+            ExporterConfig::Otlp(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_) => {}
         }
     }
 }
@@ -105,7 +107,10 @@ fn split_remote(mut telemetry: Resolved, mode: Mode, output: &Output) -> (Resolv
         for exporter in std::mem::take(exporters) {
             match exporter {
                 ExporterConfig::Otlp(otlp) => remote.push(otlp),
-                local @ (ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_)) => {
+                local @ (ExporterConfig::File(_)
+                | ExporterConfig::RotatingFile(_)
+                | ExporterConfig::Console(_)
+                | ExporterConfig::Memory(_)) => {
                     exporters.push(local);
                 }
             }
@@ -134,6 +139,7 @@ fn headline(scenario: &Scenario, telemetry: &Resolved) -> String {
         .map(|e| match e {
             ExporterConfig::Otlp(otlp) => otlp.address(),
             ExporterConfig::File(_) => "file".to_owned(),
+            ExporterConfig::RotatingFile(_) => "rotating file".to_owned(),
             ExporterConfig::Console(_) => "console".to_owned(),
             ExporterConfig::Memory(_) => "memory".to_owned(),
         })
@@ -189,6 +195,9 @@ fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: 
         }
     }
     let ratio = telemetry.config.sampler.root_ratio();
+    if !telemetry.config.metrics.otlp.is_empty() {
+        eprintln!("warning: metrics are pushed by live runs only");
+    }
     let seed = Seed(scenario.seed);
     let telemetry = Telemetry::inline(telemetry.config, Anchor::VIRTUAL, seed).map_err(Failure::run)?;
     let mut watching = Watching(collector, Interrupt::listen());
@@ -208,7 +217,9 @@ fn finish(
 ) -> Result<(), Failure> {
     let file = output.path(TRACES_FILE);
     // What cannot be read or was not written is told after the report, which is good all the same.
-    let (looked, unread) = match file.exists().then(|| Looked::at(&file)).transpose() {
+    // Of files of bounded size only the last one is there for sure: no trace can be called incomplete.
+    let whole = file.exists() && scenario.tracing.rotating_file().is_none();
+    let (looked, unread) = match whole.then(|| Looked::at(&file)).transpose() {
         Ok(looked) => (looked, None),
         Err(error) => (None, Some(error)),
     };

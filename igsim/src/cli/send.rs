@@ -1,7 +1,7 @@
 //! `igsim send`.
 
 use shared::rng::Stream;
-use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpConfig, OtlpEncoding};
+use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpChoice, OtlpConfig, OtlpEncoding};
 use shared::trace::stats::ExporterStats;
 use shared::trace::{TelemetryConfig, TraceSet, otlp_json};
 
@@ -45,7 +45,7 @@ fn all_accepted(stats: &ExporterStats, spans: u64) -> Result<(), Failure> {
 
 /// The endpoint at `url`, with what the environment says about it.
 fn endpoint(url: &str) -> Result<OtlpConfig, Failure> {
-    let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None, encoding: Some(OtlpEncoding::Sdk) };
+    let choice = ExporterChoice::Otlp(OtlpChoice { encoding: Some(OtlpEncoding::Sdk), ..OtlpChoice::to(url) });
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let env = |key: &str| std::env::var(key).ok();
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &env).map_err(Failure::input)?;
@@ -54,9 +54,13 @@ fn endpoint(url: &str) -> Result<OtlpConfig, Failure> {
     }
     match config.exporters.into_iter().next() {
         Some(ExporterConfig::Otlp(otlp)) => Ok(otlp),
-        Some(ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_)) | None => {
-            Err(Failure::input(format!("--otlp {url}: found no OTLP endpoint")))
-        }
+        Some(
+            ExporterConfig::File(_)
+            | ExporterConfig::RotatingFile(_)
+            | ExporterConfig::Console(_)
+            | ExporterConfig::Memory(_),
+        )
+        | None => Err(Failure::input(format!("--otlp {url}: found no OTLP endpoint"))),
     }
 }
 

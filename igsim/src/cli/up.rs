@@ -2,11 +2,12 @@
 
 use shared::clock::RunClock;
 use shared::trace::Telemetry;
+use shared::trace::config::MetricsConfig;
 
 use super::{Failure, UpArgs};
 use crate::inspect::TRACES_FILE;
-use crate::live::fold_on_panic;
 use crate::live::stack::{Ports, Stack, StackError};
+use crate::live::{Pushing, fold_on_panic};
 use crate::run::interrupt::Interrupt;
 use crate::run::output::{Output, print};
 use crate::run::telemetry::resolve;
@@ -21,14 +22,16 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     debug_assert_eq!(scenario.mode, Mode::Live);
     let env = |key: &str| std::env::var(key).ok();
     let file = args.out.as_deref().map(|dir| dir.join(TRACES_FILE));
-    let resolved = resolve(&args.tracing.options(), &scenario.tracing, file, &env).map_err(Failure::input)?;
+    let (options, tracing, metrics) = (args.tracing.options(), &scenario.tracing, &scenario.metrics);
+    let resolved = resolve(&options, tracing, metrics, file, &env).map_err(Failure::input)?;
     resolved.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     // Whatever may be wrong with the input is known before a folder is made.
     args.out.as_deref().map(|dir| Output::open(dir, false)).transpose().map_err(Failure::input)?;
     let clock = RunClock::start();
+    let metrics = resolved.config.metrics.clone();
     let telemetry = Telemetry::live(resolved.config, clock).map_err(Failure::run)?;
     fold_on_panic(&telemetry);
-    let served = serve(args, &scenario, &telemetry, clock).map_err(Failure::run);
+    let served = serve(args, &scenario, &telemetry, &metrics, clock).map_err(Failure::run);
     let stats = telemetry.shutdown(clock.now());
     served?;
     let (kept, started, spans) = (stats.traces_sampled, stats.traces_started, stats.spans_created);
@@ -44,14 +47,22 @@ pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn serve(args: &UpArgs, scenario: &Scenario, telemetry: &Telemetry, clock: RunClock) -> Result<(), StackError> {
+fn serve(
+    args: &UpArgs,
+    scenario: &Scenario,
+    telemetry: &Telemetry,
+    metrics: &MetricsConfig,
+    clock: RunClock,
+) -> Result<(), StackError> {
     let interrupt = Interrupt::listen();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stack = Stack::start(scenario, telemetry, clock, Ports { gateway: args.port }, None).await?;
+        let pushing = Pushing::start(metrics, &stack, clock)?;
         print(&welcome(scenario, &stack));
         interrupt.raised().await;
         stack.stop().await;
+        pushing.stop();
         Ok(())
     })
 }

@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine_sim::server::Served;
 use shared::clock::RunClock;
+use shared::metrics::Pusher;
 use shared::time::Dur;
+use shared::trace::config::MetricsConfig;
 use shared::trace::{Stats, Telemetry, TelemetryConfig};
 use tokio::sync::mpsc;
 
@@ -84,6 +86,7 @@ pub fn run(
     interrupt: &Interrupt,
 ) -> Result<Ended, StackError> {
     let clock = RunClock::start();
+    let metrics = telemetry.metrics.clone();
     let telemetry = Telemetry::live(telemetry, clock)?;
     fold_on_panic(&telemetry);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StackError::Runtime)?;
@@ -92,13 +95,16 @@ pub fn run(
     let hook: engine_sim::server::ServedHook = Arc::new(move |s| log.add(s));
     let ((engines, gateway), interrupted) = runtime.block_on(async {
         let stack = Stack::start(scenario, &telemetry, clock, Ports::default(), Some(hook)).await?;
+        let pushing = Pushing::start(&metrics, &stack, clock)?;
         eprintln!("{}", stack.addresses());
         let (sender, receiver) = mpsc::unbounded_channel();
         let uri = stack.uri(scenario.workload.api);
         let arrivals = Arrivals::start(scenario, plan, uri, clock, interrupt.clone(), sender)?;
         collect(receiver, &arrivals, &served, &mut collector).await;
         let interrupted = arrivals.finish().map_err(StackError::Replay)?;
-        Ok::<_, StackError>((stack.stop().await, interrupted))
+        let stopped = stack.stop().await;
+        pushing.stop();
+        Ok::<_, StackError>((stopped, interrupted))
     })?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     let stats = telemetry.shutdown(clock.now());
@@ -148,15 +154,29 @@ fn row(end: &Finished, own: Option<Dur>) -> RequestRow {
     }
 }
 
+/// Pushes the gateway's metrics while a stack serves.
+pub struct Pushing(Option<Pusher>);
+
+impl Pushing {
+    /// Starts pushing, if the configuration names a collector.
+    ///
+    /// # Errors
+    /// If the configuration cannot be used.
+    pub fn start(config: &MetricsConfig, stack: &Stack, clock: RunClock) -> Result<Pushing, StackError> {
+        Ok(Pushing(Pusher::start(config, stack::gateway_resource(), clock, stack.metrics())?))
+    }
+
+    /// Pushes for the last time, and tells what was not taken.
+    pub fn stop(self) {
+        for lost in self.0.into_iter().flat_map(Pusher::stop).filter(|e| e.dropped.total() > 0) {
+            let why = lost.last_error.as_deref().unwrap_or("no reason given");
+            eprintln!("warning: {}: {} series dropped: {why}", lost.name, lost.dropped.total());
+        }
+    }
+}
+
 /// Open records are folded and sent before a panic ends the process: one of the main thread, or of the thread that all engines
 /// depend on. A panic in a request's task ends that request only, and its record with it.
 pub fn fold_on_panic(telemetry: &Telemetry) {
-    let fold = telemetry.on_panic();
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        before(info);
-        if matches!(std::thread::current().name(), Some("main" | "pacing")) {
-            fold();
-        }
-    }));
+    shared::trace::fold_on_panic(telemetry, &["main", "pacing"]);
 }

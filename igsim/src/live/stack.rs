@@ -11,6 +11,7 @@ use gateway::core::config::GatewayConfig;
 use gateway::server::{Backend, BadBackend, KvManager, ServeError, Server as GatewayServer, Stats as GatewayStats};
 use http::Uri;
 use shared::clock::RunClock;
+use shared::metrics::Source;
 use shared::rng::Seed;
 use shared::time::Dur;
 use shared::trace::{Resource, Telemetry, TelemetryError};
@@ -74,6 +75,7 @@ pub struct Stack {
     engines: Vec<(String, String)>,
     stop: watch::Sender<Phase>,
     gateway_task: JoinHandle<GatewayStats>,
+    metrics: Source,
     engine_tasks: Vec<JoinHandle<std::io::Result<()>>>,
     proxies: Proxies,
     pacer: Pacer,
@@ -150,7 +152,7 @@ impl Stack {
         let server = gateway(scenario, config, telemetry, clock, ports, backends).await?;
         membership::plan(changes, &server.endpoints(), clock);
         let gateway = server.local_addr();
-        let stats = server.stats();
+        let (stats, metrics) = (server.stats(), server.metrics());
         let gateway_task = tokio::spawn(server.run(reached(phase, Phase::StopGateway)));
         // The gateway accepts nobody before it has looked at every engine; the first requests shall not measure that.
         while stats().scrapes < known && !gateway_task.is_finished() {
@@ -161,6 +163,7 @@ impl Stack {
             engines,
             stop,
             gateway_task,
+            metrics,
             engine_tasks,
             proxies,
             pacer,
@@ -195,6 +198,11 @@ impl Stack {
         };
         let manager = self.kv_manager.map_or_else(String::new, |at| format!("  kv-cache-manager http://{at}"));
         format!("gateway {}  engines {shown}{sidecars}{manager}{control}", self.gateway_url())
+    }
+
+    /// The gateway's metrics, and those of this process's telemetry.
+    pub fn metrics(&self) -> Source {
+        Arc::clone(&self.metrics)
     }
 
     /// Every engine, by name and URL.
@@ -344,6 +352,11 @@ async fn kv_manager(
     Ok(Some((manager.local_addr(), tokio::spawn(manager.run(reached(phase, Phase::StopEngines))))))
 }
 
+/// Who the gateway is in traces and metrics.
+pub(super) fn gateway_resource() -> Resource {
+    Resource::new("inference-gateway", "gateway-0").here()
+}
+
 async fn gateway(
     scenario: &Scenario,
     config: GatewayConfig,
@@ -352,8 +365,7 @@ async fn gateway(
     ports: Ports,
     backends: Vec<Backend>,
 ) -> Result<GatewayServer, StackError> {
-    let own = Resource::new("inference-gateway", "gateway-0").here();
-    let tracer = scenario.tracer(telemetry, own, Some(Hop::Gateway));
+    let tracer = scenario.tracer(telemetry, gateway_resource(), Some(Hop::Gateway));
     let mut address = scenario.listen.gateway;
     if let Some(port) = ports.gateway {
         address.set_port(port);

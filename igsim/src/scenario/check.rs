@@ -9,8 +9,8 @@ use shared::units::HumanDur;
 
 use super::fleet::ROLE_LABEL;
 use super::{
-    Arrivals, Builtin, EngineGroup, Exporter, Length, Mode, Prefixes, Recorder, Scenario, Sessions, Shape, Trace,
-    Tracing, Workload,
+    Arrivals, Builtin, EngineGroup, Exporter, Length, Metrics, Mode, Otlp, Prefixes, Recorder, Scenario, Sessions,
+    Shape, Trace, Tracing, Workload,
 };
 use crate::report::figure_exists;
 
@@ -41,6 +41,7 @@ impl Validate for Scenario {
             problems.at("trace", |p| check_trace(trace, p));
         }
         problems.at("tracing", |p| check_tracing(&self.tracing, self.mode, p));
+        problems.at("metrics", |p| check_metrics(&self.metrics, p));
         self.check_propagation(problems);
         problems.at("expectations", |p| self.check_expectations(p));
     }
@@ -383,21 +384,35 @@ fn check_tracing(tracing: &Tracing, mode: Mode, p: &mut Problems) {
     let scrapes = tracing.scrapes.unwrap_or(0.0);
     p.check((0.0..=1.0).contains(&scrapes), "scrapes", scrapes, "a number from 0 to 1");
     for (i, exporter) in tracing.exporters.iter().flatten().enumerate() {
-        if let Exporter::Otlp(otlp) = exporter {
-            let ok =
-                ["http://", "https://"].iter().any(|s| otlp.url.strip_prefix(s).is_some_and(|host| !host.is_empty()));
-            p.check(
-                ok,
-                &format!("exporters[{i}].otlp.url"),
-                format!("{:?}", otlp.url),
-                "an address such as http://localhost:4317",
-            );
+        match exporter {
+            Exporter::Otlp(otlp) => p.at(&format!("exporters[{i}].otlp"), |p| check_otlp(otlp, p)),
+            Exporter::RotatingFile(_) => {
+                let live = mode == Mode::Live;
+                p.check(live, &format!("exporters[{i}]"), "rotating files in virtual mode", "file, or mode: live");
+            }
+            Exporter::File | Exporter::Console | Exporter::None => {}
         }
     }
     let nothing = tracing.exporters.iter().flatten().any(|e| *e == Exporter::None);
     let count = tracing.exporters.as_ref().map_or(0, Vec::len);
     p.check(!nothing || count == 1, "exporters", "none among others", "none alone");
     p.check(tracing.max_open.is_none_or(|d| d.get().as_nanos() > 0), "max_open", "0", "a duration above 0");
+}
+
+/// Headers are looked at when they are used: what is wrong with one is told without its value.
+fn check_otlp(otlp: &Otlp, p: &mut Problems) {
+    let ok = ["http://", "https://"].iter().any(|s| otlp.url.strip_prefix(s).is_some_and(|host| !host.is_empty()));
+    p.check(ok, "url", format!("{:?}", otlp.url), "an address such as http://localhost:4317");
+}
+
+fn check_metrics(metrics: &Metrics, p: &mut Problems) {
+    for (i, otlp) in metrics.otlp.iter().flatten().enumerate() {
+        p.at(&format!("otlp[{i}]"), |p| {
+            check_otlp(otlp, p);
+            p.check(otlp.encoding.is_none(), "encoding", "an encoding of metrics", "none: there is only one");
+        });
+    }
+    p.check(metrics.interval.is_none_or(|d| d.get().as_nanos() > 0), "interval", "0", "a duration above 0");
 }
 
 /// Ports of a live run with who has them.

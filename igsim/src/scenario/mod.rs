@@ -7,12 +7,13 @@ mod check;
 mod fleet;
 mod length;
 mod load;
+mod outputs;
 mod pd;
 mod pools;
 mod propagation;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gateway::core::config::GatewayConfig;
 use schemars::JsonSchema;
@@ -26,6 +27,7 @@ pub use length::{Builtin, Length, Shape};
 pub use load::{
     Api, Arrivals, Prefixes, Sessions, Spread, Step, SystemPrompt, Tenant, ThinkTime, Trace, TraceFormat, Workload,
 };
+pub use outputs::{Compression, Metrics, Otlp, OtlpEncoding, OtlpProtocol, RotatingFile};
 
 pub use propagation::{Callers, Hop, PropagationFault};
 
@@ -68,6 +70,9 @@ pub struct Scenario {
     /// What is traced and where spans go.
     #[serde(default)]
     pub tracing: Tracing,
+    /// Live mode: where metrics are pushed to; they can be read at the gateway's /metrics in any case.
+    #[serde(default)]
+    pub metrics: Metrics,
     /// What goes wrong in how traces are handed from service to service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -147,6 +152,12 @@ pub struct Tracing {
     /// Where spans go, for example `[file]` or `[{otlp: {url: "http://localhost:4317"}}]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exporters: Option<Vec<Exporter>>,
+    /// Whether spans say what Langfuse wants to know of generations: docs/langfuse.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub langfuse: Option<bool>,
+    /// A table of prices, for the cost of generations in Langfuse. A relative path starts at the folder of the scenario.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prices: Option<PathBuf>,
     /// How long a record may stay open before it is closed as abandoned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_open: Option<HumanDur>,
@@ -162,6 +173,14 @@ impl Tracing {
     /// Whether more than a ratio decides which traces are kept from the start.
     pub fn decides_by_policy(&self) -> bool {
         !self.rules.is_empty() || self.force.is_some() || self.rate_limit.is_some()
+    }
+
+    /// The bounds of the trace files, if they have some.
+    pub fn rotating_file(&self) -> Option<&RotatingFile> {
+        self.exporters.iter().flatten().find_map(|exporter| match exporter {
+            Exporter::RotatingFile(rotating) => Some(rotating),
+            Exporter::File | Exporter::Otlp(_) | Exporter::Console | Exporter::None => None,
+        })
     }
 }
 
@@ -203,47 +222,15 @@ pub enum Sampler {
 pub enum Exporter {
     /// `traces.otlp.jsonl` in the run's directory, as OTLP JSON.
     File,
+    /// The same in files of bounded size, of which the newest are kept: for what serves for days. Live mode only.
+    #[serde(rename = "rotating_file")]
+    RotatingFile(RotatingFile),
     /// An OpenTelemetry collector or a backend that takes OTLP.
     Otlp(Otlp),
     /// Trees of spans on standard error.
     Console,
     /// Nowhere.
     None,
-}
-
-/// An OTLP receiver.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Otlp {
-    /// Its address, for example `http://localhost:4317`.
-    pub url: String,
-    /// The protocol; by the port when absent: 4317 is gRPC, everything else HTTP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<OtlpProtocol>,
-    /// What encodes the spans: `direct` from the record where there are records, `sdk` under the eager recorder, when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub encoding: Option<OtlpEncoding>,
-}
-
-/// What turns spans into OTLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OtlpEncoding {
-    /// opentelemetry-otlp.
-    Sdk,
-    /// Straight from the record; not with the eager recorder.
-    Direct,
-}
-
-/// How OTLP is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OtlpProtocol {
-    /// gRPC.
-    Grpc,
-    /// Protobuf over HTTP.
-    #[serde(rename = "http/protobuf")]
-    HttpProtobuf,
 }
 
 fn default_seed() -> u64 {
@@ -261,6 +248,10 @@ pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Loaded<Scenar
     let scenario = &mut loaded.config;
     scenario.warnings = gateway::epp::resolve(&mut scenario.gateway, (!set).then_some(path))?;
     scenario.warnings.extend(scenario.unheard_kv_events());
+    let prices_set = overrides.iter().any(|(field, _)| field == "tracing.prices");
+    if let (Some(prices), Some(folder), false) = (&mut scenario.tracing.prices, path.parent(), prices_set) {
+        *prices = folder.join(&prices);
+    }
     Ok(loaded)
 }
 

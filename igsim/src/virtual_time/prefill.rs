@@ -87,7 +87,7 @@ impl World<'_> {
         if self.machines[engine].engine.down().is_some() {
             return self.tell_sidecar(call, now, PrefillEnd::Failed(Failure::Connect), None);
         }
-        let (trail, ready) = self.front_end(slot, engine, context, 1);
+        let (trail, ready) = self.front_end(slot, engine, context, 1, true);
         let prefill = self.proxied(slot).prefill.as_mut().expect("it is under way");
         (prefill.trail, prefill.body_read) = (trail, now);
         self.push(ready, Event::Prefill(call, PrefillEvent::InputsReady));

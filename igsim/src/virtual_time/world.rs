@@ -391,6 +391,9 @@ impl<'a> World<'a> {
         if let Some(reason) = started.reason {
             trail.note(now, || GatewayFact::Kept(reason));
         }
+        if trail.is_recording() && self.tracer.tells_langfuse() {
+            trail.note(now, || GatewayFact::Langfuse);
+        }
         let tenant = self.flights[slot].as_ref().map(|f| usize::from(f.plan.tenant));
         let tenant = tenant.and_then(|t| self.tenants.get(t)).cloned();
         let (fairness_id, deadlines) = tenant.map_or_else(Default::default, |(name, d, _)| (Some(name), d));
@@ -521,20 +524,22 @@ impl<'a> World<'a> {
         }
         let (engine, context) = self.route(slot);
         let limit = self.flight(slot).plan.output_tokens;
-        let (trail, ready) = self.front_end(slot, engine, context, limit);
+        let (trail, ready) = self.front_end(slot, engine, context, limit, false);
         let now = self.now;
         let flight = self.flight(slot);
         (flight.body_read, flight.engine_trail) = (now, trail);
         self.push(ready, Event::InputsReady(leg));
     }
 
-    /// An engine's front end reads the request in `slot`, for at most `limit` tokens: its record, and when the prompt is tokens.
+    /// An engine's front end reads the request in `slot`, for at most `limit` tokens, perhaps to prefill for another one: its record, and
+    /// when the prompt is tokens.
     pub(super) fn front_end(
         &mut self,
         slot: usize,
         engine: usize,
         context: Option<TraceContext>,
         limit: u32,
+        prefills: bool,
     ) -> (Trail<EngineFact>, Time) {
         let now = self.now;
         let model = Arc::clone(&self.flight(slot).model);
@@ -544,6 +549,7 @@ impl<'a> World<'a> {
         let tracer = &self.machines[engine].tracer;
         let started = tracer.begin(context);
         let trail = tracer.open::<EngineFact>(&started, now);
+        let generation = if trail.is_recording() { tracer.generation(&asked, prefills) } else { None };
         let flight = self.flight(slot);
         let id = &flight.id;
         trail.note(now, || {
@@ -554,6 +560,9 @@ impl<'a> World<'a> {
         if adapter {
             let name = Arc::clone(&asked);
             trail.note(now, || EngineFact::Adapter(name));
+        }
+        if let Some(generation) = generation {
+            trail.note(now, || EngineFact::Langfuse(generation));
         }
         let priority = flight.engine_priority;
         trail.note(now, || EngineFact::Asked {

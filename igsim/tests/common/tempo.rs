@@ -10,7 +10,7 @@ use igsim::tempo::{Tempo, Window};
 use shared::clock::RunClock;
 use shared::rng::Stream;
 use shared::time::Dur;
-use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpConfig, OtlpEncoding};
+use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpChoice, OtlpConfig, OtlpEncoding};
 use shared::trace::{TelemetryConfig, TraceSet};
 
 /// How long Tempo may take until what it accepted is found.
@@ -89,7 +89,7 @@ pub fn fresh_id() -> String {
 }
 
 fn endpoint(url: &str) -> OtlpConfig {
-    let choice = ExporterChoice::Otlp { url: Some(url.to_owned()), protocol: None, encoding: Some(OtlpEncoding::Sdk) };
+    let choice = ExporterChoice::Otlp(OtlpChoice { encoding: Some(OtlpEncoding::Sdk), ..OtlpChoice::to(url) });
     let layer = Layer { exporters: Some(vec![choice]), ..Layer::default() };
     let (config, _) = TelemetryConfig::resolve(&layer, &Layer::default(), &|_| None).expect("an endpoint");
     match config.exporters.into_iter().next() {

@@ -5,11 +5,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::config::ConfigErrors;
 use crate::time::Dur;
 use crate::trace::env::EnvLayer;
 use crate::trace::exporter::console::ConsoleTarget;
 use crate::trace::exporter::memory::MemorySpans;
+use crate::trace::langfuse::Langfuse;
 use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError, redacted};
 use crate::trace::policy::{Hold, Keep, Policy};
 use crate::trace::sampler::{Ratio, Sampler, SamplerKind};
@@ -61,7 +64,34 @@ pub struct TelemetryConfig {
     pub service_name: Option<String>,
     /// Attributes added to every resource that does not set them itself.
     pub resource_attributes: Vec<(String, String)>,
+    /// Where metrics are pushed to; nowhere unless asked for.
+    pub metrics: MetricsConfig,
+    /// What spans say to Langfuse; nothing unless asked for.
+    pub langfuse: Option<Arc<Langfuse>>,
 }
+
+/// How metrics are pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Collectors; none means that metrics are only there to be read.
+    pub otlp: Vec<OtlpConfig>,
+    /// Time between two pushes (`OTEL_METRIC_EXPORT_INTERVAL`).
+    pub interval: Dur,
+    /// The longest time that the last push may take.
+    pub flush_timeout: Dur,
+    /// Attributes added to a resource that does not set them itself.
+    pub resource_attributes: Vec<(String, String)>,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> MetricsConfig {
+        let (interval, flush_timeout) = (DEFAULT_METRICS_INTERVAL, Dur::from_secs(5));
+        MetricsConfig { otlp: Vec::new(), interval, flush_timeout, resource_attributes: Vec::new() }
+    }
+}
+
+/// Time between two pushes of metrics unless something else is asked for, OpenTelemetry's default.
+pub const DEFAULT_METRICS_INTERVAL: Dur = Dur::from_secs(60);
 
 impl Default for TelemetryConfig {
     fn default() -> TelemetryConfig {
@@ -86,6 +116,8 @@ impl Default for TelemetryConfig {
             trace_context: true,
             service_name: None,
             resource_attributes: Vec::new(),
+            metrics: MetricsConfig::default(),
+            langfuse: None,
         }
     }
 }
@@ -117,10 +149,23 @@ pub enum ExporterConfig {
     Otlp(OtlpConfig),
     /// A file of OTLP JSON lines, replaced if it exists.
     File(PathBuf),
+    /// The same, in files of bounded size.
+    RotatingFile(Rotation),
     /// Trees for people.
     Console(ConsoleTarget),
     /// Kept in memory, for tests and reports.
     Memory(MemorySpans),
+}
+
+/// A file that is put aside when it is full: `traces.jsonl` becomes `traces.jsonl.1`, that one `traces.jsonl.2`, and so on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The file that is written to.
+    pub path: PathBuf,
+    /// The most bytes of a file; a single batch that is larger has a file of its own.
+    pub max_bytes: u64,
+    /// How many full files are kept beside it.
+    pub keep: u32,
 }
 
 /// How to reach a collector. Its `Debug` form shows no credentials.
@@ -139,6 +184,43 @@ pub struct OtlpConfig {
     pub gzip: bool,
     /// What encodes the spans.
     pub encoding: OtlpEncoding,
+    /// PEM file with the only certificate authorities to believe; those of the web if `None`.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// What is sent to a collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Spans.
+    Traces,
+    /// Metrics.
+    Metrics,
+}
+
+impl Signal {
+    /// What OTLP over HTTP appends to the address of a collector (OTLP specification, "OTLP/HTTP Request").
+    pub const fn path(self) -> &'static str {
+        match self {
+            Signal::Traces => "/v1/traces",
+            Signal::Metrics => "/v1/metrics",
+        }
+    }
+
+    /// The method that takes it over gRPC.
+    pub(crate) const fn grpc_method(self) -> &'static str {
+        match self {
+            Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        }
+    }
+
+    /// Its word in the names of environment variables.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Signal::Traces => "TRACES",
+            Signal::Metrics => "METRICS",
+        }
+    }
 }
 
 impl OtlpConfig {
@@ -150,11 +232,13 @@ impl OtlpConfig {
 
 impl fmt::Debug for OtlpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OtlpConfig { endpoint: _, protocol, headers, timeout, gzip, encoding } = self;
+        let OtlpConfig { endpoint: _, protocol, headers, timeout, gzip, encoding, ca_file } = self;
         let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
         let mut debug = f.debug_struct("OtlpConfig");
         debug.field("address", &self.address()).field("protocol", protocol).field("headers", &names);
-        debug.field("timeout", timeout).field("gzip", gzip).field("encoding", encoding).finish()
+        debug.field("timeout", timeout).field("gzip", gzip).field("encoding", encoding);
+        ca_file.iter().for_each(|path| _ = debug.field("ca_file", path));
+        debug.finish()
     }
 }
 
@@ -207,22 +291,56 @@ pub struct Layer {
     pub max_open: Option<Dur>,
     /// The longest time that shutdown waits for exporters.
     pub flush_timeout: Option<Dur>,
+    /// Where metrics are pushed to; replaces the endpoints of the layers below.
+    pub metrics: Option<Vec<OtlpChoice>>,
+    /// Time between two pushes of metrics.
+    pub metrics_interval: Option<Dur>,
+    /// Whether spans say what Langfuse wants to know.
+    pub langfuse: Option<bool>,
+    /// A table of prices for that.
+    pub prices: Option<PathBuf>,
 }
 
-/// An exporter as a user asks for it; what is left open comes from the environment.
+/// An OTLP endpoint as a user asks for it; what is left open comes from the environment. Its `Debug` form shows no credentials.
+#[derive(Clone, Default)]
+pub struct OtlpChoice {
+    /// The endpoint: `http://host:4318`, `https://host/path`, `http://host:4317` (gRPC by its port). `None` takes
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` or the default of the protocol.
+    pub url: Option<String>,
+    /// The protocol; `None` takes `OTEL_EXPORTER_OTLP_PROTOCOL`, else derives it from the port.
+    pub protocol: Option<OtlpProtocol>,
+    /// What encodes the spans; `None` takes the cheapest that the recorder has: direct for records, the SDK's for its own spans.
+    pub encoding: Option<OtlpEncoding>,
+    /// Whether bodies are compressed; `None` takes `OTEL_EXPORTER_OTLP_COMPRESSION`.
+    pub gzip: Option<bool>,
+    /// Headers beside those of `OTEL_EXPORTER_OTLP_HEADERS`, in place of those of the same name.
+    pub headers: Vec<(String, String)>,
+    /// Certificate authorities; `None` takes `OTEL_EXPORTER_OTLP_CERTIFICATE`.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl OtlpChoice {
+    /// An endpoint, with everything else left open.
+    pub fn to(url: impl Into<String>) -> OtlpChoice {
+        OtlpChoice { url: Some(url.into()), ..OtlpChoice::default() }
+    }
+}
+
+impl fmt::Debug for OtlpChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OtlpChoice({})", self.url.as_deref().map(redacted).unwrap_or_default())
+    }
+}
+
+/// An exporter as a user asks for it.
 #[derive(Clone, Debug)]
 pub enum ExporterChoice {
-    /// OTLP to `url`: `http://host:4318`, `https://host/path`, `http://host:4317` (gRPC by its port).
-    Otlp {
-        /// The endpoint; `None` takes `OTEL_EXPORTER_OTLP_ENDPOINT` or the default of the protocol.
-        url: Option<String>,
-        /// The protocol; `None` takes `OTEL_EXPORTER_OTLP_PROTOCOL`, else derives it from the port.
-        protocol: Option<OtlpProtocol>,
-        /// What encodes the spans; `None` takes the cheapest that the recorder has: direct for records, the SDK's for its own spans.
-        encoding: Option<OtlpEncoding>,
-    },
+    /// A collector or backend.
+    Otlp(OtlpChoice),
     /// A file of OTLP JSON lines.
     File(PathBuf),
+    /// The same, in files of bounded size.
+    RotatingFile(Rotation),
     /// Trees for people.
     Console(ConsoleTarget),
     /// Kept in memory.
@@ -280,6 +398,8 @@ impl TelemetryConfig {
             export_timeout,
             max_open: first(|l| l.max_open).unwrap_or(defaults.max_open),
             flush_timeout: first(|l| l.flush_timeout).unwrap_or(defaults.flush_timeout),
+            metrics: metrics(&layers, &env)?,
+            langfuse: langfuse(&layers)?,
             trace_context: env.trace_context.unwrap_or(defaults.trace_context),
             service_name: env.service_name,
             resource_attributes: env.resource_attributes,
@@ -333,38 +453,67 @@ fn share(
     Ratio::new(share).ok_or_else(wrong).map(Some)
 }
 
+/// What the layers say about Langfuse; a table of prices alone asks for it too.
+fn langfuse(layers: &[&Layer]) -> Result<Option<Arc<Langfuse>>, ConfigError> {
+    let prices = layers.iter().find_map(|l| l.prices.as_deref());
+    if !layers.iter().find_map(|l| l.langfuse).unwrap_or(prices.is_some()) {
+        return Ok(None);
+    }
+    let Some(path) = prices else { return Ok(Some(Arc::new(Langfuse::new()))) };
+    let told = |errors: ConfigErrors| {
+        let found = errors.to_string().trim_start_matches("error: ").to_owned();
+        ConfigError { field: "tracing.prices", found, allowed: "a table of prices is allowed (docs/langfuse.md)" }
+    };
+    Langfuse::with_prices(path).map(|l| Some(Arc::new(l))).map_err(told)
+}
+
+/// What the layers and the environment say about pushing metrics.
+fn metrics(layers: &[&Layer], env: &EnvLayer) -> Result<MetricsConfig, ConfigError> {
+    let defaults = MetricsConfig::default();
+    let choices = layers.iter().find_map(|l| l.metrics.clone()).or_else(|| env.metrics.clone()).unwrap_or_default();
+    let otlp = choices.into_iter().map(|choice| env.metrics_otlp.choose(choice, Signal::Metrics));
+    let interval = layers.iter().find_map(|l| l.metrics_interval).or(env.metrics_interval);
+    Ok(MetricsConfig {
+        otlp: otlp.collect::<Result<_, _>>()?,
+        interval: interval.unwrap_or(defaults.interval),
+        flush_timeout: layers.iter().find_map(|l| l.flush_timeout).unwrap_or(defaults.flush_timeout),
+        resource_attributes: env.resource_attributes.clone(),
+    })
+}
+
 fn exporter(choice: ExporterChoice, recorder: RecorderKind, env: &EnvLayer) -> Result<ExporterConfig, ConfigError> {
     Ok(match choice {
         ExporterChoice::File(path) => ExporterConfig::File(path),
+        ExporterChoice::RotatingFile(rotation) => ExporterConfig::RotatingFile(rotation),
         ExporterChoice::Console(target) => ExporterConfig::Console(target),
         ExporterChoice::Memory(spans) => ExporterConfig::Memory(spans),
-        ExporterChoice::Otlp { url, protocol, encoding } => {
-            let otlp = match url {
-                Some(url) => env.otlp.complete(otlp_endpoint(&url, env.otlp.protocol(protocol))?),
-                None => env.otlp.resolve(protocol),
-            };
-            let encoding = encoding.unwrap_or(match recorder {
+        ExporterChoice::Otlp(choice) => {
+            let encoding = choice.encoding.unwrap_or(match recorder {
                 RecorderKind::Deferred => OtlpEncoding::Direct,
                 RecorderKind::Eager => OtlpEncoding::Sdk,
             });
-            ExporterConfig::Otlp(OtlpConfig { encoding, ..otlp })
+            ExporterConfig::Otlp(OtlpConfig { encoding, ..env.otlp.choose(choice, Signal::Traces)? })
         }
     })
 }
 
 /// Endpoint and protocol of an OTLP URL that a user typed.
 ///
-/// Without a protocol, port 4317 means gRPC and everything else HTTP. For HTTP `/v1/traces` is appended to a URL that does not
-/// end with it already, so that a collector's base address is enough.
+/// Without a protocol, port 4317 means gRPC and everything else HTTP. For HTTP the signal's path (`/v1/traces`) is appended to a URL
+/// that does not end with it already, so that a collector's base address is enough.
 ///
 /// # Errors
 /// If `url` is no http or https URL with a host, or has a user name or password.
-pub fn otlp_endpoint(url: &str, protocol: Option<OtlpProtocol>) -> Result<(String, OtlpProtocol), ConfigError> {
+pub fn otlp_endpoint(
+    url: &str,
+    protocol: Option<OtlpProtocol>,
+    signal: Signal,
+) -> Result<(String, OtlpProtocol), ConfigError> {
     let wrong = |why: OtlpUrlError| ConfigError { field: "otlp", found: redacted(url), allowed: why.allowed() };
     let url = OtlpUrl::parse(url).map_err(wrong)?;
     let protocol = protocol.unwrap_or_else(|| url.protocol_of_port());
     let endpoint = match protocol {
-        OtlpProtocol::HttpProtobuf if !url.names_traces() => url.for_traces(),
+        OtlpProtocol::HttpProtobuf if !url.names(signal) => url.for_signal(signal),
         OtlpProtocol::HttpProtobuf | OtlpProtocol::Grpc => url.base(),
     };
     Ok((endpoint, protocol))

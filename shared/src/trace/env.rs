@@ -1,7 +1,8 @@
 //! The environment variables of the OpenTelemetry specification, through an injected reader.
 //!
 //! Read: `OTEL_SDK_DISABLED`, `OTEL_TRACES_SAMPLER(_ARG)`, `OTEL_TRACES_EXPORTER` (`otlp`, `console`, `none`, or a comma list),
-//! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL,HEADERS,TIMEOUT,COMPRESSION,INSECURE}`, `OTEL_SERVICE_NAME`,
+//! `OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL,HEADERS,TIMEOUT,COMPRESSION,INSECURE,CERTIFICATE}`, the same with `METRICS_`,
+//! `OTEL_METRICS_EXPORTER` (`otlp`, `prometheus` or `none`), `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_SERVICE_NAME`,
 //! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_{MAX_QUEUE_SIZE,SCHEDULE_DELAY,MAX_EXPORT_BATCH_SIZE,EXPORT_TIMEOUT}` and
 //! `OTEL_PROPAGATORS`. An empty value counts as unset. A value that cannot be used is ignored with a warning that names the
 //! variable but, for headers and endpoints, never the value.
@@ -12,7 +13,11 @@
 //! endpoint with port 4317 is taken for gRPC, and `OTEL_TRACES_SAMPLER_ARG` alone sets the ratio of the default sampler.
 
 use crate::time::Dur;
-use crate::trace::config::{ExporterChoice, OtlpConfig, OtlpEncoding, OtlpProtocol};
+use std::path::PathBuf;
+
+use crate::trace::config::{
+    ConfigError, ExporterChoice, OtlpChoice, OtlpConfig, OtlpEncoding, OtlpProtocol, Signal, otlp_endpoint,
+};
 use crate::trace::exporter::console::ConsoleTarget;
 use crate::trace::otlp_url::OtlpUrl;
 use crate::trace::sampler::{Ratio, SamplerKind};
@@ -25,6 +30,10 @@ pub(crate) struct EnvLayer {
     pub(crate) ratio: Option<Ratio>,
     pub(crate) exporters: Option<Vec<ExporterChoice>>,
     pub(crate) otlp: EnvOtlp,
+    /// Where metrics are pushed to.
+    pub(crate) metrics: Option<Vec<OtlpChoice>>,
+    pub(crate) metrics_otlp: EnvOtlp,
+    pub(crate) metrics_interval: Option<Dur>,
     pub(crate) schedule_delay: Option<Dur>,
     pub(crate) max_batch: Option<usize>,
     pub(crate) max_queue: Option<usize>,
@@ -42,19 +51,21 @@ pub(crate) struct EnvOtlp {
     headers: Vec<(String, String)>,
     timeout: Option<Dur>,
     gzip: bool,
+    ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
 struct Endpoint {
     url: OtlpUrl,
-    /// Set for traces alone: taken as it is. A general endpoint gets `/v1/traces` appended for HTTP.
-    for_traces: bool,
+    /// Set for the signal alone: taken as it is. A general endpoint gets the signal's path appended for HTTP.
+    for_signal: bool,
 }
 
 impl EnvLayer {
     pub(crate) fn read(env: &dyn Fn(&str) -> Option<String>, warnings: &mut Vec<String>) -> EnvLayer {
         let mut vars = Vars { env, warnings };
-        let otlp = EnvOtlp::read(&mut vars);
+        let otlp = EnvOtlp::read(&mut vars, Signal::Traces);
+        let metrics_otlp = EnvOtlp::read(&mut vars, Signal::Metrics);
         let exporters = exporters(&mut vars, otlp.endpoint.is_some());
         let attributes = vars.parse("OTEL_RESOURCE_ATTRIBUTES", "key=value pairs with commas", pairs);
         let mut resource_attributes = attributes.unwrap_or_default();
@@ -66,6 +77,9 @@ impl EnvLayer {
             ratio: vars.parse("OTEL_TRACES_SAMPLER_ARG", "a number from 0 to 1", |v| Ratio::new(v.parse().ok()?)),
             exporters,
             otlp,
+            metrics: metrics(&mut vars),
+            metrics_otlp,
+            metrics_interval: vars.parse("OTEL_METRIC_EXPORT_INTERVAL", "milliseconds above 0", timeout),
             schedule_delay: vars.parse("OTEL_BSP_SCHEDULE_DELAY", "milliseconds", millis),
             max_batch: vars.parse("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "a number above 0", positive),
             max_queue: vars.parse("OTEL_BSP_MAX_QUEUE_SIZE", "a number above 0", positive),
@@ -78,8 +92,8 @@ impl EnvLayer {
 }
 
 impl EnvOtlp {
-    fn read(vars: &mut Vars<'_>) -> EnvOtlp {
-        let insecure = vars.parse_otlp("INSECURE", "true or false", boolean).unwrap_or(false);
+    fn read(vars: &mut Vars<'_>, signal: Signal) -> EnvOtlp {
+        let insecure = vars.parse_otlp(signal, "INSECURE", "true or false", boolean).unwrap_or(false);
         let url = |v: &str| {
             let text = match (v.contains("://"), insecure) {
                 (true, _) => v.to_owned(),
@@ -89,29 +103,46 @@ impl EnvOtlp {
             OtlpUrl::parse(&text).ok()
         };
         let allowed = "an http or https URL without user name and password";
-        let own = vars.parse_secret("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", allowed, url);
+        let own = vars.parse_secret(&format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.word()), allowed, url);
         let general = vars.parse_secret("OTEL_EXPORTER_OTLP_ENDPOINT", allowed, url);
         let endpoint = match (own, general) {
-            (Some(url), _) => Some(Endpoint { url, for_traces: true }),
-            (None, Some(url)) => Some(Endpoint { url, for_traces: false }),
+            (Some(url), _) => Some(Endpoint { url, for_signal: true }),
+            (None, Some(url)) => Some(Endpoint { url, for_signal: false }),
             (None, None) => None,
         };
         EnvOtlp {
             endpoint,
-            protocol: vars.parse_otlp("PROTOCOL", "grpc or http/protobuf", protocol),
-            headers: vars.parse_otlp_secret("HEADERS", "key=value pairs with commas", pairs).unwrap_or_default(),
-            timeout: vars.parse_otlp("TIMEOUT", "milliseconds above 0", timeout),
-            gzip: vars.parse_otlp("COMPRESSION", "gzip or none", compression).unwrap_or(false),
+            protocol: vars.parse_otlp(signal, "PROTOCOL", "grpc or http/protobuf", protocol),
+            headers: vars
+                .parse_otlp_secret(signal, "HEADERS", "key=value pairs with commas", pairs)
+                .unwrap_or_default(),
+            timeout: vars.parse_otlp(signal, "TIMEOUT", "milliseconds above 0", timeout),
+            gzip: vars.parse_otlp(signal, "COMPRESSION", "gzip or none", compression).unwrap_or(false),
+            ca_file: vars.parse_otlp(signal, "CERTIFICATE", "a path", |v| Some(PathBuf::from(v))),
         }
     }
 
+    /// The configuration of an endpoint that the user asks for, completed by the environment.
+    pub(crate) fn choose(&self, choice: OtlpChoice, signal: Signal) -> Result<OtlpConfig, ConfigError> {
+        let OtlpChoice { url, protocol, encoding: _, gzip, headers, ca_file } = choice;
+        let mut otlp = match url {
+            Some(url) => self.complete(otlp_endpoint(&url, self.protocol(protocol), signal)?),
+            None => self.resolve(protocol, signal),
+        };
+        otlp.gzip = gzip.unwrap_or(otlp.gzip);
+        otlp.ca_file = ca_file.or(otlp.ca_file);
+        otlp.headers.retain(|(name, _)| !headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name)));
+        otlp.headers.extend(headers);
+        Ok(otlp)
+    }
+
     /// The protocol that the user gave elsewhere, else that of the environment.
-    pub(crate) fn protocol(&self, given: Option<OtlpProtocol>) -> Option<OtlpProtocol> {
+    fn protocol(&self, given: Option<OtlpProtocol>) -> Option<OtlpProtocol> {
         given.or(self.protocol)
     }
 
     /// The configuration for an endpoint that the user gave elsewhere.
-    pub(crate) fn complete(&self, (endpoint, protocol): (String, OtlpProtocol)) -> OtlpConfig {
+    fn complete(&self, (endpoint, protocol): (String, OtlpProtocol)) -> OtlpConfig {
         let timeout = self.timeout.unwrap_or(Dur::from_secs(10));
         OtlpConfig {
             endpoint,
@@ -120,17 +151,18 @@ impl EnvOtlp {
             timeout,
             gzip: self.gzip,
             encoding: OtlpEncoding::Sdk,
+            ca_file: self.ca_file.clone(),
         }
     }
 
     /// The configuration that the environment gives, with the specification's default endpoints.
-    pub(crate) fn resolve(&self, protocol: Option<OtlpProtocol>) -> OtlpConfig {
+    fn resolve(&self, protocol: Option<OtlpProtocol>, signal: Signal) -> OtlpConfig {
         let by_port = self.endpoint.as_ref().map(|e| e.url.protocol_of_port());
         let protocol = self.protocol(protocol).or(by_port).unwrap_or(OtlpProtocol::HttpProtobuf);
         let endpoint = match (&self.endpoint, protocol) {
             (None, OtlpProtocol::Grpc) => "http://localhost:4317".to_owned(),
-            (None, OtlpProtocol::HttpProtobuf) => "http://localhost:4318/v1/traces".to_owned(),
-            (Some(e), OtlpProtocol::HttpProtobuf) if !e.for_traces => e.url.for_traces(),
+            (None, OtlpProtocol::HttpProtobuf) => format!("http://localhost:4318{}", signal.path()),
+            (Some(e), OtlpProtocol::HttpProtobuf) if !e.for_signal => e.url.for_signal(signal),
             (Some(e), OtlpProtocol::HttpProtobuf) => e.url.whole(),
             (Some(e), OtlpProtocol::Grpc) => e.url.base(),
         };
@@ -150,18 +182,31 @@ impl Vars<'_> {
         (self.env)(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
     }
 
+    /// Says something once: what holds for all signals is read for each of them.
+    fn complain(&mut self, text: String) {
+        if !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
+    }
+
     fn parse<T>(&mut self, name: &str, allowed: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let text = self.get(name)?;
         let value = parse(&text);
         if value.is_none() {
-            self.warnings.push(format!("{name}=`{text}` is ignored: {allowed} is allowed"));
+            self.complain(format!("{name}=`{text}` is ignored: {allowed} is allowed"));
         }
         value
     }
 
-    /// A variable that exists for traces alone and for all signals.
-    fn parse_otlp<T>(&mut self, what: &str, allowed: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let own = self.parse(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"), allowed, &parse);
+    /// A variable that exists for one signal alone and for all signals.
+    fn parse_otlp<T>(
+        &mut self,
+        signal: Signal,
+        what: &str,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let own = self.parse(&format!("OTEL_EXPORTER_OTLP_{}_{what}", signal.word()), allowed, &parse);
         own.or_else(|| self.parse(&format!("OTEL_EXPORTER_OTLP_{what}"), allowed, &parse))
     }
 
@@ -169,20 +214,26 @@ impl Vars<'_> {
     fn parse_secret<T>(&mut self, name: &str, allowed: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let value = parse(&self.get(name)?);
         if value.is_none() {
-            self.warnings.push(format!("{name} is ignored: {allowed} is allowed"));
+            self.complain(format!("{name} is ignored: {allowed} is allowed"));
         }
         value
     }
 
     /// Like [`Vars::parse_otlp`] for values that must not be shown.
-    fn parse_otlp_secret<T>(&mut self, what: &str, allowed: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let own = self.parse_secret(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"), allowed, &parse);
+    fn parse_otlp_secret<T>(
+        &mut self,
+        signal: Signal,
+        what: &str,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let own = self.parse_secret(&format!("OTEL_EXPORTER_OTLP_{}_{what}", signal.word()), allowed, &parse);
         own.or_else(|| self.parse_secret(&format!("OTEL_EXPORTER_OTLP_{what}"), allowed, &parse))
     }
 }
 
 fn exporters(vars: &mut Vars<'_>, endpoint_given: bool) -> Option<Vec<ExporterChoice>> {
-    let otlp = || ExporterChoice::Otlp { url: None, protocol: None, encoding: None };
+    let otlp = || ExporterChoice::Otlp(OtlpChoice::default());
     let Some(list) = vars.get("OTEL_TRACES_EXPORTER") else {
         return endpoint_given.then(|| vec![otlp()]);
     };
@@ -195,6 +246,22 @@ fn exporters(vars: &mut Vars<'_>, endpoint_given: bool) -> Option<Vec<ExporterCh
             _ => vars
                 .warnings
                 .push(format!("OTEL_TRACES_EXPORTER: exporter `{name}` is ignored: otlp, console or none is allowed")),
+        }
+    }
+    Some(chosen)
+}
+
+/// Where metrics are pushed to; nowhere unless this asks for it, since every service has a page of them to read.
+fn metrics(vars: &mut Vars<'_>) -> Option<Vec<OtlpChoice>> {
+    let list = vars.get("OTEL_METRICS_EXPORTER")?;
+    let mut chosen = Vec::new();
+    for name in list.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+        match name {
+            "otlp" => chosen.push(OtlpChoice::default()),
+            "prometheus" | "none" => {}
+            _ => vars.warnings.push(format!(
+                "OTEL_METRICS_EXPORTER: exporter `{name}` is ignored: otlp, prometheus or none is allowed"
+            )),
         }
     }
     Some(chosen)

@@ -5,10 +5,7 @@
 
 use http::Uri;
 
-use crate::trace::config::OtlpProtocol;
-
-/// What OTLP over HTTP appends to the address of a collector (OTLP specification, "OTLP/HTTP Request").
-const TRACES_PATH: &str = "/v1/traces";
+use crate::trace::config::{OtlpProtocol, Signal};
 
 /// A URL with scheme `http` or `https`, a host, and no credentials before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,14 +59,14 @@ impl OtlpUrl {
         self.with_path("")
     }
 
-    /// The URL with `/v1/traces` appended to its path.
-    pub(crate) fn for_traces(&self) -> String {
-        self.with_path(TRACES_PATH)
+    /// The URL with the signal's path appended to its path.
+    pub(crate) fn for_signal(&self, signal: Signal) -> String {
+        self.with_path(signal.path())
     }
 
-    /// Whether the path ends with `/v1/traces`.
-    pub(crate) fn names_traces(&self) -> bool {
-        self.0.path().trim_end_matches('/').ends_with(TRACES_PATH)
+    /// Whether the path ends with that of the signal.
+    pub(crate) fn names(&self, signal: Signal) -> bool {
+        self.0.path().trim_end_matches('/').ends_with(signal.path())
     }
 
     /// Scheme, host, port and path.
@@ -113,7 +110,10 @@ mod tests {
     fn urls_are_taken_apart() {
         let check = |text: &str, base: &str, traces: &str, shown: &str| {
             let url = OtlpUrl::parse(text).unwrap();
-            assert_eq!((url.base().as_str(), url.for_traces().as_str(), url.shown().as_str()), (base, traces, shown));
+            assert_eq!(
+                (url.base().as_str(), url.for_signal(Signal::Traces).as_str(), url.shown().as_str()),
+                (base, traces, shown)
+            );
         };
         check("http://h:4318", "http://h:4318", "http://h:4318/v1/traces", "http://h:4318");
         check("https://h/a/", "https://h/a", "https://h/a/v1/traces", "https://h/a");

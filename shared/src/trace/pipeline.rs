@@ -14,6 +14,7 @@ use http::HeaderMap;
 
 use crate::clock::RunClock;
 use crate::ids::{InstanceId, SpanId, TraceId};
+use crate::metrics::{self, Family};
 use crate::rng::Seed;
 use crate::time::{Anchor, Dur, Time};
 use crate::trace::config::{ExporterConfig, OtlpEncoding, RecorderKind, TelemetryConfig};
@@ -23,6 +24,7 @@ use crate::trace::edge::{self, Edge, Standing};
 use crate::trace::exporter;
 use crate::trace::handover::Handover;
 use crate::trace::id_source::IdSource;
+use crate::trace::langfuse::{Generation, Langfuse};
 use crate::trace::own::OwnConfig;
 use crate::trace::policy::Reason;
 use crate::trace::record::{Fact, Head, Sink, Trail};
@@ -156,7 +158,9 @@ impl Telemetry {
         let spawned = std::thread::Builder::new().name("telemetry".to_owned()).spawn(move || thread.run());
         let thread = Some(spawned.map_err(TelemetryError::Thread)?);
         let own = OwnConfig::of(&config, None);
-        let shared = Arc::new(state.share(&config, IdSource::live(), own, sink.clone()));
+        let mut shared = state.share(&config, clock.anchor(), IdSource::live(), own, sink.clone());
+        shared.exporters.clone_from(&counts);
+        let shared = Arc::new(shared);
         let driver = Driver::Live { control, thread, clock, sink };
         Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout: config.flush_timeout, eager })
     }
@@ -183,7 +187,7 @@ impl Telemetry {
         });
         let ids = IdSource::seeded(seed);
         let own = OwnConfig::of(&config, Some(seed));
-        let shared = Arc::new(state.share(&config, ids, own, sink.clone()));
+        let shared = Arc::new(state.share(&config, anchor, ids, own, sink.clone()));
         let driver = Driver::Inline(sink);
         let flush_timeout = config.flush_timeout;
         Ok(Telemetry { shared: Some(shared), driver, exporters: counts, flush_timeout, eager: None })
@@ -337,6 +341,24 @@ impl Tracer {
         self.shared.is_none()
     }
 
+    /// Whether spans say what Langfuse wants to know.
+    pub fn tells_langfuse(&self) -> bool {
+        self.shared.as_ref().is_some_and(|s| s.langfuse.is_some())
+    }
+
+    /// How a request for `model` is a generation of Langfuse's, if spans say so; it may only prefill for another engine.
+    pub fn generation(&self, model: &str, prefills: bool) -> Option<Box<Generation>> {
+        let shared = self.shared.as_ref()?;
+        let price = shared.langfuse.as_ref()?.price(model);
+        Some(Box::new(Generation { anchor: shared.anchor, price, prefills }))
+    }
+
+    /// What the telemetry of this process did so far, as metrics; nothing if it is off.
+    pub fn metrics(&self) -> Vec<Family> {
+        let Some(shared) = &self.shared else { return Vec::new() };
+        metrics::telemetry::families(&shared.counters.stats(), &shared.exporters)
+    }
+
     /// The service instance of this tracer's spans.
     pub const fn instance(&self) -> InstanceId {
         self.instance
@@ -438,6 +460,10 @@ pub(super) struct Shared {
     pub(super) ids: IdSource,
     pub(super) own: OwnConfig,
     pub(super) counters: Arc<Counters>,
+    /// For metrics; empty in virtual runs.
+    exporters: Vec<Arc<ExporterCounters>>,
+    langfuse: Option<Arc<Langfuse>>,
+    anchor: Anchor,
     resources: Arc<Resources>,
     resource_attributes: Vec<(String, String)>,
     pub(super) sink: Arc<dyn Sink>,
@@ -518,7 +544,14 @@ impl State {
         Worker::new(config, anchor, exporters, counters, resources, Arc::clone(&self.open))
     }
 
-    fn share(self, config: &TelemetryConfig, ids: IdSource, own: OwnConfig, sink: Arc<dyn Sink>) -> Shared {
+    fn share(
+        self,
+        config: &TelemetryConfig,
+        anchor: Anchor,
+        ids: IdSource,
+        own: OwnConfig,
+        sink: Arc<dyn Sink>,
+    ) -> Shared {
         Shared {
             sampler: ArcSwap::from_pointee(config.sampler.clone()),
             edge: Edge::of(&config.policy).map(Box::new),
@@ -528,6 +561,9 @@ impl State {
             ids,
             own,
             counters: self.counters,
+            exporters: Vec::new(),
+            langfuse: config.langfuse.clone(),
+            anchor,
             resources: self.resources,
             resource_attributes: config.resource_attributes.clone(),
             sink,

@@ -1,6 +1,6 @@
-//! The registry of spans, events and attributes: a reader of the Weaver YAML under `registry/`.
+//! The registry of spans, events, metrics and attributes: a reader of the Weaver YAML under `registry/`.
 //!
-//! Understood: `groups:` of type `attribute_group`, `span` and `event` (semantic-convention schema, version 1), attributes by
+//! Understood: `groups:` of type `attribute_group`, `span`, `event` and `metric` (semantic-convention schema, version 1), attributes by
 //! `id` or `ref`, `extends`, enum members, and our annotations `level` and `parent`. What tools beside ours need is ignored.
 
 mod markdown;
@@ -9,26 +9,43 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use saphyr::{LoadableYamlNode, Yaml};
 
+use crate::metrics;
 use crate::trace::span::{Kind, Value};
 
 /// The registry's files, as they were when this was built.
-pub const FILES: [(&str, &str); 5] = [
+pub const FILES: [(&str, &str); 6] = [
     ("registry/upstream.yaml", include_str!("../../../registry/upstream.yaml")),
     ("registry/gateway.yaml", include_str!("../../../registry/gateway.yaml")),
     ("registry/pd-proxy.yaml", include_str!("../../../registry/pd-proxy.yaml")),
     ("registry/kv-cache-manager.yaml", include_str!("../../../registry/kv-cache-manager.yaml")),
     ("registry/vllm.yaml", include_str!("../../../registry/vllm.yaml")),
+    ("registry/metrics.yaml", include_str!("../../../registry/metrics.yaml")),
 ];
 
-/// Every span, event and attribute the project may emit.
+/// Every span, event, metric and attribute the project may emit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Registry {
     /// Spans by name.
     pub spans: BTreeMap<String, SpanDef>,
     /// Events by name.
     pub events: BTreeMap<String, EventDef>,
+    /// Metrics by name.
+    pub metrics: BTreeMap<String, MetricDef>,
     /// Attributes by key.
     pub attributes: BTreeMap<String, AttributeDef>,
+}
+
+/// A registered metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricDef {
+    /// What it says.
+    pub brief: String,
+    /// How it is counted.
+    pub instrument: metrics::Kind,
+    /// Its unit, in UCUM.
+    pub unit: String,
+    /// Attributes by key, and when each is set.
+    pub attributes: BTreeMap<String, Requirement>,
 }
 
 /// A registered span.
@@ -195,7 +212,11 @@ enum GroupKind {
         parents: Vec<String>,
         events: Vec<String>,
     },
-    /// Metrics and whatever else this reader has no use for.
+    Metric {
+        instrument: metrics::Kind,
+        unit: String,
+    },
+    /// Whatever else this reader has no use for.
     Other,
 }
 
@@ -214,11 +235,13 @@ impl Group {
             Some("attribute_group") | None => GroupKind::Attributes,
             Some("event") => GroupKind::Event,
             Some("span") => span_kind(yaml).map_err(|p| fail(&p))?,
+            Some("metric") => metric_kind(yaml).map_err(|p| fail(&p))?,
             Some(_) => GroupKind::Other,
         };
+        let named = if matches!(kind, GroupKind::Metric { .. }) { "metric_name" } else { "name" };
         let mut group = Group {
             file: file.to_owned(),
-            name: text(yaml, "name").unwrap_or_else(|| bare_name(&id)),
+            name: text(yaml, named).unwrap_or_else(|| bare_name(&id)),
             brief: text(yaml, "brief").unwrap_or_default(),
             extends: text(yaml, "extends"),
             kind,
@@ -277,6 +300,10 @@ fn build(groups: &[Group]) -> Result<Registry, RegistryError> {
         let twice = match &group.kind {
             GroupKind::Attributes | GroupKind::Other => false,
             GroupKind::Event => registry.events.insert(group.name.clone(), EventDef { brief, attributes }).is_some(),
+            GroupKind::Metric { instrument, unit } => {
+                let def = MetricDef { brief, instrument: *instrument, unit: unit.clone(), attributes };
+                registry.metrics.insert(group.name.clone(), def).is_some()
+            }
             GroupKind::Span { kinds, level, parents, events } => {
                 let (kinds, parents) = (kinds.clone(), parents.clone());
                 let events = events.iter().cloned().collect();
@@ -324,6 +351,19 @@ fn span_kind(yaml: &Yaml<'_>) -> Result<GroupKind, String> {
     Ok(GroupKind::Span { kinds, level, parents, events: texts(yaml, "events") })
 }
 
+fn metric_kind(yaml: &Yaml<'_>) -> Result<GroupKind, String> {
+    let instrument = match text(yaml, "instrument").ok_or("`instrument` is missing")?.as_str() {
+        "counter" => metrics::Kind::Counter,
+        "updowncounter" => metrics::Kind::UpDownCounter,
+        "gauge" => metrics::Kind::Gauge,
+        "histogram" => metrics::Kind::Histogram,
+        other => {
+            return Err(format!("`instrument` is `{other}`: counter, updowncounter, gauge or histogram is allowed"));
+        }
+    };
+    Ok(GroupKind::Metric { instrument, unit: text(yaml, "unit").ok_or("`unit` is missing")? })
+}
+
 fn kind_of(name: &str) -> Result<Kind, String> {
     match name {
         "internal" => Ok(Kind::Internal),
@@ -369,7 +409,7 @@ fn attribute_type(yaml: &Yaml<'_>) -> Result<AttributeType, String> {
 
 /// Group ids carry their type in front (`span.vllm.engine.request`), names do not.
 fn bare_name(id: &str) -> String {
-    let bare = id.strip_prefix("span.").or_else(|| id.strip_prefix("event."));
+    let bare = ["span.", "event.", "metric."].iter().find_map(|kind| id.strip_prefix(kind));
     bare.unwrap_or(id).to_owned()
 }
 
@@ -463,6 +503,16 @@ groups:
     }
 
     #[test]
+    fn metrics_have_an_instrument_and_a_unit() {
+        let text = "groups: [{id: metric.m, type: metric, metric_name: a.b, brief: How long., instrument: histogram, \
+            unit: s, attributes: [{id: k, type: string, requirement_level: required}]}]";
+        let registry = Registry::parse(&[("r.yaml", text)]).unwrap();
+        let metric = &registry.metrics["a.b"];
+        assert_eq!((metric.instrument, metric.unit.as_str()), (metrics::Kind::Histogram, "s"));
+        assert_eq!(metric.attributes, [("k".to_owned(), Requirement::Required)].into());
+    }
+
+    #[test]
     fn faults_name_file_and_group() {
         let check = |text: &str, expect: &str| {
             let error = Registry::parse(&[("r.yaml", text)]).unwrap_err().to_string();
@@ -486,6 +536,14 @@ groups:
         check(
             "groups:\n  - {id: s, type: span, span_kind: client, events: [e]}",
             "r.yaml: group `s`: event `e` is defined nowhere",
+        );
+        check(
+            "groups:\n  - {id: metric.m, type: metric, instrument: meter, unit: s}",
+            "r.yaml: group `metric.m`: `instrument` is `meter`: counter, updowncounter, gauge or histogram is allowed",
+        );
+        check(
+            "groups:\n  - {id: metric.m, type: metric, instrument: counter}",
+            "r.yaml: group `metric.m`: `unit` is missing",
         );
         check(
             "groups:\n  - {id: a, attributes: [{ref: k, requirement_level: always}]}",

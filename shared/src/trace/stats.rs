@@ -3,10 +3,14 @@
 //! Invariants: `records_closed = records_folded + records_dropped + records_failed + records_discarded + records_expired +
 //! records_evicted` once the pipeline is shut down, and for each exporter `spans_created = exported + dropped.total()`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
+
+use crate::metrics::telemetry::EXPORT_BOUNDS;
+use crate::metrics::{Distribution, Histogram};
+use crate::time::Dur;
 
 /// What became of records, spans and contexts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -167,11 +171,38 @@ pub(crate) struct ExporterCounters {
     bytes: Counter,
     counts_bytes: bool,
     last_error: Mutex<Option<String>>,
+    /// Spans taken and not settled, and the most there may be, where there is a queue.
+    queue: OnceLock<(Arc<AtomicUsize>, usize)>,
+    /// Times of exports; none before the first.
+    durations: OnceLock<Histogram>,
 }
 
 impl ExporterCounters {
     pub(crate) fn new(name: String, counts_bytes: bool) -> ExporterCounters {
         ExporterCounters { name, counts_bytes, ..ExporterCounters::default() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Says how many spans wait, and how many may.
+    pub(crate) fn set_queue(&self, unsettled: Arc<AtomicUsize>, capacity: usize) {
+        let _ = self.queue.set((unsettled, capacity));
+    }
+
+    /// Spans that wait, and the most that may.
+    pub(crate) fn queue(&self) -> Option<(usize, usize)> {
+        self.queue.get().map(|(unsettled, capacity)| (unsettled.load(Ordering::Relaxed), *capacity))
+    }
+
+    /// An export took this long.
+    pub(crate) fn took(&self, time: Dur) {
+        self.durations.get_or_init(|| Histogram::seconds(EXPORT_BOUNDS)).record(time, None);
+    }
+
+    pub(crate) fn durations(&self) -> Option<Distribution> {
+        self.durations.get().map(Histogram::read)
     }
 
     pub(crate) fn exported(&self, spans: usize) {

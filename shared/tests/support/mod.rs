@@ -118,6 +118,7 @@ pub fn otlp(protocol: OtlpProtocol, base: &str) -> OtlpConfig {
         timeout: Dur::from_secs(10),
         gzip: false,
         encoding: OtlpEncoding::Sdk,
+        ca_file: None,
     }
 }
 

@@ -111,7 +111,7 @@ fn config(path: Path, endpoint: String) -> TelemetryConfig {
     let defaults = TelemetryConfig::default();
     let protocol = OtlpProtocol::HttpProtobuf;
     let timeout = defaults.export_timeout;
-    let otlp = OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout, gzip: false, encoding };
+    let otlp = OtlpConfig { endpoint, protocol, headers: Vec::new(), timeout, gzip: false, encoding, ca_file: None };
     let exporters = vec![ExporterConfig::Otlp(otlp)];
     let sampler = Sampler::parent_based_ratio(shared::trace::Ratio::ALL);
     TelemetryConfig { recorder, exporters, sampler, schedule_delay: SCHEDULE_DELAY, ..defaults }

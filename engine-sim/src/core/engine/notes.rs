@@ -166,6 +166,7 @@ fn decoded(open: &Open, step: &Step, stale: bool) {
         | EngineFact::Decoding(_)
         | EngineFact::Received { .. }
         | EngineFact::Asked { .. }
+        | EngineFact::Langfuse(_)
         | EngineFact::Adapter(_)
         | EngineFact::InputsProcessed { .. }
         | EngineFact::FirstWrite

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use shared::ids::RequestId;
 use shared::time::Time;
-use shared::trace::Trail;
+use shared::trace::{Started, Trail};
 
 use super::ApiError;
 use crate::core::engine::{NewRequest, PreparedPrompt, RequestKey, prepare_prompt};
@@ -22,6 +22,7 @@ use crate::server::App;
 use crate::server::answer::Answer;
 use crate::server::choice::{Choice, ChoiceText};
 use crate::server::condition::{Doomed, guard};
+use crate::server::kv;
 use crate::server::lora::Adapter;
 use crate::server::schema::{read as read_value, with_body};
 use crate::server::shape::{Asked, PromptTokens, Shape};
@@ -91,6 +92,8 @@ struct Entry<'a> {
     headers: &'a HeaderMap,
     received: Time,
     id: RequestId,
+    /// The place in the trace; `None` if telemetry is off.
+    started: Option<Started>,
     /// The record of the first choice; further ones have their own, under the same caller.
     trail: Trail<EngineFact>,
 }
@@ -98,8 +101,8 @@ struct Entry<'a> {
 impl<'a> Entry<'a> {
     fn new(app: &'a Arc<App>, api: Api, headers: &'a HeaderMap, received: Time) -> Entry<'a> {
         let id = request_id(app, api, headers);
-        let (_, trail) = app.tracer.load().start::<EngineFact>(headers, received);
-        Entry { app, api, headers, received, id, trail }
+        let (started, trail) = app.tracer.load().start::<EngineFact>(headers, received);
+        Entry { app, api, headers, received, id, started, trail }
     }
 
     /// Notes which model and request it is; only the body says the model, and where it cannot be read it is the served one.
@@ -112,13 +115,32 @@ impl<'a> Entry<'a> {
     }
 
     async fn answer(self, body: Body) -> Response {
-        match self.admit(body).await {
+        let response = match self.admit(body).await {
             Ok(mut admitted) => {
                 let doomed = admitted.doomed.take();
                 guard(self.respond(admitted), doomed).await
             }
             Err(error) => self.refuse(error).into_response(),
+        };
+        if self.app.frontend.access_log {
+            self.log(response.status());
         }
+        response
+    }
+
+    /// The line of the access log, when the answer begins, as uvicorn writes it: ids, names and numbers, never content.
+    fn log(&self, status: StatusCode) {
+        let context = self.started.as_ref().map(|s| &s.context);
+        tracing::info!(
+            target: "access",
+            trace_id = context.map(|c| tracing::field::display(c.trace_id)),
+            span_id = context.map(|c| tracing::field::display(c.span_id)),
+            sampled = context.map(|c| c.sampled),
+            request_id = self.id.as_str(),
+            status = u64::from(status.as_u16()),
+            time_to_head_ms = self.app.clock.now().since(self.received).as_millis_f64(),
+            "request"
+        );
     }
 
     /// Waits for the engine's word on the first choice, hands over the others, and answers.
@@ -226,6 +248,12 @@ impl<'a> Entry<'a> {
         body_read: Time,
     ) -> Choice {
         let app = self.app;
+        if trail.is_recording() {
+            let (model, prefills) = (model_name(app, plan.lora.as_ref()), matches!(plan.kv, kv::Asked::Keep));
+            if let Some(generation) = app.tracer.load().generation(&model, prefills) {
+                trail.annotate(body_read, || EngineFact::Langfuse(generation));
+            }
+        }
         trail.annotate(body_read, || plan.fact());
         if trail.detail() >= 3 {
             trail.annotate(body_read, || {

@@ -106,8 +106,13 @@ pub struct GatewayConfig {
     /// inference extension). A name without a rule may be rewritten by the header `x-llm-d-model-name-rewrite`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub model_rewrites: BTreeMap<String, Vec<ModelTarget>>,
-    /// Whether spans name users and sessions as callers do (`user.id`, `session.id`).
+    /// Whether spans name sessions as callers do (`session.id`).
     pub identity_in_spans: bool,
+    /// The header whose value spans have as `user.id`, for example x-user-id; no span names a user when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_header: Option<String>,
+    /// Whether a line at level info is logged for every request that is over: ids, status, endpoint and times.
+    pub access_log: bool,
 }
 
 /// A model that requests for another name are sent to.
@@ -303,6 +308,17 @@ impl GatewayConfig {
         at_least("limits.max_connections", self.limits.max_connections, 1, p);
         if self.limits.retries > MAX_RETRIES {
             problem("limits.retries", self.limits.retries, format!("at most {MAX_RETRIES}"), p);
+        }
+        if let Some(header) = &self.user_header {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+            if header.is_empty() || !header.bytes().all(plain) {
+                problem(
+                    "user_header",
+                    format!("{header:?}"),
+                    "the name of a header, for example x-user-id".to_owned(),
+                    p,
+                );
+            }
         }
         self.check_edge(p);
         problems

@@ -23,6 +23,8 @@ pub struct PdProxyConfig {
     pub timeouts: PdProxyTimeouts,
     /// Bounds of requests, answers and connections.
     pub limits: PdProxyLimits,
+    /// Whether a line at level info is logged for every request that is over: ids, status and times.
+    pub access_log: bool,
     /// Whether the span of the decode hangs below that of the prefill, which has ended, as llm-d's sidecar has it: a fault that a
     /// scenario asks for.
     #[serde(skip)]
@@ -84,6 +86,7 @@ impl Default for PdProxyConfig {
             prefill_retry_backoff: HumanDur::millis(200),
             timeouts: PdProxyTimeouts::default(),
             limits: PdProxyLimits::default(),
+            access_log: false,
             decode_under_prefill: false,
         }
     }

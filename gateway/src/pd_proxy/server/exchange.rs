@@ -258,9 +258,30 @@ impl Exchange {
     fn tell(&self, done: Option<Done>) {
         let Some(done) = done else { return };
         self.shared.metrics.done(&done);
+        if self.shared.config.access_log {
+            self.log(&done);
+        }
         if let Some(hook) = &self.shared.on_done {
             hook(&done);
         }
+    }
+
+    /// The line of the access log: ids, names and numbers, never content.
+    fn log(&self, done: &Done) {
+        let context = self.started.as_ref().map(|s| &s.context);
+        tracing::info!(
+            target: "access",
+            trace_id = context.map(|c| tracing::field::display(c.trace_id)),
+            span_id = context.map(|c| tracing::field::display(c.span_id)),
+            sampled = context.map(|c| c.sampled),
+            request_id = self.id.as_str(),
+            status = done.status.map(u64::from),
+            failed = done.failure.is_some(),
+            reason = done.reason.as_str(),
+            prefill_attempts = u64::from(done.prefill_attempts),
+            duration_ms = self.now().since(self.received).as_millis_f64(),
+            "request"
+        );
     }
 }
 

@@ -50,6 +50,9 @@ impl Exchange {
         if self.pool().queue.is_some() || self.trail.is_recording() {
             caller.deadlines = request::deadlines(headers);
         }
+        if self.trail.is_recording() {
+            caller.user_id = self.pool().routing.user_id(headers).map(request::clean);
+        }
         let bytes = match self.pool().config.priority_of_engines(caller.objective.as_deref()) {
             Some(priority) => request::with_priority(bytes, priority),
             None => bytes,
@@ -91,6 +94,7 @@ impl Exchange {
             let asked = std::mem::replace(model, target);
             self.trail.annotate(self.received, || GatewayFact::Rewritten { asked: bounded_name(&asked) });
         }
+        self.model = Some(Arc::clone(model));
         let Some(pool) = self.shared.table.of_model(model) else {
             self.note_unknown(model, bytes.len());
             self.shared.metrics.rejected(Rejection::UnknownModel);
@@ -128,9 +132,10 @@ impl Exchange {
         if ttft.is_some() || tpot.is_some() {
             self.trail.annotate(self.received, || GatewayFact::Objectives { ttft, tpot });
         }
-        if self.shared.config.identity_in_spans && caller.session_id.is_some() {
-            let session = caller.session_id.clone();
-            self.trail.annotate(self.received, || GatewayFact::Identity { user: None, session });
+        let session = caller.session_id.as_ref().filter(|_| self.shared.config.identity_in_spans).cloned();
+        let user = caller.user_id.clone();
+        if user.is_some() || session.is_some() {
+            self.trail.annotate(self.received, || GatewayFact::Identity { user, session });
         }
         Box::new(RequestInfo {
             key: self.key,

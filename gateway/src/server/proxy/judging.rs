@@ -42,6 +42,9 @@ impl Exchange {
             path: bounded_path(parts.uri.path(), route),
             route: Some(route),
         });
+        if self.trail.is_recording() && self.tracer.tells_langfuse() {
+            self.trail.annotate(at, || GatewayFact::Langfuse);
+        }
         let Some(started) = &self.started else { return };
         if let Some(reason) = started.reason {
             self.trail.note(at, || GatewayFact::Kept(reason));

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Exchange;
 use crate::server::observe::Observer;
+use crate::server::tail::Tail;
 use crate::spans::{Failure, GatewayFact};
 
 /// The body of a response on its way through. Dropped early, it closes the connection to the engine, which aborts.
@@ -27,6 +28,8 @@ struct Passage {
     upstream: Option<Incoming>,
     exchange: Exchange,
     observer: Observer,
+    /// The end of the response, where the observer does not read it.
+    tail: Option<Tail>,
     /// Who waits for the next piece.
     reader: Option<Waker>,
 }
@@ -37,8 +40,14 @@ struct Passage {
 struct TookTooLong;
 
 impl Relay {
-    pub(super) fn new(upstream: Incoming, exchange: Exchange, observer: Observer, deadline: Instant) -> Relay {
-        let mut passage = Passage { upstream: Some(upstream), exchange, observer, reader: None };
+    pub(super) fn new(
+        upstream: Incoming,
+        exchange: Exchange,
+        observer: Observer,
+        tail: Option<Tail>,
+        deadline: Instant,
+    ) -> Relay {
+        let mut passage = Passage { upstream: Some(upstream), exchange, observer, tail, reader: None };
         passage.end_if_over();
         let over = passage.exchange.over;
         let passage = Arc::new(Mutex::new(passage));
@@ -112,10 +121,13 @@ impl Passage {
         exchange.bytes += data.len() as u64;
         let before = exchange.learnt.first_token;
         self.observer.data(data, &mut exchange.learnt);
+        if let Some(tail) = &mut self.tail {
+            tail.push(data);
+        }
         if !before && exchange.learnt.first_token {
             let now = exchange.shared.clock.now();
             exchange.trail.annotate(now, || GatewayFact::FirstToken);
-            exchange.shared.metrics.first_token(now.since(exchange.received));
+            exchange.first_token = Some(now.since(exchange.received));
         }
     }
 
@@ -133,6 +145,9 @@ impl Passage {
     fn complete(&mut self) {
         if !self.exchange.over {
             self.observer.end(&mut self.exchange.learnt);
+            if let Some(tail) = &self.tail {
+                self.exchange.learnt.usage = tail.usage();
+            }
             self.exchange.end(None);
         }
     }

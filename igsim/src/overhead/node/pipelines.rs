@@ -128,6 +128,7 @@ impl Pipelines {
             timeout: defaults.export_timeout,
             gzip: false,
             encoding,
+            ca_file: None,
         };
         let exporters = vec![ExporterConfig::Otlp(otlp)];
         let engine_steps = Ratio::new(steps).ok_or_else(|| format!("{steps} is no share of steps"))?;

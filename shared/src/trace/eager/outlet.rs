@@ -61,7 +61,10 @@ impl Destination {
     ) -> Result<Destination, TelemetryError> {
         match exporter {
             ExporterConfig::Otlp(otlp) => Destination::otlp(otlp, config),
-            ExporterConfig::File(_) | ExporterConfig::Console(_) | ExporterConfig::Memory(_) => {
+            ExporterConfig::File(_)
+            | ExporterConfig::RotatingFile(_)
+            | ExporterConfig::Console(_)
+            | ExporterConfig::Memory(_) => {
                 let exporter = exporter::build_one(exporter, config, true)?;
                 let tally = Tally::new(Arc::clone(exporter.counters()));
                 let exporter = Arc::new(Mutex::new(exporter));

@@ -5,6 +5,7 @@
 //! that many senders do not come back at once.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use crate::trace::exporter::Batch;
 use crate::trace::exporter::grpc::GrpcClient;
 use crate::trace::exporter::otlp::Books;
 use crate::trace::exporter::transport::{Connection, HttpSender, MAX_RETRIES, Transport, chain, rejected_spans};
+use crate::trace::stats::ExporterCounters;
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_millis(1_600);
@@ -26,11 +28,16 @@ const MAX_JITTER_MS: u64 = 100;
 /// The longest pause that a collector may ask for.
 const MAX_THROTTLE: Duration = Duration::from_secs(30);
 
-/// Sends requests, one at a time.
+/// Sends batches, one at a time.
 pub(super) struct Direct {
+    sender: Sender,
+    books: Books,
+}
+
+/// Sends requests, with retries within a time limit.
+pub(crate) struct Sender {
     wire: Wire,
     timeout: Dur,
-    books: Books,
 }
 
 enum Wire {
@@ -64,32 +71,43 @@ pub(super) enum Again {
 impl Direct {
     /// To be called inside the runtime that will drive the connection.
     pub(super) fn new(transport: &Transport, books: Books) -> Direct {
-        let wire = match transport.connect() {
-            Connection::Http(client, uri) => {
-                let sender = transport.http_sender(&client, &books.counters);
-                Wire::Http(Box::new(Http { sender, uri, gzip: transport.gzip() }))
-            }
-            Connection::Grpc(channel) => {
-                Wire::Grpc(GrpcClient::new(channel, transport.metadata(), transport.gzip(), &books.counters))
-            }
-        };
-        Direct { wire, timeout: transport.timeout(), books }
+        Direct { sender: Sender::new(transport, &books.counters), books }
     }
 
     /// Sends a batch's request, with retries within the timeout; its spans are settled at the end.
     pub(super) async fn export(&self, batch: &Batch) {
         let settle = self.books.open(batch.len);
+        match self.sender.send(batch.request.clone()).await {
+            Ok(rejected) => settle.done(rejected),
+            Err(why) => settle.failed(why),
+        }
+    }
+}
+
+impl Sender {
+    /// To be called inside the runtime that will drive the connection.
+    pub(crate) fn new(transport: &Transport, counters: &Arc<ExporterCounters>) -> Sender {
+        let wire = match transport.connect() {
+            Connection::Http(client, uri) => {
+                let sender = transport.http_sender(&client, counters);
+                Wire::Http(Box::new(Http { sender, uri, gzip: transport.gzip() }))
+            }
+            Connection::Grpc(channel) => Wire::Grpc(transport.grpc_client(channel, counters)),
+        };
+        Sender { wire, timeout: transport.timeout() }
+    }
+
+    /// Sends a request, with retries within the timeout; returns how many spans or series the collector says it rejected.
+    pub(crate) async fn send(&self, request: Bytes) -> Result<usize, String> {
         let deadline = sleep(self.timeout.to_std()).deadline();
         let mut trouble = None;
-        let answer = timeout_at(deadline, self.deliver(batch.request.clone(), deadline, &mut trouble)).await;
-        match answer {
-            Ok(Ok(rejected)) => settle.done(rejected),
-            Ok(Err(why)) => settle.failed(why),
-            Err(_) => settle.failed(trouble.unwrap_or_else(|| format!("no answer within {}", self.timeout))),
+        match timeout_at(deadline, self.deliver(request, deadline, &mut trouble)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(trouble.unwrap_or_else(|| format!("no answer within {}", self.timeout))),
         }
     }
 
-    /// Returns how many spans the collector says it rejected. `trouble` keeps what the last attempt ran into.
+    /// `trouble` keeps what the last attempt ran into.
     async fn deliver(
         &self,
         request: Bytes,

@@ -1,6 +1,6 @@
 //! OTLP over gRPC for messages that are encoded already: a codec that passes bytes through, and what is retried.
 //!
-//! The service and its method are those of opentelemetry-proto (`collector/trace/v1/trace_service.proto`).
+//! Services and methods are those of opentelemetry-proto (`collector/trace/v1/trace_service.proto` and its like for metrics).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,11 +21,11 @@ use crate::trace::exporter::direct::{Again, Refusal};
 use crate::trace::exporter::transport::{chain, rejected_spans};
 use crate::trace::stats::ExporterCounters;
 
-const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-
-/// A client of a collector's trace service.
+/// A client of one of a collector's services.
 pub(super) struct GrpcClient {
     channel: Channel,
+    /// The method that takes requests.
+    method: &'static str,
     metadata: MetadataMap,
     gzip: bool,
     counters: Arc<ExporterCounters>,
@@ -34,14 +34,15 @@ pub(super) struct GrpcClient {
 impl GrpcClient {
     pub(super) fn new(
         channel: Channel,
+        method: &'static str,
         metadata: MetadataMap,
         gzip: bool,
         counters: &Arc<ExporterCounters>,
     ) -> GrpcClient {
-        GrpcClient { channel, metadata, gzip, counters: Arc::clone(counters) }
+        GrpcClient { channel, method, metadata, gzip, counters: Arc::clone(counters) }
     }
 
-    /// Sends an `ExportTraceServiceRequest`; returns how many spans the collector says it rejected.
+    /// Sends an export request; returns how many spans or series the collector says it rejected.
     pub(super) async fn export(&self, message: Bytes) -> Result<usize, Refusal> {
         let sent = Arc::new(AtomicUsize::new(0));
         let mut grpc = Grpc::new(Counted { channel: self.channel.clone(), sent: Arc::clone(&sent) });
@@ -52,7 +53,7 @@ impl GrpcClient {
         grpc.ready().await.map_err(|error| Refusal { text: chain(&error), again: Again::Soon })?;
         let mut request = Request::new(message);
         *request.metadata_mut() = self.metadata.clone();
-        let answer = grpc.unary(request, PathAndQuery::from_static(EXPORT), ReadyBytes).await;
+        let answer = grpc.unary(request, PathAndQuery::from_static(self.method), ReadyBytes).await;
         let rejected = answer.map_err(|status| refused(&status))?.into_inner();
         self.counters.sent_bytes(sent.load(Ordering::Relaxed));
         Ok(rejected)

@@ -2,12 +2,13 @@
 
 mod by_sdk;
 pub mod console;
-mod direct;
+pub(crate) mod direct;
 pub(crate) mod file;
 mod grpc;
 pub mod memory;
 pub mod otlp;
 pub(crate) mod sdk;
+mod tls;
 pub(crate) mod transport;
 
 use std::sync::Arc;
@@ -78,6 +79,7 @@ pub(crate) fn build_one(
 ) -> Result<Box<dyn Exporter>, TelemetryError> {
     Ok(match exporter {
         ExporterConfig::File(path) => Box::new(file::FileExporter::create(path)?),
+        ExporterConfig::RotatingFile(rotation) => Box::new(file::FileExporter::rotating(rotation)?),
         ExporterConfig::Console(target) => Box::new(console::ConsoleExporter::new(target.clone())),
         ExporterConfig::Memory(spans) => Box::new(memory::MemoryExporter::new(spans.clone())),
         ExporterConfig::Otlp(otlp) if threads => Box::new(otlp::OtlpExporter::start(otlp, config)?),

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::clock::RunClock;
 use crate::time::{Anchor, Dur};
 use crate::trace::config::{OtlpConfig, OtlpEncoding, TelemetryConfig};
 use crate::trace::exporter::by_sdk::BySdk;
@@ -61,6 +62,7 @@ impl OtlpExporter {
         let (stop, stopped) = watch::channel(None);
         let (finished, done) = crossbeam_channel::bounded(0);
         let unsettled = Arc::new(AtomicUsize::new(0));
+        counters.set_queue(Arc::clone(&unsettled), max_queue);
         let books = Books { unsettled: Arc::clone(&unsettled), counters: Arc::clone(&counters) };
         let takes = match otlp.encoding {
             OtlpEncoding::Sdk => Takes::Spans,
@@ -141,6 +143,7 @@ async fn run(
     mut messages: mpsc::UnboundedReceiver<Message>,
     stop: watch::Receiver<Option<Dur>>,
 ) {
+    let (clock, counters) = (RunClock::start(), Arc::clone(&books.counters));
     let mut sending = match takes {
         Takes::Spans => Sending::Sdk(Box::new(BySdk::new(transport, books))),
         Takes::Requests => Sending::Direct(Direct::new(&transport, books)),
@@ -156,11 +159,14 @@ async fn run(
         match message {
             None => return,
             Some(Message::Flush(settled)) => drop(settled),
-            Some(Message::Batch(batch)) => tokio::select! {
-                biased;
-                () = &mut expired => return,
-                () = sending.export(&batch) => {}
-            },
+            Some(Message::Batch(batch)) => {
+                let began = clock.now();
+                tokio::select! {
+                    biased;
+                    () = &mut expired => return,
+                    () = sending.export(&batch) => counters.took(clock.now().since(began)),
+                }
+            }
         }
     }
 }

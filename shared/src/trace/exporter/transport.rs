@@ -23,11 +23,12 @@ use opentelemetry_otlp::{
 };
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 
 use crate::time::Dur;
-use crate::trace::config::{OtlpConfig, OtlpEncoding, OtlpProtocol};
-use crate::trace::exporter::sdk;
+use crate::trace::config::{OtlpConfig, OtlpEncoding, OtlpProtocol, Signal};
+use crate::trace::exporter::grpc::GrpcClient;
+use crate::trace::exporter::{sdk, tls};
 use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError};
 use crate::trace::resource::Resource;
 use crate::trace::stats::ExporterCounters;
@@ -45,10 +46,11 @@ pub(crate) struct Transport {
     headers: HeaderMap,
     timeout: Dur,
     wire: Wire,
+    signal: Signal,
 }
 
 enum Wire {
-    Http(Uri),
+    Http(Uri, Arc<rustls::ClientConfig>),
     Grpc(Box<Endpoint>),
 }
 
@@ -69,22 +71,30 @@ impl Transport {
             headers.append(name, value);
         }
         let wire = match otlp.protocol {
-            OtlpProtocol::HttpProtobuf => Wire::Http(otlp.endpoint.parse().map_err(|_| "no URL".to_owned())?),
+            OtlpProtocol::HttpProtobuf => {
+                let uri = otlp.endpoint.parse().map_err(|_| "no URL".to_owned())?;
+                Wire::Http(uri, Arc::new(tls::client(otlp.ca_file.as_deref())?))
+            }
             OtlpProtocol::Grpc => {
                 let endpoint = Endpoint::from_shared(otlp.endpoint.clone()).map_err(|e| e.to_string())?;
-                let tls = endpoint.uri().scheme_str() == Some("https");
-                let config = ClientTlsConfig::new().with_webpki_roots();
-                let endpoint = if tls { endpoint.tls_config(config).map_err(|e| e.to_string())? } else { endpoint };
+                let secured = endpoint.uri().scheme_str() == Some("https");
+                let config = tls::of_channel(otlp.ca_file.as_deref())?;
+                let endpoint = if secured { endpoint.tls_config(config).map_err(|e| e.to_string())? } else { endpoint };
                 Wire::Grpc(Box::new(endpoint))
             }
         };
-        Ok(Transport { otlp: otlp.clone(), headers, timeout, wire })
+        Ok(Transport { otlp: otlp.clone(), headers, timeout, wire, signal: Signal::Traces })
+    }
+
+    /// The same for requests of another signal.
+    pub(crate) fn carrying(self, signal: Signal) -> Transport {
+        Transport { signal, ..self }
     }
 
     /// Whether the transport tells how many bytes it sends.
     pub(crate) fn counts_bytes(&self) -> bool {
         match (&self.wire, self.otlp.encoding) {
-            (Wire::Http(_), _) | (Wire::Grpc(_), OtlpEncoding::Direct) => true,
+            (Wire::Http(..), _) | (Wire::Grpc(_), OtlpEncoding::Direct) => true,
             (Wire::Grpc(_), OtlpEncoding::Sdk) => false,
         }
     }
@@ -100,8 +110,13 @@ impl Transport {
     }
 
     /// The configured headers, for gRPC.
-    pub(super) fn metadata(&self) -> MetadataMap {
+    fn metadata(&self) -> MetadataMap {
         MetadataMap::from_headers(self.headers.clone())
+    }
+
+    /// Sends requests over `channel` with the configured headers.
+    pub(super) fn grpc_client(&self, channel: Channel, counters: &Arc<ExporterCounters>) -> GrpcClient {
+        GrpcClient::new(channel, self.signal.grpc_method(), self.metadata(), self.otlp.gzip, counters)
     }
 
     /// Sends requests over `client` with the configured headers.
@@ -113,13 +128,11 @@ impl Transport {
     pub(crate) fn connect(&self) -> Connection {
         match &self.wire {
             Wire::Grpc(endpoint) => Connection::Grpc(endpoint.connect_lazy()),
-            Wire::Http(uri) => {
+            Wire::Http(uri, tls) => {
                 let mut tcp = HttpConnector::new();
                 tcp.enforce_http(false);
                 tcp.set_nodelay(true);
-                let roots = HttpsConnectorBuilder::new()
-                    .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider());
-                let tls = roots.unwrap_or_else(|_| unreachable!("ring supports the default TLS versions"));
+                let tls = HttpsConnectorBuilder::new().with_tls_config(rustls::ClientConfig::clone(tls));
                 let connector = tls.https_or_http().enable_http1().wrap_connector(tcp);
                 let client = Client::builder(TokioExecutor::new()).build(connector);
                 Connection::Http(Box::new(client), uri.clone())

@@ -8,7 +8,7 @@ mod encoder;
 mod requests;
 #[cfg(test)]
 mod tests;
-mod wire;
+pub(crate) mod wire;
 
 pub use encoder::{Encoder, SpanBytes};
 pub use requests::{Encoded, Requests};

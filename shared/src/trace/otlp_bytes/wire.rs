@@ -30,7 +30,7 @@ const SHORT: usize = 58;
 const MAX_VARINT: usize = 10;
 
 /// A varint and how many of its bytes count.
-pub(super) fn varint(mut value: u64) -> ([u8; MAX_VARINT], usize) {
+pub(crate) fn varint(mut value: u64) -> ([u8; MAX_VARINT], usize) {
     let mut bytes = [0; MAX_VARINT];
     let mut n = 0;
     while value >= 0x80 {
@@ -43,7 +43,7 @@ pub(super) fn varint(mut value: u64) -> ([u8; MAX_VARINT], usize) {
 }
 
 /// A tag with the length of what follows.
-pub(super) fn prefix(out: &mut Vec<u8>, tag: u8, len: usize) {
+pub(crate) fn prefix(out: &mut Vec<u8>, tag: u8, len: usize) {
     if len < 0x80 {
         out.extend_from_slice(&[tag, len as u8]);
     } else {
@@ -54,12 +54,12 @@ pub(super) fn prefix(out: &mut Vec<u8>, tag: u8, len: usize) {
 }
 
 /// How many bytes [`prefix`] takes.
-pub(super) fn prefix_len(len: usize) -> usize {
+pub(crate) fn prefix_len(len: usize) -> usize {
     1 + varint(len as u64).1
 }
 
 /// A text field; empty text is left out, as proto3 does.
-pub(super) fn text(out: &mut Vec<u8>, tag: u8, text: &str) {
+pub(crate) fn text(out: &mut Vec<u8>, tag: u8, text: &str) {
     if !text.is_empty() {
         prefix(out, tag, text.len());
         out.extend_from_slice(text.as_bytes());
@@ -67,7 +67,7 @@ pub(super) fn text(out: &mut Vec<u8>, tag: u8, text: &str) {
 }
 
 /// A message field that `write` fills. Returns where its content starts.
-pub(super) fn message(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+pub(crate) fn message(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) -> usize {
     out.extend_from_slice(&[tag, 0]);
     let at = out.len();
     write(out);
@@ -83,7 +83,7 @@ pub(super) fn message(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8
 
 /// An attribute: a `KeyValue` in the field `tag`.
 #[inline]
-pub(super) fn attribute(out: &mut Vec<u8>, tag: u8, key: &str, value: Val<'_>) {
+pub(crate) fn attribute(out: &mut Vec<u8>, tag: u8, key: &str, value: Val<'_>) {
     match value {
         Val::Static(v) => text_attribute(out, tag, key, v),
         Val::Text(v) => text_attribute(out, tag, key, v),
@@ -101,7 +101,7 @@ pub(super) fn attribute(out: &mut Vec<u8>, tag: u8, key: &str, value: Val<'_>) {
 }
 
 /// Like [`attribute`], for the values that resources have.
-pub(super) fn owned_attribute(out: &mut Vec<u8>, tag: u8, key: &str, value: &Value) {
+pub(crate) fn owned_attribute(out: &mut Vec<u8>, tag: u8, key: &str, value: &Value) {
     match value {
         Value::Str(v) => text_attribute(out, tag, key, v),
         Value::Shared(v) => text_attribute(out, tag, key, v),

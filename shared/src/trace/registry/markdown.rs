@@ -1,10 +1,11 @@
-//! The registry as a document: an overview of the spans, then each span and event with its attributes.
+//! The registry as a document: an overview of the spans, then each span, event and metric with its attributes.
 //!
 //! Only what the registry says; a pure function, so that a test can compare the committed document with it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::metrics;
 use crate::trace::registry::{AttributeType, Registry, Requirement, SpanDef};
 use crate::trace::tree::kind_name;
 
@@ -27,6 +28,14 @@ impl Registry {
         out.push_str("\n## Events\n");
         for (name, def) in &self.events {
             line(&mut out, &format!("\n### {name}\n\n{}", def.brief));
+            self.attribute_table(&def.attributes, &mut out);
+        }
+        if !self.metrics.is_empty() {
+            out.push_str("\n## Metrics\n");
+        }
+        for (name, def) in &self.metrics {
+            let (instrument, unit) = (instrument(def.instrument), &def.unit);
+            line(&mut out, &format!("\n### {name}\n\n{}\n{instrument} in `{unit}`.", def.brief));
             self.attribute_table(&def.attributes, &mut out);
         }
         out
@@ -84,6 +93,15 @@ fn list<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     names.into_iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }
 
+fn instrument(kind: metrics::Kind) -> &'static str {
+    match kind {
+        metrics::Kind::Counter => "Counter",
+        metrics::Kind::UpDownCounter => "Up-down counter",
+        metrics::Kind::Gauge => "Gauge",
+        metrics::Kind::Histogram => "Histogram",
+    }
+}
+
 fn type_text(kind: &AttributeType) -> String {
     match kind {
         AttributeType::String => "string".to_owned(),
@@ -132,6 +150,7 @@ groups:
       - {id: x.mode, type: {members: [{id: on, value: on_it}, {id: off, value: off_it}]}, brief: Mode.}
       - {id: user.id, type: string, brief: User.}
   - {id: event.late, type: event, name: late, brief: Too late.}
+  - {id: metric.took, type: metric, metric_name: took, brief: Time taken., instrument: histogram, unit: s, attributes: [{ref: x.n}]}
   - {id: event.chosen, type: event, name: chosen, brief: Chosen., attributes: [{ref: x.n, requirement_level: required}]}
   - {id: span.leaf, type: span, name: leaf, brief: A leaf., span_kind: client, annotations: {level: 2, parent: [root]}}
   - id: span.root
@@ -186,6 +205,17 @@ groups:
         ### late
 
         Too late.
+
+        ## Metrics
+
+        ### took
+
+        Time taken.
+        Histogram in `s`.
+
+        | attribute | type | set | meaning |
+        |---|---|---|---|
+        | `x.n` | int | recommended | A \| B, in tokens. |
         ");
     }
 }
