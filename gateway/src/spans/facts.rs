@@ -103,7 +103,7 @@ pub enum GatewayFact {
     Received {
         /// The HTTP method.
         method: &'static str,
-        /// The path, without the query (see [`bounded_path`]).
+        /// The path, without the query (see [`super::bounded_path`]).
         path: Arc<str>,
         /// The route that matched.
         route: Option<&'static str>,
@@ -124,14 +124,14 @@ pub enum GatewayFact {
     },
     /// Driver: the request asks for this model and is sent to another one; comes before [`GatewayFact::Parsed`].
     Rewritten {
-        /// The model asked for (see [`bounded_name`]).
+        /// The model asked for (see [`super::bounded_name`]).
         asked: Arc<str>,
     },
     /// Core: what the request asks for.
     Parsed {
         /// Its id.
         id: RequestId,
-        /// The model it is sent to (see [`bounded_name`]).
+        /// The model it is sent to (see [`super::bounded_name`]).
         model: Arc<str>,
         /// Size of the body in bytes.
         size_bytes: u32,
@@ -364,7 +364,7 @@ pub enum GatewayFact {
     },
     /// Driver: why the engine stopped.
     FinishReason(&'static str),
-    /// Driver: the model that answered (see [`bounded_name`]).
+    /// Driver: the model that answered (see [`super::bounded_name`]).
     ResponseModel(Arc<str>),
     /// Driver: why the trace is kept, where no ratio and no caller decided.
     Kept(Reason),
