@@ -216,7 +216,7 @@ fn nothing_that_callers_send_is_told_to_anybody_else() {
     assert!(places[..4].iter().all(|(_, text)| text.contains(&model)), "the model is named");
     assert!(places[4].1.contains("the log is kept"));
     let token = TOKEN.to_string();
-    let mut canaries: Vec<String> = ["canary", "coal-mine", PICTURE, &token].map(str::to_owned).to_vec();
+    let mut canaries: Vec<String> = ["zqx7", "coal-mine", PICTURE, &token].map(str::to_owned).to_vec();
     canaries.extend(answers);
     for (name, text) in &places {
         for canary in &canaries {
