@@ -178,12 +178,15 @@ pub(crate) fn matches(query: &str, sent: &Sent, s: &Span, trace: TraceId) -> boo
 /// How a figure is made of the values of a group.
 type Summary = fn(&[f64]) -> f64;
 
+/// What a span is grouped by, and its value; nothing if it is not counted.
+type Counted = Option<(Vec<String>, f64)>;
+
 /// What `query` groups spans by and what it sums up of them, and how exactly Tempo does.
 pub(crate) fn figures(query: &str, sent: &Sent) -> (BTreeMap<Vec<String>, f64>, f64) {
     const EXACT: f64 = 1e-9;
     let count: Summary = |values| values.len() as f64;
     let of = |s: &Span, key: &str| text(s, key).unwrap_or("nil").to_owned();
-    let grouped = |summary: Summary, group: &dyn Fn(&Span) -> Option<(Vec<String>, f64)>| {
+    let grouped = |summary: Summary, group: &dyn Fn(&Span) -> Counted| {
         let mut groups: BTreeMap<Vec<String>, Vec<f64>> = BTreeMap::new();
         for (labels, value) in sent.set.spans.iter().filter_map(group) {
             groups.entry(labels).or_default().push(value);
