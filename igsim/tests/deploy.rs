@@ -53,9 +53,13 @@ fn json(yaml: &Yaml<'_>) -> Value {
             let (key, value) = (key.as_str().expect("keys are text"), json(value));
             match value {
                 Value::Object(merged) if key == "<<" => {
-                    merged.into_iter().for_each(|(k, v)| _ = out.entry(k).or_insert(v));
+                    for (k, v) in merged {
+                        out.entry(k).or_insert(v);
+                    }
                 }
-                value => drop(out.insert(key.to_owned(), value)),
+                value => {
+                    out.insert(key.to_owned(), value);
+                }
             }
         }
         return Value::Object(out);
@@ -300,10 +304,8 @@ fn served(page: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for line in page.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').expect("a kind");
-        match kind.trim() {
-            "histogram" => ["_bucket", "_sum", "_count"].iter().for_each(|s| _ = names.insert(format!("{name}{s}"))),
-            _ => _ = names.insert(name.to_owned()),
-        }
+        let suffixes: &[&str] = if kind.trim() == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+        names.extend(suffixes.iter().map(|suffix| format!("{name}{suffix}")));
     }
     names
 }
