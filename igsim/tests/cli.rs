@@ -72,7 +72,7 @@ const ARRIVALS: &str = "{ process: poisson, rate: 10 }";
 #[test]
 fn an_unknown_key_is_refused_with_the_likely_one() {
     insta::assert_snapshot!(refused(&with(ARRIVALS, "tracng: { ratio: 1 }\n")), @r"
-    error: bad.yaml: tracng: found an unknown key, expected one of description, duration, engines, expectations, gateway, listen, metrics, mode, name, network, requests, seed, trace, tracing, workload
+    error: bad.yaml: tracng: found an unknown key, expected one of description, duration, engines, expectations, gateway, listen, metrics, mode, name, network, propagation_faults, requests, seed, trace, tracing, workload
        6 | tracng: { ratio: 1 }
          | ^^^^^^
     help: did you mean tracing?
