@@ -48,6 +48,8 @@ fn shorter(name: &str) -> &'static str {
         "quickstart" | "overhead" | "shared-prefix" => "requests=100",
         "replay-azure" => "trace.path=azure.csv",
         "replay-mooncake" => "trace.path=mooncake.jsonl",
+        // The index is the gateway's own in virtual time.
+        "pd-precise" => "listen.kv_cache_manager=null",
         _ => "seed=42",
     }
 }
@@ -79,7 +81,10 @@ fn everything_registered_is_emitted_by_a_scenario() {
         let name = file.trim_end_matches(".yaml");
         place.good(&[["run", &scenario(name), "--set", shorter(name)].as_slice(), &ALL_FEATURES].concat());
         let set = place.traces("out");
-        assert_eq!(findings(&set).first(), None, "{name}");
+        // Those break their traces on purpose.
+        if !name.starts_with("propagation-") {
+            assert_eq!(findings(&set).first(), None, "{name}");
+        }
         found.extend(emitted(&set));
     }
     let registry = Registry::builtin().expect("the registry is sound");

@@ -186,11 +186,9 @@ fn endpoints_in_the_environment_follow_the_specification() {
     check(&[(general, "http://h:4317"), (protocol, "http/protobuf")], "http://h:4317/v1/traces", http);
     check(&[(general, "h:4317"), (protocol, "grpc")], "https://h:4317", grpc);
     check(&[(general, "h:4317"), ("OTEL_EXPORTER_OTLP_INSECURE", "true")], "http://h:4317", grpc);
-    check(
-        &[(general, "http://h:1"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"), (protocol, "x")],
-        "http://h:1",
-        grpc,
-    );
+    // A wrong general value is not looked at where each signal has its own.
+    let [traces, metrics] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"];
+    check(&[(general, "http://h:1"), (traces, "grpc"), (metrics, "grpc"), (protocol, "x")], "http://h:1", grpc);
 }
 
 #[test]
