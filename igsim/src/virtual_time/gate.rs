@@ -5,7 +5,8 @@ use gateway::core::pools::PoolId;
 use shared::time::{Stopped, Time};
 
 use super::cost::CostWatch;
-use super::world::{Event, World};
+use super::event::Event;
+use super::world::World;
 
 impl World<'_> {
     /// Tells the core that is concerned what happened where nothing is to be done about it.

@@ -14,9 +14,10 @@ use shared::time::Time;
 use shared::trace::Trail;
 
 use super::cost::CostWatch;
+use super::event::Event;
 use super::flight::{Flight, Leg};
 use super::loss::Limit;
-use super::world::{Event, World};
+use super::world::World;
 
 /// An attempt beside the current one: what each has of its own.
 #[derive(Default)]

@@ -8,8 +8,9 @@ use shared::time::Time;
 use shared::trace::policy::Outcome;
 use shared::trace::{Keep, Labels, Started, Trail};
 
+use super::event::Event;
 use super::flight::Flight;
-use super::world::{Event, World};
+use super::world::World;
 
 /// What has to be known of a candidate at its end.
 pub(super) struct Candidate {

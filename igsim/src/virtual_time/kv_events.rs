@@ -20,7 +20,8 @@ use shared::tokens::TokenId;
 use shared::trace::{OwnTraces, Tracer, Trail};
 
 use super::cost;
-use super::world::{Event, World};
+use super::event::Event;
+use super::world::World;
 
 /// What a virtual run needs for KV events.
 pub(super) struct Events {

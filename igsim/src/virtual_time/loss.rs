@@ -13,8 +13,9 @@ use shared::time::{Dur, Time};
 use shared::trace::Trail;
 
 use super::cost::CostWatch;
+use super::event::Event;
 use super::flight::Leg;
-use super::world::{Event, World};
+use super::world::World;
 use crate::report::{Failure, Outcome};
 use crate::scenario::Scenario;
 

@@ -7,7 +7,8 @@ use gateway::core::gateway::{EndpointChange, Input};
 use gateway::core::pool::EndpointId;
 use shared::time::Time;
 
-use super::world::{Event, World};
+use super::event::Event;
+use super::world::World;
 
 /// What happens to the membership of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

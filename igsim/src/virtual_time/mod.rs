@@ -3,7 +3,10 @@
 //! Deterministic: the same scenario and seed give the same bytes. Nothing here reads a clock; what the gateway's and the
 //! engine's own code would cost comes from [`cost`], the network is a constant delay each way.
 
+mod arrivals;
 pub mod cost;
+mod engines;
+mod event;
 mod flight;
 mod gate;
 mod hedge;

@@ -13,8 +13,10 @@ use shared::trace::Trail;
 use shared::trace::context::TraceContext;
 
 use super::cost;
+use super::engines::Asks;
+use super::event::Event;
 use super::flight::Leg;
-use super::world::{Asks, Event, World};
+use super::world::World;
 use crate::scenario::Api;
 
 /// A call that is under way.

@@ -8,7 +8,8 @@ use gateway::core::pool::{EndpointId, EndpointMetrics, ScrapeError};
 use gateway::spans::ScrapeFact;
 use shared::time::{Dur, Time};
 
-use super::world::{Event, World};
+use super::event::Event;
+use super::world::World;
 
 impl World<'_> {
     /// A gateway knows its endpoints before the first request, as a live one waits for a first scrape.

@@ -11,9 +11,10 @@ use shared::trace::context::TraceContext;
 use shared::trace::{Resource, Started, Telemetry, Tracer};
 
 use super::cost;
+use super::event::Event;
 use super::flight::Leg;
 use super::prefill::Prefill;
-use super::world::{Event, World};
+use super::world::World;
 use crate::report::{PdFigures, PdTally};
 use crate::scenario::{Hop, Scenario};
 
