@@ -37,6 +37,8 @@ pub enum TempoError {
     Unreachable {
         /// The address without path.
         url: String,
+        /// What was asked there, without its query.
+        path: String,
         /// What went wrong.
         problem: String,
     },
@@ -158,8 +160,11 @@ impl Tempo {
     /// If the address or a header is none, or the address holds credentials.
     pub fn new(url: &str, headers: &str) -> Result<Tempo, TempoError> {
         let bad = |problem: &str| TempoError::Address(format!("{}: {problem}", without_credentials(url)));
-        let uri: http::Uri = url.parse().map_err(|_| bad("expected a URL such as http://127.0.0.1:3200"))?;
-        let authority = uri.authority().ok_or_else(|| bad("expected a URL such as http://127.0.0.1:3200"))?;
+        let uri: http::Uri =
+            url.parse().map_err(|_| bad("found no address of a Tempo, expected one such as http://127.0.0.1:3200"))?;
+        let authority = uri
+            .authority()
+            .ok_or_else(|| bad("found no address of a Tempo, expected one such as http://127.0.0.1:3200"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(bad("expected http:// or https://"));
         }
@@ -208,9 +213,14 @@ impl Tempo {
     /// # Errors
     /// If Tempo does not answer, or refuses.
     pub fn trace(&self, id: TraceId) -> Result<Option<TraceSet>, TempoError> {
-        let Some(answer) = self.get(&format!("/api/traces/{id}"))? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&answer);
+        let Some(text) = self.document(id)? else { return Ok(None) };
         otlp_json::read_str(&text, "answer").map(Some).map_err(|e| self.content(e.to_string()))
+    }
+
+    /// The same as OTLP JSON on one line.
+    pub(crate) fn document(&self, id: TraceId) -> Result<Option<String>, TempoError> {
+        let answer = self.get(&format!("/api/traces/{id}"))?;
+        Ok(answer.map(|answer| String::from_utf8_lossy(&answer).trim_end().to_owned()))
     }
 
     fn json<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T, TempoError> {
@@ -220,7 +230,9 @@ impl Tempo {
 
     /// The body of an answer, `None` for 404.
     fn get(&self, path: &str) -> Result<Option<Bytes>, TempoError> {
-        let unreachable = |problem: String| TempoError::Unreachable { url: self.url.clone(), problem };
+        let asked = path.split('?').next().unwrap_or_default();
+        let unreachable =
+            |problem: String| TempoError::Unreachable { url: self.url.clone(), path: asked.to_owned(), problem };
         let mut request = Request::get(format!("{}{path}", self.url));
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());

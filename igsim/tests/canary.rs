@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::http::{address, request};
-use common::{Place, TINY, names, scenario};
+use common::{Place, TINY, around, names, scenario, words};
 use igsim::check::{Options, check};
 use igsim::live::stack::{Ports, Stack};
 use igsim::run::telemetry::{TracingOptions, resolve};
@@ -227,20 +227,6 @@ fn nothing_that_callers_send_is_told_to_anybody_else() {
     let checked = check(&set, "memory".to_owned(), &Options { canaries, ..Options::default() });
     let found: Vec<_> = checked.findings.iter().filter(|f| f.rule != "severed").collect();
     assert!(found.is_empty(), "{found:#?}");
-}
-
-/// The text of an answer: streamed or whole, from the content of its JSON.
-fn words(answer: &str) -> impl Iterator<Item = String> {
-    let content = answer.split("\"content\":\"").chain(answer.split("\"text\":\"")).skip(1);
-    let texts = content.filter_map(|rest| rest.split('"').next()).map(str::to_owned);
-    // Filler is words of three letters: a single one may stand anywhere by accident.
-    texts.filter(|text| text.split_whitespace().count() > 1).collect::<Vec<_>>().into_iter()
-}
-
-fn around<'a>(text: &'a str, word: &str) -> &'a str {
-    let at = text.find(word).unwrap_or(0);
-    let (from, to) = (text.floor_char_boundary(at.saturating_sub(200)), text.ceil_char_boundary(at + 100));
-    &text[from..to]
 }
 
 /// What a scenario's requests say: the start of each prompt as text, and the ids of its first tokens.

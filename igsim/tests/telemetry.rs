@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use common::collector::{Answer, Collector, by_resource};
 use common::http::{Backend, address, request};
-use common::{Place, TINY, findings, names};
+use common::{Place, TINY, around, findings, names, words};
 use igsim::live::stack::{Ports, Stack};
 use igsim::run::telemetry::{TracingOptions, resolve};
 use igsim::scenario::Scenario;
@@ -219,20 +219,6 @@ fn real_records_are_the_same_in_either_encoding() {
 /// [`TINY`] with everything that can be recorded.
 fn finest() -> String {
     TINY.replace("ratio: 1.0", "ratio: 1.0, detail: 3, engine_steps: 1.0")
-}
-
-/// The text of an answer: streamed or whole, from the content of its JSON.
-fn words(answer: &str) -> impl Iterator<Item = String> {
-    let content = answer.split("\"content\":\"").chain(answer.split("\"text\":\"")).skip(1);
-    let texts = content.filter_map(|rest| rest.split('"').next()).map(str::to_owned);
-    // Filler is words of three letters: a single one may stand anywhere by accident.
-    texts.filter(|text| text.split_whitespace().count() > 1).collect::<Vec<_>>().into_iter()
-}
-
-fn around<'a>(text: &'a str, word: &str) -> &'a str {
-    let at = text.find(word).unwrap_or(0);
-    let (from, to) = (text.floor_char_boundary(at.saturating_sub(200)), text.ceil_char_boundary(at + 100));
-    &text[from..to]
 }
 
 /// I8, of a whole run: what igsim's own client sends is in no file, on no terminal.

@@ -72,3 +72,15 @@ impl Service<Uri> for Connector {
         Box::pin(async move { connection.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? })
     }
 }
+
+/// Whether an error of a call, or what caused it, is a time limit of the connection.
+pub(crate) fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut source = Some(error);
+    while let Some(e) = source {
+        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
+            return true;
+        }
+        source = e.source();
+    }
+    false
+}

@@ -12,6 +12,7 @@ use crate::check::tempo::{self, Query};
 use crate::check::{Checked, Folder, Found, Options, check, text};
 use crate::inspect::traces_file;
 use crate::run::output;
+use crate::tempo::TempoError;
 
 /// Shorter canaries are found by accident, in characters.
 const SHORTEST_CANARY: usize = 4;
@@ -21,7 +22,7 @@ pub(super) struct CheckArgs {
     /// Folder of a run, a file of OTLP JSON, or the URL of a Tempo.
     #[arg(required_unless_present = "tempo", conflicts_with = "tempo", value_name = "PATH|URL")]
     source: Option<String>,
-    /// Check traces of this Tempo.
+    /// Check traces of this Tempo. Headers for it are taken from TEMPO_HEADERS, as those of `query`.
     #[arg(long, value_name = "URL")]
     tempo: Option<String>,
     /// Which traces of a Tempo, in TraceQL.
@@ -103,8 +104,14 @@ fn of_tempo(url: &str, args: &CheckArgs, options: &Options) -> Result<Checked, F
         ));
     };
     let query = Query { traceql, start: args.start, end: args.end, limit: args.limit };
-    let fetched =
-        tempo::fetch(url, &query).map_err(|e| if e.is_input() { Failure::input(e) } else { Failure::run(e) })?;
+    let headers = std::env::var("TEMPO_HEADERS").unwrap_or_default();
+    let fetched = tempo::fetch(url, &headers, &query).map_err(|error| match error {
+        TempoError::Refused { status: 400, reason, .. } => {
+            Failure::input(format!("Tempo refuses the query (400 Bad Request): {reason}"))
+        }
+        TempoError::Unreachable { url, path, problem } => Failure::run(format!("cannot reach {url}{path}: {problem}")),
+        error => super::query::failure(error),
+    })?;
     if fetched.set.spans.is_empty() && fetched.missing.is_empty() {
         return Err(Failure::input(format!(
             "{url}: the query finds no trace (Tempo searches the last minutes without --start)"

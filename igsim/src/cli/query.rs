@@ -78,7 +78,7 @@ pub(super) fn query(args: &QueryArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn failure(error: TempoError) -> Failure {
+pub(super) fn failure(error: TempoError) -> Failure {
     if error.is_bad_input() { Failure::input(error) } else { Failure::run(error) }
 }
 

@@ -13,6 +13,9 @@ fn an_address_is_checked_and_credentials_are_not_repeated() {
     check("http://host/?a=b", "http://host/?a=b: found a query, expected a base address");
     let headers = Tempo::new("http://host", "Authorization").unwrap_err();
     assert_eq!(headers.to_string(), "TEMPO_HEADERS: expected NAME=VALUE with commas between");
+    for bad in ["", "runs/x", "http://", "http://h/?q=1"] {
+        assert!(matches!(Tempo::new(bad, ""), Err(TempoError::Address(_))), "{bad}");
+    }
     let tempo = Tempo::new("http://host/tempo/", "X-Scope-OrgID=a,Authorization=Basic eA==").unwrap();
     assert_eq!(format!("{tempo:?}"), "Tempo(http://host/tempo)");
     assert_eq!((tempo.headers["x-scope-orgid"].as_bytes(), tempo.headers.len()), (&b"a"[..], 2));

@@ -181,3 +181,18 @@ pub fn assert_whole(spans: &[&Span]) {
         assert!(inside, "{} leaves {}", child.name, parent.name);
     }
 }
+
+/// The text of an answer: streamed or whole, from the content of its JSON.
+pub fn words(answer: &str) -> impl Iterator<Item = String> {
+    let content = answer.split("\"content\":\"").chain(answer.split("\"text\":\"")).skip(1);
+    let texts = content.filter_map(|rest| rest.split('"').next()).map(str::to_owned);
+    // Filler is words of three letters: a single one may stand anywhere by accident.
+    texts.filter(|text| text.split_whitespace().count() > 1).collect::<Vec<_>>().into_iter()
+}
+
+/// What stands around a word of a text.
+pub fn around<'a>(text: &'a str, word: &str) -> &'a str {
+    let at = text.find(word).unwrap_or(0);
+    let (from, to) = (text.floor_char_boundary(at.saturating_sub(200)), text.ceil_char_boundary(at + 100));
+    &text[from..to]
+}

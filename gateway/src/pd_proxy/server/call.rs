@@ -10,6 +10,7 @@ use hyper_util::client::legacy::{Client, Error};
 
 use crate::pd_proxy::core::{Failure, Target};
 use crate::server::connect::Connector;
+use crate::server::connect::timed_out;
 use crate::server::reply::end_to_end;
 use crate::server::routing::PREFILLER;
 
@@ -56,12 +57,8 @@ pub(super) async fn whole(body: Incoming, limit: u32) -> Result<Bytes, Failure> 
 
 /// What a failed send means.
 pub(super) fn failure_of(error: &Error) -> Failure {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = source {
-        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
-            return Failure::Timeout;
-        }
-        source = e.source();
+    if timed_out(error) {
+        return Failure::Timeout;
     }
     if error.is_connect() { Failure::Connect } else { Failure::Reset }
 }

@@ -16,6 +16,7 @@ use super::hedge::Sending;
 use crate::core::gateway::Input;
 use crate::core::pool::EndpointId;
 use crate::core::request::{Output, Rejection, RequestInfo};
+use crate::server::connect::timed_out;
 use crate::server::membership::Target;
 use crate::server::queue::Answer;
 use crate::server::reply::{REQUEST_ID, Refusal, end_to_end};
@@ -241,12 +242,8 @@ impl Exchange {
 
 /// What a failed send means.
 fn failure_of(error: &hyper_util::client::legacy::Error) -> Failure {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = source {
-        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
-            return Failure::Timeout;
-        }
-        source = e.source();
+    if timed_out(error) {
+        return Failure::Timeout;
     }
     if error.is_connect() { Failure::Connect } else { Failure::Reset }
 }
