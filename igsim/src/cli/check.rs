@@ -109,7 +109,9 @@ fn of_tempo(url: &str, args: &CheckArgs, options: &Options) -> Result<Checked, F
         TempoError::Refused { status: 400, reason, .. } => {
             Failure::input(format!("Tempo refuses the query (400 Bad Request): {reason}"))
         }
-        TempoError::Unreachable { url, path, problem } => Failure::run(format!("cannot reach {url}{path}: {problem}")),
+        TempoError::Unreachable { url, path, problem } => {
+            Failure::run(format!("cannot reach {url}{path}: {problem}\n{}", super::query::NO_TEMPO))
+        }
         error => super::query::failure(error),
     })?;
     if fetched.set.spans.is_empty() && fetched.missing.is_empty() {

@@ -11,6 +11,10 @@ use crate::queries::{self, QUERIES, Query, Shape};
 use crate::run::output::print;
 use crate::tempo::{self, DEFAULT_URL, Found, Series, Tempo, TempoError, Window};
 
+/// What to do where nobody listens.
+pub(super) const NO_TEMPO: &str =
+    "help: deploy/tempo/start.sh starts a Tempo, --tempo names another one (docs/tempo.md)";
+
 /// How far back a query looks unless told otherwise.
 const LOOK_BACK: Dur = Dur::from_secs(3600);
 /// The widest that a column of a table gets; what is longer is cut.
@@ -79,7 +83,11 @@ pub(super) fn query(args: &QueryArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn failure(error: TempoError) -> Failure {
-    if error.is_bad_input() { Failure::input(error) } else { Failure::run(error) }
+    match error {
+        error if error.is_bad_input() => Failure::input(error),
+        error @ TempoError::Unreachable { .. } => Failure::run(format!("{error}\n{NO_TEMPO}")),
+        error => Failure::run(error),
+    }
 }
 
 #[derive(Serialize)]
