@@ -23,7 +23,8 @@ const FOLDS: [&str; 13] = [
 ];
 
 /// The files in which metrics and their attributes are named.
-const METRICS: [&str; 4] = [
+const METRICS: [&str; 5] = [
+    "gateway/src/pd_proxy/server/metrics.rs",
     "gateway/src/server/metrics.rs",
     "gateway/src/server/metrics/served.rs",
     "gateway/src/server/pool_metrics.rs",

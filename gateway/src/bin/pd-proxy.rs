@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
@@ -13,12 +12,11 @@ use gateway::pd_proxy::server::Server;
 use gateway::server::Backend;
 use shared::clock::RunClock;
 use shared::config::ConfigErrors;
-use shared::metrics::Source;
 use shared::open_files::OpenFiles;
 use shared::time::Dur;
 use shared::trace::config::{Layer, MetricsConfig};
 use shared::trace::policy::Hold;
-use shared::trace::{Resource, Telemetry, TelemetryConfig, Tracer, fold_on_panic};
+use shared::trace::{Resource, Telemetry, TelemetryConfig, fold_on_panic};
 
 /// A routing sidecar in the manner of llm-d's: has another engine prefill first where the gateway says so (x-prefiller-host-port),
 /// and then its own engine decode.
@@ -108,10 +106,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let (telemetry, resource, metrics) = telemetry(options, &config, clock)?;
     fold_on_panic(&telemetry, &["main"]);
     let tracer = telemetry.tracer(resource.clone());
-    let pushing = Pushing::start(&metrics, resource, clock, metrics_of(&tracer))?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let pushing = runtime.block_on(async {
         let mut server = Server::bind(options.listen, config, engine, tracer, clock).await?.allowing(allowed);
         if let Some(addr) = options.metrics_listen {
             let (measured, addr) = server.measured(addr).await?;
@@ -119,8 +116,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
             server = measured;
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), addr = %server.local_addr(), "listening");
+        let pushing = Pushing::start(&metrics, resource, clock, server.metrics())?;
         server.run(stop_signal()?).await;
-        anyhow::Ok(())
+        anyhow::Ok(pushing)
     })?;
     // Whatever still runs is recorded as abandoned below.
     runtime.shutdown_background();
@@ -171,12 +169,6 @@ fn telemetry(
     let name = config.service_name.clone().unwrap_or_else(|| "pd-proxy".to_owned());
     let metrics = config.metrics.clone();
     Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here(), metrics))
-}
-
-/// What the telemetry of this process says of itself.
-fn metrics_of(tracer: &Tracer) -> Source {
-    let tracer = tracer.clone();
-    Arc::new(move || tracer.metrics())
 }
 
 /// Ready at the first SIGINT or SIGTERM.

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,6 +22,8 @@ use hyper_util::service::TowerToHyperService;
 use shared::clock::RunClock;
 use shared::config::ConfigProblem;
 use shared::ids::RequestId;
+use shared::metrics::text::Format;
+use shared::metrics::{Family, Source};
 use shared::rng::{Stream, mix64};
 use shared::time::Dur;
 use shared::trace::verdict::{self, KEEP_PATH};
@@ -94,6 +96,15 @@ pub(super) struct Shared {
     cutting_off: AtomicBool,
 }
 
+impl Shared {
+    /// Its own metrics, and what the telemetry path says of itself.
+    fn families(&self) -> Vec<Family> {
+        let mut all = self.metrics.families();
+        all.extend(self.tracer.load().metrics());
+        all
+    }
+}
+
 impl Server {
     /// Binds a sidecar in front of `engine`, which may ask nobody to prefill: see [`Server::allowing`]. Connections wait until
     /// [`Server::run`].
@@ -159,6 +170,12 @@ impl Server {
 
     fn fresh(&mut self) -> &mut Shared {
         Arc::get_mut(&mut self.shared).expect("it does not serve yet")
+    }
+
+    /// What it counts, for whoever pushes it; to be asked for when nothing is left to be set.
+    pub fn metrics(&self) -> Source {
+        let shared = Arc::clone(&self.shared);
+        Arc::new(move || shared.families())
     }
 
     /// The address it is bound to.
@@ -249,10 +266,11 @@ async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Res
     exchange::handle(shared, ROUTES[1], &parts, body).await
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let mut response = Response::new(Body::from(shared.metrics.text()));
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+/// All metrics, in the format that the reader asks for.
+async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let format = Format::asked(&headers);
+    let mut response = Response::new(Body::from(format.write(&shared.families(), shared.clock.anchor())));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }
 
