@@ -117,7 +117,7 @@ impl Sink for Nothing {
 pub fn head() -> Head {
     let (trace_id, span_id) = (TraceId::new(1).expect("not zero"), SpanId::new(2).expect("not zero"));
     let (instance, opened) = (InstanceId(0), Time::ZERO);
-    Head { trace_id, span_id, parent: None, tracestate: None, instance, opened, detail: 2 }
+    Head { trace_id, span_id, parent: None, tracestate: None, instance, opened, detail: 2, naming: Default::default() }
 }
 
 /// Takes one request of the default scenario through both cores: 800 tokens in, 48 out, one of four engines.

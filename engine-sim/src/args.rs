@@ -9,6 +9,7 @@ use engine_sim::core::config::{EngineConfig, LoraModule, Tokenizer};
 use engine_sim::server::{ApiKeys, Frontend};
 use shared::log::{FORMAT_VARIABLE, LogFormat};
 use shared::time::Dur;
+use shared::trace::Naming;
 use shared::trace::config::{ExporterChoice, Rotation};
 
 /// How the engine's HTTP surface differs from vLLM's defaults.
@@ -79,6 +80,9 @@ pub(crate) struct OutputArgs {
     /// How many full trace files are kept beside the one that is written.
     #[arg(long, value_name = "N", default_value_t = 5)]
     trace_file_keep: u32,
+    /// Whose names spans have: those of llm-d's tracing proposal (proposal, the default), or of llm-d's own components (llm-d).
+    #[arg(long, value_name = "NAMING")]
+    pub(crate) naming: Option<Naming>,
     /// Let spans say what Langfuse wants to know of generations.
     #[arg(long)]
     pub(crate) langfuse: bool,

@@ -314,6 +314,7 @@ fn telemetry(cli: &Cli) -> anyhow::Result<TelemetryConfig> {
     let layer = Layer {
         exporters: (!exporters.is_empty()).then_some(exporters),
         metrics: (!metrics.is_empty()).then_some(metrics),
+        naming: cli.output.naming,
         langfuse: cli.output.langfuse.then_some(true),
         prices: cli.output.prices.clone(),
         detail: if cli.collect_detailed_traces.is_empty() { cli.detail } else { Some(3) },

@@ -5,13 +5,14 @@
 
 mod fine;
 mod langfuse;
+mod llm_d;
 mod pass;
 mod step;
 mod transfer;
 
 use shared::ids::SpanId;
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Named, Val};
 
 use self::pass::{Allocation, Composition};
 use crate::core::facts::{
@@ -19,10 +20,11 @@ use crate::core::facts::{
 };
 use crate::core::sequence::FinishReason;
 
+pub use llm_d::LlmdFold;
 pub use transfer::{SendFold, transfer_span_id};
 
 impl Fact for EngineFact {
-    type Fold<S: Form> = EngineFold<S::Draft>;
+    type Fold<S: Form> = Named<EngineFold<S::Draft>, LlmdFold<S::Draft>>;
 
     fn is_final(&self) -> bool {
         match self {

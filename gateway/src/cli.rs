@@ -8,7 +8,7 @@ use shared::clock::RunClock;
 use shared::log::{self, FORMAT_VARIABLE, LogFormat};
 use shared::metrics::{Pusher, Source};
 use shared::trace::config::{ExporterChoice, Layer, MetricsConfig, OtlpChoice, Rotation};
-use shared::trace::{Resource, TelemetryError};
+use shared::trace::{Naming, Resource, TelemetryError};
 use tracing_subscriber::EnvFilter;
 
 /// Where telemetry and logs go.
@@ -23,6 +23,9 @@ pub struct OutputArgs {
     /// How many full trace files are kept beside the one that is written.
     #[arg(long, value_name = "N", default_value_t = 5)]
     trace_file_keep: u32,
+    /// Whose names spans have: those of llm-d's tracing proposal (proposal, the default), or of llm-d's own components (llm-d).
+    #[arg(long, value_name = "NAMING")]
+    naming: Option<Naming>,
     /// Let spans say what Langfuse wants to know of generations.
     #[arg(long)]
     langfuse: bool,
@@ -56,6 +59,7 @@ impl OutputArgs {
         Layer {
             exporters: (!exporters.is_empty()).then_some(exporters),
             metrics: (!metrics.is_empty()).then_some(metrics),
+            naming: self.naming,
             langfuse: self.langfuse.then_some(true),
             ..Layer::default()
         }

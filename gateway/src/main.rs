@@ -186,7 +186,7 @@ fn telemetry(
     if config.exporters.is_empty() && !config.disabled {
         tracing::info!("no exporter: traces are continued but kept nowhere (see --otlp and --trace-file)");
     }
-    let name = config.service_name.clone().unwrap_or_else(|| "inference-gateway".to_owned());
+    let name = config.service_name.clone().unwrap_or_else(|| config.naming.service("inference-gateway").to_owned());
     let metrics = config.metrics.clone();
     Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here(), metrics))
 }

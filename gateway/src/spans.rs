@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use shared::ids::SpanId;
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Named, Naming, Val};
 
 use crate::core::scheduler::explain::Given;
 
@@ -18,6 +18,7 @@ mod arrival;
 mod decision;
 mod facts;
 mod flow_control;
+mod llm_d;
 
 pub use arrival::Arrived;
 use decision::{candidate, endpoint_score};
@@ -26,6 +27,7 @@ use flow_control::Out;
 pub use flow_control::{Dequeued, Hold};
 use kv_cache::KvAsked;
 pub use kv_cache::{EventsFact, KvScored, ManagerFact, SCORE_PATH};
+pub use llm_d::LlmdFold;
 
 /// Keeps the ids of proxy spans, drawn before anything is sent, apart from those of other inner spans.
 const PROXY_SPAN_BASE: u64 = 1 << 32;
@@ -33,6 +35,14 @@ const PROXY_SPAN_BASE: u64 = 1 << 32;
 /// The id of the proxy span of an attempt, counted from 0: what is injected into the request, recorded or not.
 pub const fn proxy_span_id(own: SpanId, attempt: u32) -> SpanId {
     own.derive(PROXY_SPAN_BASE + attempt as u64)
+}
+
+/// What is injected into an attempt: llm-d's endpoint picker has no span for the call, the proxy's request goes on below its own.
+pub const fn sent_span_id(naming: Naming, own: SpanId, attempt: u32) -> SpanId {
+    match naming {
+        Naming::Proposal => proxy_span_id(own, attempt),
+        Naming::LlmD => own,
+    }
 }
 
 /// Keeps the id of the span of a lookup at a kv-cache-manager apart from those.
@@ -62,7 +72,7 @@ pub fn bounded_path(path: &str, route: &'static str) -> Arc<str> {
 }
 
 impl Fact for GatewayFact {
-    type Fold<S: Form> = GatewayFold<S::Draft>;
+    type Fold<S: Form> = Named<GatewayFold<S::Draft>, LlmdFold<S::Draft>>;
 
     fn is_final(&self) -> bool {
         matches!(self, GatewayFact::Kept(_))
@@ -243,6 +253,7 @@ impl<S: Form> Fold<GatewayFact, S> for GatewayFold<S::Draft> {
                 }
             }
             GatewayFact::PdDecided { started, verdict } => self.decided(cx, *started, at, verdict),
+            GatewayFact::PrefillAt { .. } => {}
             GatewayFact::Directed { endpoint, address, prefill } => {
                 self.directed(cx, at, endpoint, address, prefill.as_ref());
             }

@@ -15,7 +15,7 @@ use common::{Place, by_trace};
 use igsim::check::{Options, check};
 use shared::ids::{InstanceId, SpanId, TraceId};
 use shared::time::{Anchor, Time};
-use shared::trace::check::Naming;
+use shared::trace::Naming;
 use shared::trace::{Kind, Resource, Span, Status, TraceSet, otlp_json};
 
 /// Traces of a run as a Tempo gives them out.
@@ -235,7 +235,7 @@ fn llm_ds_own_traces_are_checked_by_their_names() {
     let broken = |fault: fn(&mut TraceSet)| {
         let mut set = llm_d();
         fault(&mut set);
-        let options = Options { naming: Naming::LlmD, ..Options::default() };
+        let options = Options { naming: Some(Naming::LlmD), ..Options::default() };
         let checked = check(&set, "test".to_owned(), &options);
         checked.findings.iter().map(|f| f.rule).collect::<BTreeSet<_>>()
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shared::ids::SpanId;
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Naming};
 
 use super::pass::{Allocation, Composition};
 use super::{fine, level, nanos};
@@ -13,6 +13,10 @@ use crate::core::step_facts::{BatchFact, BatchOutputs, BatchRun, PassBlocks, Pas
 
 impl Fact for BatchFact {
     type Fold<S: Form> = StepFold<S::Draft>;
+
+    fn stands_in(naming: Naming) -> bool {
+        naming == Naming::Proposal
+    }
 
     fn is_final(&self) -> bool {
         match self {

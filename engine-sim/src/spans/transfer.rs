@@ -3,7 +3,7 @@
 
 use shared::ids::SpanId;
 use shared::time::Time;
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, LinkTo, Naming};
 
 use crate::core::facts::Pulled;
 use crate::core::kv_transfer::{LinkKind, Peer, SendFact, TransferError};
@@ -54,6 +54,10 @@ fn figures<D: Draft>(span: &mut D, moved: &Pulled) {
 
 impl Fact for SendFact {
     type Fold<S: Form> = SendFold<S::Draft>;
+
+    fn stands_in(naming: Naming) -> bool {
+        naming == Naming::Proposal
+    }
 }
 
 /// The sender's side under construction.

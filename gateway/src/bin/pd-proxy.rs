@@ -166,7 +166,7 @@ fn telemetry(
     };
     let (config, warnings) = TelemetryConfig::resolve(&layer, &Layer::default(), &|name| std::env::var(name).ok())?;
     warnings.iter().for_each(|w| tracing::warn!("{w}"));
-    let name = config.service_name.clone().unwrap_or_else(|| "pd-proxy".to_owned());
+    let name = config.service_name.clone().unwrap_or_else(|| config.naming.service("pd-proxy").to_owned());
     let metrics = config.metrics.clone();
     Ok((Telemetry::live(config, clock)?, Resource::new(name, options.instance.clone()).here(), metrics))
 }

@@ -227,8 +227,12 @@ impl Director {
     }
 
     fn note_directed(&self, at: Time, info: &RequestInfo, decision: &Decision) {
+        let config = |c: &Candidate| &self.pool.get(c.id).config;
+        if let Some(prefill) = decision.prefill.as_ref().map(config) {
+            info.trail
+                .note(at, || GatewayFact::PrefillAt { address: Arc::clone(&prefill.address), port: prefill.port });
+        }
         info.trail.note(at, || {
-            let config = |c: &Candidate| &self.pool.get(c.id).config;
             let target = config(&decision.endpoint);
             GatewayFact::Directed {
                 endpoint: Arc::clone(&target.name),

@@ -3,13 +3,17 @@
 //! The names are those of `registry/pd-proxy.yaml`. Prefill and decode are siblings below the request, each above the calls that it
 //! made. Nothing here knows how a fact came about, and no fact holds content.
 
+mod llm_d;
+
 use std::sync::Arc;
 
 use shared::ids::{RequestId, SpanId};
 use shared::time::{Dur, Time};
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Val};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Named, Val};
 
 use crate::pd_proxy::core::{Connector, Failure, Leg, Reason, Times};
+
+pub use llm_d::LlmdFold;
 
 /// Keeps the ids of spans of calls, drawn before anything is sent, apart from those of other inner spans.
 const CALL_SPAN_BASE: u64 = 1 << 32;
@@ -101,7 +105,7 @@ pub enum PdFact {
 }
 
 impl Fact for PdFact {
-    type Fold<S: Form> = PdFold<S::Draft>;
+    type Fold<S: Form> = Named<PdFold<S::Draft>, LlmdFold<S::Draft>>;
 
     fn is_final(&self) -> bool {
         match self {

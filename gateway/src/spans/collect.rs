@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shared::time::Time;
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Kind};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Kind, Naming};
 
 use crate::core::pool::{EndpointMetrics, ScrapeError};
 
@@ -20,6 +20,10 @@ pub struct ScrapeFact {
 
 impl Fact for ScrapeFact {
     type Fold<S: Form> = ScrapeFold<S::Draft>;
+
+    fn stands_in(naming: Naming) -> bool {
+        naming == Naming::Proposal
+    }
 }
 
 /// The span under construction.

@@ -292,6 +292,13 @@ pub enum GatewayFact {
         /// What was decided.
         verdict: Verdict,
     },
+    /// Core, before [`GatewayFact::Directed`]: another endpoint is to prefill.
+    PrefillAt {
+        /// Its address.
+        address: Arc<str>,
+        /// Its port.
+        port: u16,
+    },
     /// Core: an endpoint is chosen.
     Directed {
         /// Its name.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use shared::ids::SpanId;
 use shared::time::Time;
-use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind};
+use shared::trace::{Cx, Draft, Ending, Fact, Fold, Form, Inner, Kind, Named, Naming};
 
 use super::Failure;
 use crate::core::kv_index::{Applied, Found};
@@ -88,7 +88,7 @@ pub enum ManagerFact {
 }
 
 impl Fact for ManagerFact {
-    type Fold<S: Form> = ManagerFold<S::Draft>;
+    type Fold<S: Form> = Named<ManagerFold<S::Draft>, LlmdManagerFold<S::Draft>>;
 }
 
 /// A lookup's spans under construction.
@@ -130,6 +130,73 @@ impl<S: Form> Fold<ManagerFact, S> for ManagerFold<S::Draft> {
     }
 }
 
+/// A match of block keys as llm-d's index tells of it, below `parent` with these ids.
+pub(super) fn matched<S: Form>(
+    cx: &mut Cx<'_, S>,
+    parent: SpanId,
+    [id, walk]: [SpanId; 2],
+    scored: &KvScored,
+    at: Time,
+    mark: impl Fn(&mut S::Draft),
+) {
+    let (kind, start, found) = (Kind::Internal, scored.started, &scored.found);
+    let mut span = cx.inner(Inner { name: "match_block_keys", kind, parent, id, start, end: at });
+    span.set("llm_d.kv_cache.prefix_match.key_count", found.keys);
+    span.set("llm_d.kv_cache.prefix_match.pod_filter_count", found.endpoints);
+    span.set("llm_d.kv_cache.prefix_match.walked", true);
+    span.set("llm_d.kv_cache.prefix_match.pods_matched", found.scored);
+    span.set("llm_d.kv_cache.prefix_match.longest_chain", found.found);
+    mark(&mut span);
+    cx.emit(span);
+    let mut span = cx.inner(Inner { name: "index_walk", kind, parent: id, id: walk, start, end: scored.walked });
+    span.set("llm_d.kv_cache.index.walk.key_count", found.keys);
+    span.set("llm_d.kv_cache.index.walk.keys_present", found.found);
+    mark(&mut span);
+    cx.emit(span);
+}
+
+/// The same with llm-d's names: its indexer as a service of its own.
+pub struct LlmdManagerFold<D> {
+    root: D,
+    latest: Time,
+}
+
+impl<S: Form> Fold<ManagerFact, S> for LlmdManagerFold<S::Draft> {
+    fn begin(cx: &mut Cx<'_, S>) -> Self {
+        LlmdManagerFold { root: cx.outermost("score_tokens", Kind::Internal), latest: cx.head.opened }
+    }
+
+    fn fact(&mut self, cx: &mut Cx<'_, S>, at: Time, fact: &ManagerFact) {
+        self.latest = self.latest.max(at);
+        match fact {
+            ManagerFact::Asked { model } => {
+                self.root.set("gen_ai.request.model", model);
+            }
+            ManagerFact::Scored(scored) => {
+                let found = &scored.found;
+                self.root.set("llm_d.kv_cache.pod_count", found.endpoints);
+                self.root.set("llm_d.kv_cache.block_keys.count", found.keys);
+                self.root.set("llm_d.kv_cache.block_hit_ratio", found.hit_ratio());
+                self.root.set("llm_d.kv_cache.blocks_found", found.found);
+                let ids = [cx.head.inner_id(0), cx.head.inner_id(1)];
+                matched(cx, self.root.id(), ids, scored, at, |_| {});
+            }
+            ManagerFact::Answered(status) => {
+                if *status >= 400 {
+                    self.root.error("the index could not answer");
+                }
+            }
+        }
+    }
+
+    fn end(mut self, cx: &mut Cx<'_, S>, ending: &Ending) {
+        if ending.abandoned {
+            self.root.error("nobody finished the request");
+        }
+        super::close(cx, self.root, self.latest.max(ending.closed));
+    }
+}
+
 /// What is recorded of a batch of KV events.
 #[derive(Clone, Debug)]
 pub enum EventsFact {
@@ -152,6 +219,10 @@ pub enum EventsFact {
 
 impl Fact for EventsFact {
     type Fold<S: Form> = EventsFold<S::Draft>;
+
+    fn stands_in(naming: Naming) -> bool {
+        naming == Naming::Proposal
+    }
 }
 
 /// The span of a batch under construction.

@@ -9,7 +9,7 @@ use shared::trace::check::{CheckOptions, check_spans};
 use shared::trace::record::Folded;
 use shared::trace::registry::Registry;
 use shared::trace::tree::outline;
-use shared::trace::{Head, Sink, Span, Trail};
+use shared::trace::{Head, Naming, Sink, Span, Trail};
 
 use super::{Failure, GatewayFact, MAX_NAME_BYTES, bounded_name, bounded_path, proxy_span_id};
 use crate::core::config::{DisaggregationConfig, GatewayConfig, PluginConfig, ProfileConfig, ScorerConfig, StageOrder};
@@ -17,6 +17,7 @@ use crate::core::gateway::{EndpointConfig, EndpointId, EndpointMetrics, Gateway,
 use crate::core::gateway::{RequestInfo, RequestKey};
 
 mod flow_control;
+mod llm_d;
 
 /// One request, its gateway and its clock.
 struct Run {
@@ -41,6 +42,16 @@ impl Run {
     }
 
     fn with(config: GatewayConfig, endpoints: [EndpointConfig; 2], detail: u8, waiting: [u32; 2]) -> Run {
+        Run::named(Naming::Proposal, config, endpoints, detail, waiting)
+    }
+
+    fn named(
+        naming: Naming,
+        config: GatewayConfig,
+        endpoints: [EndpointConfig; 2],
+        detail: u8,
+        waiting: [u32; 2],
+    ) -> Run {
         let mut gateway = Gateway::new(config, endpoints.to_vec(), Seed(1));
         let mut out = Vec::new();
         for (i, waiting) in waiting.into_iter().enumerate() {
@@ -60,6 +71,7 @@ impl Run {
             instance: InstanceId(0),
             opened: now,
             detail,
+            naming,
         };
         let trail = Trail::open(head, &sink);
         let path = "/v1/chat/completions";
@@ -135,7 +147,10 @@ fn nested(mut spans: Vec<Span>) -> Vec<Span> {
 }
 
 fn streamed(detail: u8) -> Vec<Span> {
-    let mut run = Run::new(detail, [3, 1]);
+    streams(Run::new(detail, [3, 1]))
+}
+
+fn streams(mut run: Run) -> Vec<Span> {
     let output = run.request(0);
     run.connect(output);
     run.note(ms(5), GatewayFact::ResponseHead { status: 200 });
@@ -181,6 +196,10 @@ fn a_streamed_answer_has_twelve_spans() {
 
 /// The first endpoint prefills, the second decodes.
 fn disaggregated(detail: u8, non_cached_tokens: u32) -> Vec<Span> {
+    disaggregates(Naming::Proposal, detail, non_cached_tokens)
+}
+
+fn disaggregates(naming: Naming, detail: u8, non_cached_tokens: u32) -> Vec<Span> {
     let endpoint = |name, role: &str| {
         let labels = [("llm-d.ai/role".to_owned(), role.to_owned())].into();
         EndpointConfig::new(name, "10.0.0.1", 8000).with_labels(labels)
@@ -197,7 +216,7 @@ fn disaggregated(detail: u8, non_cached_tokens: u32) -> Vec<Span> {
     let disaggregation = Some(DisaggregationConfig { profile: prefill, decider, stage_order: StageOrder::DecodeFirst });
     let config = GatewayConfig { profile, disaggregation, ..GatewayConfig::default() };
     let endpoints = [endpoint("prefiller", "prefill"), endpoint("decoder", "decode")];
-    let mut run = Run::with(config, endpoints, detail, [0, 0]);
+    let mut run = Run::named(naming, config, endpoints, detail, [0, 0]);
     let output = run.request(0);
     let expect = (64 >= non_cached_tokens).then_some(EndpointId(0));
     assert!(

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use shared::trace::TraceSet;
+use shared::trace::{Naming, TraceSet};
 
 use super::Found;
 use crate::report::Report;
@@ -33,6 +33,12 @@ impl Folder {
     /// Whether it says how the run went, so that there is something to check even where no trace was kept.
     pub fn has_report(&self) -> bool {
         self.report.is_some()
+    }
+
+    /// Whose names the spans have, if the scenario says so.
+    pub fn naming(&self) -> Option<Naming> {
+        let loaded = shared::config::load::<Scenario>(&self.dir.join(SCENARIO_FILE), &[]).ok()?;
+        loaded.config.tracing.naming.map(Into::into)
     }
 
     /// Engines of the scenario that are real servers: what they record is not in this folder.

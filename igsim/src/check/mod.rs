@@ -8,9 +8,9 @@ pub mod tempo;
 mod text;
 
 use serde::Serialize;
-use shared::trace::TraceSet;
-use shared::trace::check::{AuditOptions, CheckOptions, Finding, Naming, audit};
+use shared::trace::check::{AuditOptions, CheckOptions, Finding, audit};
 use shared::trace::registry::Registry;
+use shared::trace::{Naming, TraceSet};
 use shared::units::HumanDur;
 
 pub use folder::Folder;
@@ -19,8 +19,8 @@ pub use text::text;
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whose names the spans have.
-    pub naming: Naming,
+    /// Whose names the spans have; `None` leaves that to the folder of the run.
+    pub naming: Option<Naming>,
     /// How far clocks of hosts may differ.
     pub clock_tolerance: HumanDur,
     /// Services, endpoints and addresses that record nothing here.
@@ -78,7 +78,7 @@ pub fn check(set: &TraceSet, source: String, options: &Options) -> Checked {
     let registry = Registry::builtin().expect("a test proves that the embedded registry is sound");
     let options = AuditOptions {
         check: CheckOptions { registry: Some(&registry), clock_tolerance: options.clock_tolerance.get() },
-        naming: options.naming,
+        naming: options.naming.unwrap_or_default(),
         uninstrumented: &options.uninstrumented,
         canaries: &options.canaries,
     };

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
-use shared::trace::check::Naming;
+use clap::Args;
 use shared::trace::otlp_json;
 use shared::units::HumanDur;
 
@@ -12,6 +11,7 @@ use crate::check::tempo::{self, Query};
 use crate::check::{Checked, Folder, Found, Options, check, text};
 use crate::inspect::traces_file;
 use crate::run::output;
+use crate::scenario::Naming;
 use crate::tempo::TempoError;
 
 /// Shorter canaries are found by accident, in characters.
@@ -37,9 +37,10 @@ pub(super) struct CheckArgs {
     /// Traces of a Tempo at most.
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
-    /// Whose names the spans have: those of llm-d's tracing proposal, or of llm-d's own components.
-    #[arg(long, value_enum, default_value_t = NamingArg::Proposal)]
-    naming: NamingArg,
+    /// Whose names the spans have: those of llm-d's tracing proposal, or of llm-d's own components. What a run was told if not given,
+    /// else the proposal's.
+    #[arg(long, value_enum)]
+    naming: Option<Naming>,
     /// How far clocks of hosts may differ.
     #[arg(long, value_name = "DURATION", default_value = "1ms")]
     clock_tolerance: HumanDur,
@@ -60,14 +61,6 @@ pub(super) struct CheckArgs {
     format: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum NamingArg {
-    /// `gateway.request`, `vllm.engine.request`, ...
-    Proposal,
-    /// `request`, `run_scheduler_profile`, `llm_request`, ...
-    LlmD,
-}
-
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let checked = look(args)?;
     output::print(&match args.format {
@@ -79,10 +72,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
 
 fn look(args: &CheckArgs) -> Result<Checked, Failure> {
     let mut options = Options {
-        naming: match args.naming {
-            NamingArg::Proposal => Naming::Proposal,
-            NamingArg::LlmD => Naming::LlmD,
-        },
+        naming: args.naming.map(Into::into),
         clock_tolerance: args.clock_tolerance,
         uninstrumented: args.uninstrumented.clone(),
         canaries: canaries(args)?,
@@ -141,6 +131,7 @@ fn of_path(path: &Path, options: &mut Options) -> Result<Checked, Failure> {
     }
     if let Some(folder) = &folder {
         options.uninstrumented.extend(folder.foreign_engines());
+        options.naming = options.naming.or_else(|| folder.naming());
     }
     let mut checked = check(&set, file.display().to_string(), options);
     if let Some(folder) = &folder {

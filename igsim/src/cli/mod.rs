@@ -25,7 +25,7 @@ use shared::log::{FORMAT_VARIABLE, LogFormat};
 
 use crate::run::output::print;
 use crate::run::telemetry::TracingOptions;
-use crate::scenario::{Mode, Recorder, Scenario};
+use crate::scenario::{Mode, Naming, Recorder, Scenario};
 
 /// Inference-gateway simulator: sends requests through an llm-d style gateway to emulated vLLM engines and records the complete
 /// OpenTelemetry trace of every sampled request.
@@ -157,6 +157,9 @@ pub(crate) struct TracingArgs {
     /// Share of the gateway's scrapes of its engines that get a trace of their own, 0 to 1.
     #[arg(long, value_name = "R", value_parser = ratio)]
     scrapes: Option<f64>,
+    /// Whose names spans have: those of llm-d's tracing proposal, or of llm-d's own components.
+    #[arg(long, value_enum)]
+    naming: Option<Naming>,
     /// How facts become spans: in the background, or at once by the OpenTelemetry SDK (live mode only).
     #[arg(long, value_enum)]
     recorder: Option<Recorder>,
@@ -352,7 +355,12 @@ impl TracingArgs {
             Recorder::Deferred => "deferred",
             Recorder::Eager => "eager",
         });
-        let all = [("tracing.recorder", recorder), ("gateway.access_log", self.access_log.then_some("true"))];
+        let naming = self.naming.map(|naming| shared::trace::Naming::from(naming).as_str());
+        let all = [
+            ("tracing.recorder", recorder),
+            ("tracing.naming", naming),
+            ("gateway.access_log", self.access_log.then_some("true")),
+        ];
         all.into_iter().filter_map(|(path, value)| Some((path.to_owned(), value?.to_owned()))).collect()
     }
 

@@ -111,6 +111,7 @@ fn scenario_layer(
             scenario::Recorder::Eager => RecorderKind::Eager,
         }),
         detail: tracing.detail,
+        naming: tracing.naming.map(Into::into),
         engine_steps: tracing.engine_steps,
         kv_events: tracing.kv_events,
         scrapes: tracing.scrapes,

@@ -37,6 +37,7 @@ fn head_of(span: &Span) -> Head {
         instance: span.instance,
         opened: span.start,
         detail: 3,
+        naming: Default::default(),
     }
 }
 

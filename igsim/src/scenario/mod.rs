@@ -131,6 +131,9 @@ pub struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub detail: Option<u8>,
+    /// Whose names spans have; proposal when nothing says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub naming: Option<Naming>,
     /// Share of engine steps that get a trace of their own, 0 to 1, with links to the requests in them; none when nothing says
     /// otherwise. 0.01 shows what engines do at little cost. From detail 2 on.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,6 +184,25 @@ impl Tracing {
             Exporter::RotatingFile(rotating) => Some(rotating),
             Exporter::File | Exporter::Otlp(_) | Exporter::Console | Exporter::None => None,
         })
+    }
+}
+
+/// Whose names, kinds and topology spans have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Naming {
+    /// Those of llm-d's tracing proposal: `gateway.request`, `vllm.engine.request`, ... and all that docs/spans.md lists.
+    Proposal,
+    /// Those of llm-d's own components since September 2026: `request`, `run_scheduler_profile`, `llm_request`, ... and no others.
+    LlmD,
+}
+
+impl From<Naming> for shared::trace::Naming {
+    fn from(naming: Naming) -> shared::trace::Naming {
+        match naming {
+            Naming::Proposal => shared::trace::Naming::Proposal,
+            Naming::LlmD => shared::trace::Naming::LlmD,
+        }
     }
 }
 

@@ -116,6 +116,7 @@ impl Scenario {
         let skew = self.propagation_faults.iter().find_map(|f| f.skew_of(name));
         resource.clock_skew_ns = skew.map_or(0, |ms| (ms * 1e6).round() as i64);
         let fault = self.propagation_faults.iter().find(|f| hop.is_some() && f.struck_hop() == hop);
+        resource.service_name = telemetry.naming().service(&resource.service_name).to_owned();
         telemetry.tracer(resource).handing_on(fault.and_then(PropagationFault::handover).unwrap_or_default())
     }
 

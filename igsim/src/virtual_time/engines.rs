@@ -9,7 +9,7 @@ use engine_sim::core::kv_transfer::{KvAsk, KvInput};
 use engine_sim::core::sequence::{FinishReason, SamplingParams};
 use gateway::core::pool::EndpointMetrics;
 use gateway::pd_proxy::core::Leg as Side;
-use gateway::spans::proxy_span_id;
+use gateway::spans::sent_span_id;
 use shared::block_hash::ExtraKeys;
 use shared::time::Time;
 use shared::trace::context::TraceContext;
@@ -121,7 +121,7 @@ impl World<'_> {
             return (engine, proxied.context(Side::Decode, 0));
         }
         let own = &flight.started.as_ref().expect("the request began").context;
-        let sent = own.child(proxy_span_id(own.span_id, flight.attempt));
+        let sent = own.child(sent_span_id(self.tracer.naming(), own.span_id, flight.attempt));
         (engine, self.tracer.arrives(sent, flight.caller.as_ref(), flight.has_waited))
     }
 

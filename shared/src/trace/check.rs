@@ -14,12 +14,12 @@ use std::fmt;
 
 use crate::ids::{SpanId, TraceId};
 use crate::time::Dur;
-use crate::trace::registry::{Registry, Requirement};
+use crate::trace::registry::{Registry, Requirement, is_named};
 use crate::trace::set::TraceSet;
 use crate::trace::span::{Attr, Kind, Span, Status, Value};
 use crate::trace::tree::kind_name;
 
-pub use audit::{AuditOptions, Naming, audit};
+pub use audit::{AuditOptions, audit};
 pub use rules::Rule;
 
 /// What is checked, and how strictly.
@@ -89,7 +89,7 @@ fn check_all(spans: &[Span], options: &CheckOptions<'_>, flags_known: bool) -> V
         trace.shape(flags_known, &mut findings);
         for span in &trace.spans {
             trace.times(span, options, &mut findings);
-            contents(span, &mut findings);
+            contents(span, options.registry, &mut findings);
             if let Some(registry) = options.registry {
                 trace.registered(span, registry, &mut findings);
             }
@@ -204,7 +204,7 @@ impl<'a> Trace<'a> {
     }
 
     fn registered(&self, span: &Span, registry: &Registry, findings: &mut Findings) {
-        let Some(def) = registry.spans.get(&*span.name) else {
+        let Some(def) = registry.span(&span.name) else {
             findings.add(span, Rule::Name, "is not registered");
             return;
         };
@@ -213,7 +213,7 @@ impl<'a> Trace<'a> {
         }
         if let Some(parent) = self.parent(span)
             && !def.parents.is_empty()
-            && !def.parents.iter().any(|p| *p == parent.name)
+            && !def.parents.iter().any(|p| is_named(p, &parent.name))
         {
             findings.add(span, Rule::Parent, format!("hangs on `{}`", parent.name));
         }
@@ -230,9 +230,11 @@ impl<'a> Trace<'a> {
     }
 }
 
-/// Rules that need no registry and no other span.
-fn contents(span: &Span, findings: &mut Findings) {
-    if let (Status::Error(_), None) = (&span.status, span.get("error.type")) {
+/// Rules that need no other span.
+fn contents(span: &Span, registry: Option<&Registry>, findings: &mut Findings) {
+    // Spans with others' names need not say what went wrong.
+    let tells = registry.and_then(|r| r.span(&span.name)).is_none_or(|def| def.attributes.contains_key("error.type"));
+    if let (Status::Error(_), None, true) = (&span.status, span.get("error.type"), tells) {
         findings.add(span, Rule::ErrorType, "failed without `error.type`");
     }
     let lists = std::iter::once(&span.attrs).chain(span.events.iter().map(|e| &e.attrs));

@@ -13,6 +13,7 @@ use crate::trace::env::EnvLayer;
 use crate::trace::exporter::console::ConsoleTarget;
 use crate::trace::exporter::memory::MemorySpans;
 use crate::trace::langfuse::Langfuse;
+use crate::trace::naming::Naming;
 use crate::trace::otlp_url::{OtlpUrl, OtlpUrlError, redacted};
 use crate::trace::policy::{Hold, Keep, Policy};
 use crate::trace::sampler::{Ratio, Sampler, SamplerKind};
@@ -34,6 +35,8 @@ pub struct TelemetryConfig {
     pub hold: Option<Hold>,
     /// How much a record is folded into: 1 lifecycle, 2 decisions, 3 fine.
     pub detail: u8,
+    /// Whose names spans have.
+    pub naming: Naming,
     /// Share of engine steps that get a trace of their own, whatever becomes of the requests in them; none unless asked for.
     pub engine_steps: Ratio,
     /// Share of batches of KV events that get a trace of their own where they are taken into an index; none unless asked for.
@@ -101,6 +104,7 @@ impl Default for TelemetryConfig {
             policy: Policy::default(),
             hold: None,
             detail: 2,
+            naming: Naming::Proposal,
             engine_steps: Ratio::NONE,
             kv_events: Ratio::NONE,
             scrapes: Ratio::NONE,
@@ -277,6 +281,8 @@ pub struct Layer {
     pub recorder: Option<RecorderKind>,
     /// The detail level, 1 to 3.
     pub detail: Option<u8>,
+    /// Whose names spans have.
+    pub naming: Option<Naming>,
     /// Share of engine steps that get a trace of their own.
     pub engine_steps: Option<f64>,
     /// Share of batches of KV events that get a trace of their own.
@@ -387,6 +393,7 @@ impl TelemetryConfig {
             hold: layers.iter().find_map(|l| l.hold).or_else(|| policy.keep.as_ref().map(Keep::hold)),
             policy,
             detail: detail(&layers)?.unwrap_or(defaults.detail),
+            naming: layers.iter().find_map(|l| l.naming).unwrap_or(defaults.naming),
             engine_steps: share(&layers, "tracing.engine_steps", |l| l.engine_steps)?.unwrap_or(defaults.engine_steps),
             kv_events: share(&layers, "tracing.kv_events", |l| l.kv_events)?.unwrap_or(defaults.kv_events),
             scrapes: share(&layers, "tracing.scrapes", |l| l.scrapes)?.unwrap_or(defaults.scrapes),

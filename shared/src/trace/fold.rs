@@ -47,6 +47,8 @@ pub trait Draft: Sized {
     fn end(&self) -> Time;
     /// Moves its end; a span never ends before it starts.
     fn set_end(&mut self, end: Time);
+    /// Gives it another name: for an outermost span whose name only its first facts tell.
+    fn rename(&mut self, name: &'static str);
     /// Adds an attribute; a fold sets no key twice.
     fn put(&mut self, key: &'static str, value: Val<'_>);
     /// Adds an event; a form that can puts events in order and within the span when the span is emitted.
@@ -216,6 +218,9 @@ impl Draft for Span {
     }
     fn set_end(&mut self, end: Time) {
         self.end = end.max(self.start);
+    }
+    fn rename(&mut self, name: &'static str) {
+        self.name = Cow::Borrowed(name);
     }
     fn put(&mut self, key: &'static str, value: Val<'_>) {
         self.attrs.push((Cow::Borrowed(key), value.into()));

@@ -214,6 +214,7 @@ mod tests {
             instance: InstanceId(instance),
             opened: Time::ZERO,
             detail: 2,
+            naming: Default::default(),
         };
         Box::new(Weighed { head, closed, bytes })
     }

@@ -98,7 +98,9 @@ impl Tracer {
 impl OwnTraces {
     /// Begins a trace at `now` and decides whether it is kept: [`Trail::off`] if not.
     pub fn start<F: Fact>(&self, now: Time) -> Trail<F> {
-        let Some(shared) = &self.tracer.shared else { return Trail::off() };
+        let Some(shared) = self.tracer.shared.as_ref().filter(|s| F::stands_in(s.naming)) else {
+            return Trail::off();
+        };
         let trace_id = self.ids.trace_id();
         let decision = self.sampler.sample(None, trace_id);
         shared.counters.own_started.add(usize::from(self.what == What::Step));
@@ -110,15 +112,15 @@ impl OwnTraces {
             What::Scrape => shared.counters.scrapes_sampled.add(1),
             What::KvEvents => {}
         }
-        let (span_id, detail) = (self.ids.span_id(), shared.detail);
+        let (span_id, detail, naming) = (self.ids.span_id(), shared.detail, shared.naming);
         if let Some(service) = &self.tracer.own {
-            let opening = Opening { caller: Default::default(), ids: (trace_id, span_id), now, detail };
+            let opening = Opening { caller: Default::default(), ids: (trace_id, span_id), now, detail, naming };
             let (_, slot) = eager::open::<F>(service, opening);
             slot.register(&shared.sink);
             return Trail::eager(slot);
         }
         let (tracestate, instance) = (decision.tracestate, self.tracer.instance);
-        let head = Head { trace_id, span_id, parent: None, tracestate, instance, opened: now, detail };
+        let head = Head { trace_id, span_id, parent: None, tracestate, instance, opened: now, detail, naming };
         Trail::open(head, &shared.sink)
     }
 }

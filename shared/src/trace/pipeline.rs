@@ -25,6 +25,7 @@ use crate::trace::exporter;
 use crate::trace::handover::Handover;
 use crate::trace::id_source::IdSource;
 use crate::trace::langfuse::{Generation, Langfuse};
+use crate::trace::naming::Naming;
 use crate::trace::own::OwnConfig;
 use crate::trace::policy::Reason;
 use crate::trace::record::{Fact, Head, Sink, Trail};
@@ -199,6 +200,11 @@ impl Telemetry {
         Telemetry { shared: None, driver: Driver::Off, exporters, flush_timeout: Dur::ZERO, eager: None }
     }
 
+    /// Whose names spans have.
+    pub fn naming(&self) -> Naming {
+        self.shared.as_ref().map_or(Naming::Proposal, |s| s.naming)
+    }
+
     /// A tracer for a service instance.
     ///
     /// # Panics
@@ -369,16 +375,23 @@ impl Tracer {
     pub fn start<F: Fact>(&self, headers: &HeaderMap, now: Time) -> (Option<Started>, Trail<F>) {
         let Some(shared) = &self.shared else { return (None, Trail::off()) };
         match &self.service {
-            Some(service) => {
+            // What is not recorded goes on below whoever called, under the eager recorder as well.
+            Some(service) if F::stands_in(shared.naming) => {
                 let (started, trail) = shared.start(service, headers, now);
                 (Some(started), trail)
             }
+            Some(_) => (Some(self.begin(self.extract(headers))), Trail::off()),
             None => {
                 let started = self.begin(self.extract(headers));
                 let trail = self.open(&started, now);
                 (Some(started), trail)
             }
         }
+    }
+
+    /// Whose names spans have.
+    pub fn naming(&self) -> Naming {
+        self.shared.as_ref().map_or(Naming::Proposal, |s| s.naming)
     }
 
     /// Begins a request: draws its ids and decides whether it is recorded.
@@ -414,7 +427,7 @@ impl Tracer {
     pub fn open<F: Fact>(&self, started: &Started, now: Time) -> Trail<F> {
         assert!(self.service.is_none(), "a request of the eager recorder begins with `start`");
         match &self.shared {
-            Some(shared) if started.context.sampled || started.is_candidate() => {
+            Some(shared) if (started.context.sampled || started.is_candidate()) && F::stands_in(shared.naming) => {
                 let context = &started.context;
                 let head = Head {
                     trace_id: context.trace_id,
@@ -424,6 +437,7 @@ impl Tracer {
                     instance: self.instance,
                     opened: now,
                     detail: shared.detail,
+                    naming: shared.naming,
                 };
                 if started.is_candidate() {
                     Trail::open_candidate(head, &shared.sink)
@@ -456,6 +470,7 @@ pub(super) struct Shared {
     /// Whether records of candidates are held.
     pub(super) holds: bool,
     pub(super) detail: u8,
+    pub(super) naming: Naming,
     propagation: Propagation,
     pub(super) ids: IdSource,
     pub(super) own: OwnConfig,
@@ -474,7 +489,8 @@ impl Shared {
     fn start<F: Fact>(&self, service: &Arc<Service>, headers: &HeaderMap, now: Time) -> (Started, Trail<F>) {
         let caller = if self.propagation.trace_context { eager::extract(headers) } else { Default::default() };
         let ids = (self.ids.trace_id(), self.ids.span_id());
-        let (started, slot) = eager::open::<F>(service, Opening { caller, ids, now, detail: self.detail });
+        let (started, slot) =
+            eager::open::<F>(service, Opening { caller, ids, now, detail: self.detail, naming: self.naming });
         if started.parent.is_none() {
             self.count_trace(started.context.sampled);
         }
@@ -557,6 +573,7 @@ impl State {
             edge: Edge::of(&config.policy).map(Box::new),
             holds: config.hold.is_some(),
             detail: config.detail,
+            naming: config.naming,
             propagation: Propagation::new(config.trace_context),
             ids,
             own,

@@ -11,6 +11,7 @@ use crate::time::Time;
 use crate::trace::context::TraceContext;
 use crate::trace::eager::EagerSlot;
 use crate::trace::fold::{self, Fold, Form};
+use crate::trace::naming::Naming;
 use crate::trace::otlp_bytes::Encoder;
 use crate::trace::span::Span;
 
@@ -27,6 +28,11 @@ const RESERVED: usize = 16;
 pub trait Fact: Sized + Send + 'static {
     /// The fold of these facts, into any form.
     type Fold<S: Form>: Fold<Self, S> + Send + 'static;
+
+    /// Whether spans are made of these facts under a naming; if not, they are not recorded under it.
+    fn stands_in(_: Naming) -> bool {
+        true
+    }
 
     /// Whether the fact says how the request ended: such facts find room in a record that is otherwise full.
     fn is_final(&self) -> bool {
@@ -67,6 +73,8 @@ pub struct Head {
     pub opened: Time,
     /// How much to fold: 1 lifecycle, 2 decisions, 3 fine.
     pub detail: u8,
+    /// Whose names its spans have.
+    pub naming: Naming,
 }
 
 impl Head {
@@ -566,6 +574,7 @@ mod tests {
             instance: InstanceId(0),
             opened,
             detail: 2,
+            naming: Naming::Proposal,
         }
     }
 

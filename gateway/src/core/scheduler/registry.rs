@@ -95,6 +95,12 @@ const DECIDERS: &[Line<dyn Decider>] = &[
     ("always-disagg-pd-decider", Reads::METRICS, |_| Ok(Box::new(deciders::Always))),
 ];
 
+/// The types of all scorers.
+#[cfg(test)]
+pub(crate) fn scorer_types() -> impl Iterator<Item = &'static str> {
+    SCORERS.iter().map(|(kind, _, _)| *kind)
+}
+
 /// The scorer that reads the index of KV events by itself.
 pub const PRECISE_PREFIX: &str = "precise-prefix-cache-scorer";
 /// The scorer whose parameters are its producer's: the least recent cold requests.

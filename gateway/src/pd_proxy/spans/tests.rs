@@ -7,7 +7,7 @@ use shared::trace::check::{CheckOptions, check_spans};
 use shared::trace::record::Folded;
 use shared::trace::registry::Registry;
 use shared::trace::tree::outline;
-use shared::trace::{Head, Sink, Span, Trail};
+use shared::trace::{Head, Naming, Sink, Span, Trail};
 
 use super::*;
 use crate::pd_proxy::core::{Allowed, Asked, Dance, PdProxyConfig, PrefillEnd, Step};
@@ -21,6 +21,10 @@ struct Run {
 
 impl Run {
     fn new(retries: u32) -> Run {
+        Run::named(Naming::Proposal, retries)
+    }
+
+    fn named(naming: Naming, retries: u32) -> Run {
         let folded = Arc::new(Folded::default());
         let sink: Arc<dyn Sink> = folded.clone();
         let now = Time::ZERO + Dur::from_millis(50);
@@ -32,6 +36,7 @@ impl Run {
             instance: InstanceId(0),
             opened: now,
             detail: 1,
+            naming,
         };
         let trail = Trail::open(head, &sink);
         let path = "/v1/completions";
@@ -77,6 +82,15 @@ impl Run {
         let now = self.later();
         self.dance.ended(now, status, failure);
         nested(self.folded.take())
+    }
+
+    /// Whatever the checks say.
+    fn end_as_llm_d(mut self, status: Option<u16>) -> String {
+        let now = self.later();
+        self.dance.ended(now, status, None);
+        let mut spans = self.folded.take();
+        spans.rotate_right(1);
+        outline(&spans)
     }
 }
 
@@ -175,4 +189,22 @@ fn calls_have_ids_of_their_own() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 27);
+}
+
+#[test]
+fn with_llm_ds_names_the_decode_hangs_on_the_prefill() {
+    let mut run = Run::named(Naming::LlmD, 0);
+    assert!(matches!(run.ask(Some("10.0.0.5:8000")), Step::Prefill { .. }));
+    run.call(Leg::Prefill, 0, Some(200), None);
+    assert_eq!(run.prefilled(PrefillEnd::Answered { params: true }), Step::Decode { transferred: true });
+    run.call(Leg::Decode, 0, Some(200), None);
+    insta::assert_snapshot!(run.end_as_llm_d(Some(200)));
+}
+
+#[test]
+fn with_llm_ds_names_a_request_that_is_passed_on_has_one_call() {
+    let mut run = Run::named(Naming::LlmD, 0);
+    assert_eq!(run.ask(None), Step::Decode { transferred: false });
+    run.call(Leg::Decode, 0, Some(200), None);
+    insta::assert_snapshot!(run.end_as_llm_d(Some(200)));
 }

@@ -22,7 +22,7 @@ use crate::server::queue::Answer;
 use crate::server::reply::{REQUEST_ID, Refusal, end_to_end};
 use crate::server::routing::Routing;
 use crate::server::trust;
-use crate::spans::{Failure, GatewayFact, lookup_span_id, proxy_span_id};
+use crate::spans::{Failure, GatewayFact, lookup_span_id, sent_span_id};
 
 /// Where a request goes next.
 struct Place {
@@ -208,7 +208,7 @@ impl Exchange {
         target: &Target,
     ) -> Result<http::Request<Full<Bytes>>, Refusal> {
         if let Some(started) = &self.started {
-            let span = proxy_span_id(started.context.span_id, attempt);
+            let span = sent_span_id(self.tracer.naming(), started.context.span_id, attempt);
             // Into the headers of every attempt, which have room for it: those of one attempt have none to spare.
             self.tracer.inject_after(&started.context.child(span), headers, self.has_waited);
         }

@@ -1,17 +1,8 @@
 //! Everything that can be said about a set of traces: each for itself, how services hand them on, and whether content is in them.
 
 use super::{CheckOptions, Finding, Rule, check, content, llm_d, propagation};
+use crate::trace::naming::Naming;
 use crate::trace::set::TraceSet;
-
-/// Whose names the spans have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Naming {
-    /// Those of llm-d's tracing proposal, which are ours.
-    #[default]
-    Proposal,
-    /// Those of llm-d's own components: an endpoint picker, a routing sidecar, vLLM.
-    LlmD,
-}
 
 /// What is looked at, and what is known of the deployment.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::audit::{AuditOptions, Naming};
+use super::audit::AuditOptions;
 use super::{Finding, Findings, Rule, is_late};
 use crate::ids::{InstanceId, SpanId, TraceId};
 use crate::time::{Dur, Time};
+use crate::trace::naming::Naming;
 use crate::trace::sampler::{ot_fields, randomness};
 use crate::trace::set::TraceSet;
 use crate::trace::span::{Kind, Span, Value};

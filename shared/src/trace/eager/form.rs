@@ -136,6 +136,11 @@ impl Draft for SdkDraft {
     fn set_end(&mut self, end: Time) {
         self.end = end.max(self.start);
     }
+    fn rename(&mut self, name: &'static str) {
+        if self.span.is_recording() {
+            self.span.update_name(name);
+        }
+    }
     fn put(&mut self, key: &'static str, value: Val<'_>) {
         if self.span.is_recording() {
             self.span.set_attribute(KeyValue::new(key, otel_value(value)));

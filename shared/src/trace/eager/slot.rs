@@ -11,6 +11,7 @@ use crate::time::Time;
 use crate::trace::context::TraceContext;
 use crate::trace::edge::Standing;
 use crate::trace::fold::{Cx, Fold};
+use crate::trace::naming::Naming;
 use crate::trace::pipeline::Started;
 use crate::trace::record::{Closed, Ending, Fact, Head, Open, Sink, Ticket};
 
@@ -21,11 +22,12 @@ pub(crate) struct Opening {
     pub(crate) ids: (TraceId, SpanId),
     pub(crate) now: Time,
     pub(crate) detail: u8,
+    pub(crate) naming: Naming,
 }
 
 /// Begins a request: its outermost span starts, which decides whether it is recorded.
 pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Started, Arc<EagerSlot<F>>) {
-    let Opening { caller, ids, now, detail } = opening;
+    let Opening { caller, ids, now, detail, naming } = opening;
     let parent = caller.has_active_span().then(|| caller.span().span_context().clone());
     let trace_id = parent.as_ref().and_then(|p| TraceId::new(u128::from_be_bytes(p.trace_id().to_bytes())));
     let head = Head {
@@ -36,6 +38,7 @@ pub(crate) fn open<F: Fact>(service: &Arc<Service>, opening: Opening) -> (Starte
         instance: service.instance,
         opened: now,
         detail,
+        naming,
     };
     let mut form = Sdk::new(Arc::clone(service), caller);
     let fold = F::Fold::<Sdk>::begin(&mut Cx::new(&head, &mut form));
@@ -260,7 +263,7 @@ mod tests {
         let count = || (counting.opened.load(Ordering::Relaxed), counting.closed.load(Ordering::Relaxed));
         for n in 1..=3 {
             let ids = (TraceId::new(n).unwrap(), SpanId::new(1).unwrap());
-            let opening = Opening { caller: Context::new(), ids, now: Time::ZERO, detail: 2 };
+            let opening = Opening { caller: Context::new(), ids, now: Time::ZERO, detail: 2, naming: Naming::Proposal };
             let (_, slot) = open::<Nothing>(&service, opening);
             slot.register(&sink);
             assert_eq!(count(), (n as usize, n as usize - 1));

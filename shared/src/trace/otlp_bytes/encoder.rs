@@ -69,6 +69,7 @@ pub struct SpanBytes(Box<Scratch>);
 #[derive(Debug)]
 struct Scratch {
     id: SpanId,
+    name: &'static str,
     start: Time,
     end: Time,
     anchor: Anchor,
@@ -106,7 +107,7 @@ impl Encoder {
         let mut span = self.free.pop().unwrap_or_else(|| SpanBytes::new(new.id, self.anchor));
         let scratch = &mut *span.0;
         (scratch.id, scratch.start, scratch.end, scratch.error) = (new.id, start, end, None);
-        scratch.anchor = self.anchor;
+        (scratch.name, scratch.anchor) = (new.name, self.anchor);
         scratch.events.clear();
         let out = &mut scratch.bytes;
         out.clear();
@@ -117,7 +118,6 @@ impl Encoder {
         if let Some(state) = &head.tracestate {
             out.extend_from_slice(self.state.field(state));
         }
-        wire::text(out, NAME, new.name);
         span
     }
 }
@@ -158,6 +158,9 @@ impl Draft for SpanBytes {
     fn set_end(&mut self, end: Time) {
         self.0.end = end.max(self.0.start);
     }
+    fn rename(&mut self, name: &'static str) {
+        self.0.name = name;
+    }
     #[inline]
     fn put(&mut self, key: &'static str, value: Val<'_>) {
         wire::attribute(&mut self.0.bytes, ATTRIBUTE, key, value);
@@ -186,7 +189,7 @@ impl Draft for SpanBytes {
 impl SpanBytes {
     fn new(id: SpanId, anchor: Anchor) -> SpanBytes {
         let (start, bytes) = (Time::ZERO, Vec::with_capacity(512));
-        SpanBytes(Box::new(Scratch { id, start, end: start, anchor, error: None, bytes, events: Vec::new() }))
+        SpanBytes(Box::new(Scratch { id, name: "", start, end: start, anchor, error: None, bytes, events: Vec::new() }))
     }
 }
 
@@ -203,6 +206,7 @@ impl Scratch {
 
     /// Writes what is only known at the end.
     fn finish(&mut self) {
+        wire::text(&mut self.bytes, NAME, self.name);
         self.bytes[END..END + 8].copy_from_slice(&self.anchor.unix_nanos(self.end).to_le_bytes());
         if !self.events.is_empty() {
             self.order_events();

@@ -131,6 +131,7 @@ fn head(instance: u16, trace: u128) -> Head {
         instance: InstanceId(instance),
         opened: Time::from_nanos(5),
         detail: 2,
+        naming: Default::default(),
     }
 }
 
