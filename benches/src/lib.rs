@@ -1,5 +1,6 @@
 //! What the benches share: a request taken through gateway and engine cores, to get the facts of a real trace.
 
+pub mod candidates;
 pub mod eager;
 pub mod stages;
 

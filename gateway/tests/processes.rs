@@ -172,17 +172,26 @@ fn the_sidecar_leaves_nothing_behind() {
     assert!(!format!("{log:?}").contains("canary"), "content in the log: {log:#?}");
 }
 
+/// Blocks are named by keys that stand for what they hold.
+const ASKED: &str = r#"{"model":"m","block_keys":[1987654321,2],"prompt":"canary-in-the-coal-mine"}"#;
+
 /// Its spans wait for their batch when it is told to stop.
 #[test]
 fn the_kv_cache_manager_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("traces.jsonl");
-    let args = ["--endpoint", "a=http://127.0.0.1:1", "--trace-file", file.to_str().unwrap()];
+    let args = ["--endpoint", "a=http://127.0.0.1:1", "--access-log", "--trace-file", file.to_str().unwrap()];
     let manager = start(env!("CARGO_BIN_EXE_kv-cache-manager"), &args);
-    let caller = manager.post("/v1/score", r#"{"model":"m","block_keys":[1,2]}"#);
+    let caller = manager.post("/v1/score", ASKED);
     let mut answer = String::new();
     BufReader::new(caller).read_line(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    manager.stop();
-    root(&spans(&file), "kvcache.manager.get_scores");
+    let log = manager.stop();
+    let spans = spans(&file);
+    let line = access(&log);
+    check_ids(line, root(&spans, "kvcache.manager.get_scores"));
+    assert_eq!((&line["route"], &line["status"], &line["model"]), (&"/v1/score".into(), &200.into(), &"m".into()));
+    assert_eq!((&line["blocks"], &line["blocks_found"]), (&2.into(), &0.into()), "{line}");
+    let told = format!("{log:?}");
+    assert!(!told.contains("canary") && !told.contains("1987654321"), "content in the log: {log:#?}");
 }

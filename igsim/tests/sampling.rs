@@ -178,6 +178,10 @@ engines:
     kv_transfer: { kv_connector: NixlConnector, kv_role: kv_consumer }
     pd_proxy: {}
 gateway:
+  precise_prefix: { manager_timeout: 60s }
+  profile:
+    filters: [{ type: healthy-filter }, { type: decode-filter }]
+    scorers: [{ type: precise-prefix-cache-scorer }, { type: queue-scorer }]
   disaggregation:
     profile: { name: prefill, filters: [{ type: healthy-filter }, { type: prefill-filter }], scorers: [{ type: queue-scorer }] }
     decider: { type: prefix-based-pd-decider, parameters: { nonCachedTokens: 64 } }
@@ -185,11 +189,11 @@ workload:
   arrivals: { process: poisson, rate: 40 }
   prompt_tokens: { distribution: uniform, min: 32, max: 512 }
   output_tokens: 8
-listen: { gateway: '127.0.0.1:0', engines: '127.0.0.1:0' }
+listen: { gateway: '127.0.0.1:0', engines: '127.0.0.1:0', kv_cache_manager: '127.0.0.1:0' }
 tracing: { ratio: 0, exporters: [file], keep: { more_tokens_than: 300 } }
 ";
 
-/// Over sockets: marks in headers, verdicts posted to sidecars and engines, every part of every kept trace in the file.
+/// Over sockets: marks in headers, verdicts posted to sidecars, engines and the kv-cache-manager, every part of every kept trace in the file.
 #[test]
 fn live_services_agree_on_what_is_kept_later() {
     let place = Place::new();
@@ -205,6 +209,7 @@ fn live_services_agree_on_what_is_kept_later() {
         assert_whole(spans);
         assert_eq!(reason(spans).as_deref(), Some("tokens"));
         let count = |name: &str| spans.iter().filter(|s| s.name == name).count();
+        assert_eq!(count("kvcache.manager.get_scores"), 1);
         // The same figures as of a trace that was sampled: sidecar, both engines, both sides of the transfer.
         assert_eq!(
             (count("pd_proxy.request"), count("vllm.engine.request"), count("vllm.kv_cache.transfer")),

@@ -30,7 +30,7 @@ struct Options {
     /// An engine: its name, which gateways know it by, and base URL. Repeat for more.
     #[arg(long = "endpoint", value_name = "NAME=URL", required = true)]
     endpoints: Vec<Backend>,
-    /// Configuration of a gateway, of which precise_prefix is read, or an EndpointPickerConfig of llm-d.
+    /// Configuration of a gateway, of which precise_prefix and access_log are read, or an EndpointPickerConfig of llm-d.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Changes one field of the configuration, for example precise_prefix.block_tokens=64. Repeat for more.
@@ -58,6 +58,9 @@ struct Options {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+    /// Log a line at level info for every request that is over.
+    #[arg(long)]
+    access_log: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> anyhow::Result<()> {
     options.output.start_log(&options.log)?;
-    let config = config(options)?.precise_prefix;
+    let config = config(options)?;
     let clock = RunClock::start();
     let (telemetry, resource, metrics) = telemetry(options, clock)?;
     fold_on_panic(&telemetry, &["main"]);
@@ -87,7 +90,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let pushing = Pushing::start(&metrics, resource, clock, metrics_of(&tracer))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(async {
-        let manager = KvManager::bind(options.listen, config, options.endpoints.clone(), tracer, clock).await?;
+        let endpoints = options.endpoints.clone();
+        let manager = KvManager::bind(options.listen, config.precise_prefix, endpoints, tracer, clock).await?;
+        let manager = manager.access_log(config.access_log);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), addr = %manager.local_addr(), "listening");
         anyhow::Ok(manager.run(stop_signal()?).await?)
     })?;
@@ -99,10 +104,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn config(options: &Options) -> anyhow::Result<GatewayConfig> {
+    let mut set = options.set.clone();
+    set.extend(options.access_log.then(|| ("access_log".to_owned(), "true".to_owned())));
     let own = options.config.as_deref().filter(|path| !epp::is_epp(path));
     let loaded = match own {
-        Some(path) => shared::config::load::<GatewayConfig>(path, &options.set),
-        None => shared::config::load_str::<GatewayConfig>("defaults", "{}", &options.set),
+        Some(path) => shared::config::load::<GatewayConfig>(path, &set),
+        None => shared::config::load_str::<GatewayConfig>("defaults", "{}", &set),
     };
     let mut config = loaded.map_err(told)?.config;
     if own.is_none() {

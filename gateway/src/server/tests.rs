@@ -8,6 +8,7 @@ mod failures;
 pub(crate) mod harness;
 mod hedging;
 mod identity;
+mod kv_manager;
 mod membership;
 mod metrics;
 mod passing;

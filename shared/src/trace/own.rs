@@ -110,7 +110,7 @@ impl OwnTraces {
         match self.what {
             What::Step => shared.counters.own_sampled.add(1),
             What::Scrape => shared.counters.scrapes_sampled.add(1),
-            What::KvEvents => {}
+            What::KvEvents => shared.counters.kv_events_sampled.add(1),
         }
         let (span_id, detail, naming) = (self.ids.span_id(), shared.detail, shared.naming);
         if let Some(service) = &self.tracer.own {

@@ -47,12 +47,14 @@ pub struct Stats {
     pub traces_sampled: u64,
     /// Traces that started in this process and were kept for what became of their requests.
     pub traces_kept: u64,
-    /// Traces of what no request causes, engine steps for example: decided on, not counted above.
+    /// Traces of engine steps that were decided on. Like all below, which no request causes, they are not counted above.
     pub own_traces_started: u64,
     /// Of these, recorded.
     pub own_traces_sampled: u64,
-    /// Of these again, traces of scrapes.
+    /// Traces of scrapes that are recorded.
     pub scrape_traces_sampled: u64,
+    /// Traces of batches of KV events that are recorded.
+    pub kv_event_traces_sampled: u64,
 }
 
 /// What one exporter did with the spans it was given.
@@ -123,6 +125,7 @@ pub(crate) struct Counters {
     pub(crate) own_started: Counter,
     pub(crate) own_sampled: Counter,
     pub(crate) scrapes_sampled: Counter,
+    pub(crate) kv_events_sampled: Counter,
 }
 
 impl Counters {
@@ -147,6 +150,7 @@ impl Counters {
             own_traces_started: self.own_started.get(),
             own_traces_sampled: self.own_sampled.get(),
             scrape_traces_sampled: self.scrapes_sampled.get(),
+            kv_event_traces_sampled: self.kv_events_sampled.get(),
         }
     }
 }

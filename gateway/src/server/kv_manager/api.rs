@@ -11,16 +11,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State as Shared};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use shared::time::Time;
 use shared::trace::Trail;
 use shared::trace::verdict::{self, KEEP_PATH};
 
 use super::State;
+use super::access::Line;
 use crate::core::kv_index::Found;
 use crate::core::pool::EndpointId;
 use crate::spans::{KvScored, ManagerFact, SCORE_PATH, bounded_name};
@@ -72,19 +76,24 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-async fn score(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn score(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Body) -> Response {
     let received = state.clock.now();
-    let (_, trail) = state.tracer.start::<ManagerFact>(&headers, received);
-    let response = match read::<Score>(&body, |s| s.block_keys.len()) {
+    let (started, trail) = state.tracer.start::<ManagerFact>(&headers, received);
+    let mut line = Line::new(SCORE_PATH, received, started.as_ref());
+    let response = match read::<Score>(body, |s| s.block_keys.len()) {
         Ok(asked) => {
             trail.note(received, || ManagerFact::Asked { model: bounded_name(&asked.model) });
-            Json(state.scores(&asked.block_keys, &trail)).into_response()
+            let scores = state.scores(&asked.block_keys, &trail);
+            (line.blocks, line.found) = (Some(asked.block_keys.len()), Some(scores.blocks_found));
+            line.model = Some(asked.model);
+            Json(scores).into_response()
         }
         Err(refusal) => refusal.into_response(),
     };
     let answered = state.clock.now();
     trail.note(answered, || ManagerFact::Answered(response.status().as_u16()));
     trail.finish(answered);
+    state.log(&line, &headers, response.status());
     response
 }
 
@@ -99,24 +108,25 @@ async fn keep(Shared(state): Shared<Arc<State>>, body: Bytes) -> StatusCode {
     }
 }
 
-async fn expect(Shared(state): Shared<Arc<State>>, body: Bytes) -> Response {
-    let told = match read::<Expect>(&body, |e| e.block_keys.len()) {
-        Ok(told) => told,
-        Err(refusal) => return refusal.into_response(),
+async fn expect(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Body) -> Response {
+    let received = state.clock.now();
+    let mut line = Line::new(EXPECT_PATH, received, None);
+    let response = match read::<Expect>(body, |e| e.block_keys.len()) {
+        Ok(told) => state.told(received, &told, &mut line),
+        Err(refusal) => refusal.into_response(),
     };
-    let Some(place) = state.backends.iter().position(|b| b.config.name == told.endpoint) else {
-        return (StatusCode::NOT_FOUND, "no such endpoint").into_response();
-    };
-    state.index().expect(state.clock.now(), EndpointId(place as u32), &told.block_keys);
-    StatusCode::NO_CONTENT.into_response()
+    state.log(&line, &headers, response.status());
+    response
 }
 
+/// A body as far as it came: one that is too long or breaks off is answered, and logged, like any other.
+type Body = Result<Bytes, BytesRejection>;
+
 /// Reads a body; what it holds is never repeated.
-fn read<'b, T: Deserialize<'b>>(
-    body: &'b [u8],
-    keys: impl FnOnce(&T) -> usize,
-) -> Result<T, (StatusCode, &'static str)> {
-    let read: T = serde_json::from_slice(body).map_err(|_| (StatusCode::BAD_REQUEST, "the body cannot be read"))?;
+fn read<T: DeserializeOwned>(body: Body, keys: impl FnOnce(&T) -> usize) -> Result<T, (StatusCode, &'static str)> {
+    const UNREADABLE: &str = "the body cannot be read";
+    let body = body.map_err(|rejection| (rejection.status(), UNREADABLE))?;
+    let read: T = serde_json::from_slice(&body).map_err(|_| (StatusCode::BAD_REQUEST, UNREADABLE))?;
     if keys(&read) > MAX_KEYS {
         return Err((StatusCode::PAYLOAD_TOO_LARGE, "too many blocks"));
     }
@@ -124,6 +134,16 @@ fn read<'b, T: Deserialize<'b>>(
 }
 
 impl State {
+    /// Takes in a dispatch.
+    fn told(&self, now: Time, told: &Expect, line: &mut Line<'_>) -> Response {
+        let Some(place) = self.backends.iter().position(|b| b.config.name == told.endpoint) else {
+            return (StatusCode::NOT_FOUND, "no such endpoint").into_response();
+        };
+        (line.endpoint, line.blocks) = (Some(Arc::clone(&told.endpoint)), Some(told.block_keys.len()));
+        self.index().expect(now, EndpointId(place as u32), &told.block_keys);
+        StatusCode::NO_CONTENT.into_response()
+    }
+
     /// Asks the index.
     fn scores(&self, keys: &[u64], trail: &Trail<ManagerFact>) -> Scores {
         let mut matched = Vec::new();

@@ -63,7 +63,7 @@ impl Manager {
         uri.path_and_query(PathAndQuery::from_static(path)).build().ok()
     }
 
-    /// Asks who of `backends` holds the leading blocks of a prompt; `headers` carry the trace.
+    /// Asks who of `backends` holds the leading blocks of a prompt; `headers` carry the trace and the request's id.
     pub(crate) async fn ask(&self, model: &Arc<str>, keys: &[u64], headers: HeaderMap, backends: &[Backend]) -> Asked {
         let question = Score { model: Arc::clone(model), block_keys: keys.to_vec() };
         let Some(request) = self.request(SCORE_PATH, headers, &question) else { return Asked::default() };
@@ -94,9 +94,10 @@ impl Manager {
     }
 
     /// Tells that a request with these blocks was sent to `endpoint`, without waiting; nobody is told where too many tell.
-    pub(crate) fn tell(&self, endpoint: &Arc<str>, keys: Vec<u64>) {
+    /// `headers` carry its id.
+    pub(crate) fn tell(&self, endpoint: &Arc<str>, keys: Vec<u64>, headers: HeaderMap) {
         let told = Expect { endpoint: Arc::clone(endpoint), block_keys: keys };
-        let Some(request) = self.request(EXPECT_PATH, HeaderMap::new(), &told) else { return };
+        let Some(request) = self.request(EXPECT_PATH, headers, &told) else { return };
         let Ok(place) = Arc::clone(&self.telling).try_acquire_owned() else { return };
         let (client, limit) = (self.client.clone(), self.limit);
         tokio::spawn(async move {

@@ -3,6 +3,7 @@
 //! It follows the engines and answers which of them hold a prompt. Prompts are named by the keys of their blocks: no text and no
 //! token id crosses the wire.
 
+mod access;
 mod api;
 mod client;
 
@@ -28,7 +29,7 @@ pub(crate) use client::Manager;
 pub struct KvManager {
     listener: TcpListener,
     local_addr: SocketAddr,
-    state: Arc<State>,
+    state: State,
 }
 
 /// What all requests share.
@@ -38,6 +39,7 @@ struct State {
     backends: Vec<Backend>,
     tracer: Arc<Tracer>,
     clock: RunClock,
+    access_log: bool,
 }
 
 impl KvManager {
@@ -66,8 +68,15 @@ impl KvManager {
         let listener = TcpListener::bind(addr).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
         let index = Mutex::new(KvIndex::new(&config, endpoints.len()));
-        let state = State { index, config, backends: endpoints, tracer: Arc::new(tracer), clock };
-        Ok(KvManager { listener, local_addr, state: Arc::new(state) })
+        let state = State { index, config, backends: endpoints, tracer: Arc::new(tracer), clock, access_log: false };
+        Ok(KvManager { listener, local_addr, state })
+    }
+
+    /// Logs a line at level info for every request, if `on`; off by default.
+    #[must_use]
+    pub fn access_log(mut self, on: bool) -> KvManager {
+        self.state.access_log = on;
+        self
     }
 
     /// The address it is bound to.
@@ -82,20 +91,20 @@ impl KvManager {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let sources =
             Sources::new(self.state.config.events_port, &UpstreamConfig::default()).map_err(io::Error::other)?;
-        let mut followers = JoinSet::new();
-        for (i, backend) in self.state.backends.iter().enumerate() {
+        let (state, mut followers) = (Arc::new(self.state), JoinSet::new());
+        for (i, backend) in state.backends.iter().enumerate() {
             let follower = Follower {
-                keeper: Arc::clone(&self.state) as Arc<dyn Keeper>,
+                keeper: Arc::clone(&state) as Arc<dyn Keeper>,
                 endpoint: EndpointId(i as u32),
                 backend: backend.clone(),
                 sources: sources.clone(),
-                config: self.state.config.clone(),
-                tracer: Arc::clone(&self.state.tracer),
-                clock: self.state.clock,
+                config: state.config.clone(),
+                tracer: Arc::clone(&state.tracer),
+                clock: state.clock,
             };
             followers.spawn(follower.run());
         }
-        let router = api::router(Arc::clone(&self.state));
+        let router = api::router(state);
         axum::serve(self.listener, router).with_graceful_shutdown(shutdown).await
     }
 }

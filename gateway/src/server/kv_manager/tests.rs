@@ -13,7 +13,7 @@ use crate::core::kv_index::events::{CacheEvent, EngineHash, Stored};
 use crate::core::kv_index::{Match, model_of_topic};
 use crate::server::connect::Connector;
 use crate::server::runtime::Upstream;
-use crate::spans::Failure;
+use crate::spans::{EventsFact, Failure};
 
 /// A manager of the engines `a` and `b`, of which `a` holds the first two blocks of the prompt.
 struct Rig {
@@ -110,6 +110,19 @@ async fn a_manager_says_who_holds_a_prompt() {
         assert_eq!(inner.len(), 3, "{name}");
         assert!(inner.iter().all(|s| roots.iter().any(|r| Some(r.span_id) == s.parent)), "{name}");
     }
+}
+
+/// Like those of scrapes, they are no requests'.
+#[test]
+fn traces_of_batches_of_events_are_counted_apart() {
+    let config = TelemetryConfig { kv_events: Ratio::ALL, ..TelemetryConfig::default() };
+    let clock = RunClock::start();
+    let telemetry = Telemetry::live(config, clock).unwrap();
+    let traces = telemetry.tracer(Resource::new("kv-cache-manager", "kv-cache-manager-0")).kv_events().unwrap();
+    (0..3).for_each(|_| traces.start::<EventsFact>(clock.now()).finish(clock.now()));
+    let stats = telemetry.shutdown(clock.now());
+    assert_eq!((stats.kv_event_traces_sampled, stats.scrape_traces_sampled, stats.own_traces_sampled), (3, 0, 0));
+    assert_eq!((stats.records_folded, stats.traces_started), (3, 0));
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ impl Exchange {
         let Some(manager) = self.pool().kv_manager.as_ref().filter(|_| !info.kv.keys.is_empty()) else {
             return Vec::new();
         };
-        let (mut headers, started) = (HeaderMap::new(), self.shared.clock.now());
+        let (mut headers, started) = (self.named(), self.shared.clock.now());
         if let Some(own) = self.started.as_ref().map(|s| &s.context) {
             self.tracer.inject(&own.child(lookup_span_id(own.span_id)), &mut headers);
         }
@@ -63,9 +63,15 @@ impl Exchange {
     pub(super) fn expect(&self, endpoints: [Option<EndpointId>; 2], keys: &[u64]) {
         if let Some(manager) = self.pool().kv_manager.as_ref().filter(|_| !keys.is_empty()) {
             for endpoint in endpoints.into_iter().flatten() {
-                manager.tell(&self.pool().membership.get(endpoint).backend.config.name, keys.to_vec());
+                let name = &self.pool().membership.get(endpoint).backend.config.name;
+                manager.tell(name, keys.to_vec(), self.named());
             }
         }
+    }
+
+    /// Headers that say which request a call to a kv-cache-manager is about.
+    fn named(&self) -> HeaderMap {
+        HeaderMap::from_iter([(REQUEST_ID, self.id_header.clone())])
     }
 
     /// Sends the request where the core says, until an endpoint answers.
