@@ -27,6 +27,16 @@ start() { # NAME COMMAND...
     echo "$name: $data/$name.log"
 }
 
+load() { # An hour's load after the other, until one fails or it is told to stop.
+    local run=
+    trap 'kill "$run" && wait "$run"; exit 0' TERM
+    while
+        "$igsim" run "$here/../scenarios/load.yaml" --gateway http://127.0.0.1:8080 --out "$data/load" --overwrite &
+        run=$!
+        wait "$run"
+    do :; done
+}
+
 has() { command -v "$1" >/dev/null || { echo "$2: not found, left out"; return 1; }; }
 
 prometheus=${PROMETHEUS:-prometheus} tempo=${TEMPO:-tempo} otelcol=${OTELCOL:-otelcol-contrib}
@@ -61,7 +71,7 @@ igsim=${IGSIM:-$here/../target/release/igsim}
 has "$igsim" "igsim (cargo build --release)" || exit 3
 start igsim "$igsim" up "$here/../scenarios/quickstart.yaml" --port 8080 --sampling 1 --otlp "$otlp"
 for _ in $(seq 50); do curl -s -o /dev/null http://127.0.0.1:8080/health && break || sleep 0.2; done
-start load sh "$here/load.sh" http://127.0.0.1:8080 4
+start load load
 echo "gateway http://127.0.0.1:8080  tempo $TEMPO_URL  prometheus $PROMETHEUS_URL  grafana http://127.0.0.1:3000"
 echo "igsim query requests-by-engine    Ctrl-C stops everything"
 wait -n

@@ -9,6 +9,7 @@ pub mod live;
 pub mod log;
 pub mod overhead;
 pub mod queries;
+mod remote;
 pub mod replay;
 pub mod report;
 pub mod run;

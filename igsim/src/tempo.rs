@@ -3,8 +3,7 @@
 //! What Tempo does differently from OTLP is undone here: ids without leading zeros, whole numbers as text, keys without their scope.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shared::clock::RunClock;
 use shared::ids::{SpanId, TraceId};
@@ -12,13 +11,15 @@ use shared::time::Dur;
 use shared::trace::{TraceSet, Value, otlp_json};
 use tokio::runtime::Runtime;
 
-use crate::client::{Pool, pool};
+use crate::remote::{Kind, Remote};
 
 /// Where Tempo listens unless told otherwise, as deploy/tempo/tempo.yaml has it.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:3200";
 /// Spans that a search shows of one trace: as many as Tempo gives by default (`max_spans_per_span_set`).
 pub const MAX_SPANS: usize = 100;
 
+/// How messages call it.
+const KIND: Kind = Kind { what: "a Tempo", example: "http://127.0.0.1:3200", headers: "TEMPO_HEADERS" };
 /// How long Tempo may take to answer.
 const TIMEOUT: Dur = Dur::from_secs(60);
 /// The largest answer that is read.
@@ -139,16 +140,13 @@ pub struct Series {
 
 /// A Tempo.
 pub struct Tempo {
-    url: String,
-    headers: HeaderMap,
-    pool: Pool,
+    remote: Remote,
     runtime: Runtime,
 }
 
 impl std::fmt::Debug for Tempo {
-    /// Headers may be credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tempo({})", self.url)
+        write!(f, "Tempo({:?})", self.remote)
     }
 }
 
@@ -159,25 +157,10 @@ impl Tempo {
     /// # Errors
     /// If the address or a header is none, or the address holds credentials.
     pub fn new(url: &str, headers: &str) -> Result<Tempo, TempoError> {
-        let bad = |problem: &str| TempoError::Address(format!("{}: {problem}", without_credentials(url)));
-        let uri: http::Uri =
-            url.parse().map_err(|_| bad("found no address of a Tempo, expected one such as http://127.0.0.1:3200"))?;
-        let authority = uri
-            .authority()
-            .ok_or_else(|| bad("found no address of a Tempo, expected one such as http://127.0.0.1:3200"))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(bad("expected http:// or https://"));
-        }
-        if authority.as_str().contains('@') {
-            return Err(bad("found credentials in a URL, expected them in TEMPO_HEADERS"));
-        }
-        if uri.query().is_some() {
-            return Err(bad("found a query, expected a base address"));
-        }
+        let remote = Remote::new(KIND, url, headers).map_err(TempoError::Address)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| TempoError::Address(format!("cannot start: {e}")))?;
-        let url = url.trim_end_matches('/').to_owned();
-        Ok(Tempo { url, headers: parse_headers(headers)?, pool: pool(), runtime })
+        Ok(Tempo { remote, runtime })
     }
 
     /// Traces that match `traceql` in `window`, `limit` at most, slowest first.
@@ -231,67 +214,26 @@ impl Tempo {
     /// The body of an answer, `None` for 404.
     fn get(&self, path: &str) -> Result<Option<Bytes>, TempoError> {
         let asked = path.split('?').next().unwrap_or_default();
-        let unreachable =
-            |problem: String| TempoError::Unreachable { url: self.url.clone(), path: asked.to_owned(), problem };
-        let mut request = Request::get(format!("{}{path}", self.url));
-        if let Some(headers) = request.headers_mut() {
-            headers.extend(self.headers.clone());
-            headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        }
-        let request = request.body(Full::new(Bytes::new())).map_err(|e| unreachable(e.to_string()))?;
-        let exchange = async {
-            let response = self.pool.request(request).await.map_err(|e| cause(&e))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
-            Ok((status, body.to_bytes()))
-        };
-        let answer = self.runtime.block_on(async { tokio::time::timeout(TIMEOUT.to_std(), exchange).await });
-        let (status, body) = answer.unwrap_or_else(|_| Err(format!("no answer in {TIMEOUT}"))).map_err(unreachable)?;
+        let unreachable = |problem| TempoError::Unreachable { url: self.url(), path: asked.to_owned(), problem };
+        let (status, body) = self.runtime.block_on(self.remote.get(path, TIMEOUT, MAX_ANSWER)).map_err(unreachable)?;
         match status {
             StatusCode::OK => Ok(Some(body)),
             StatusCode::NOT_FOUND => Ok(None),
             status => {
                 let reason: String = String::from_utf8_lossy(&body).chars().take(MAX_REASON).collect();
                 let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-                Err(TempoError::Refused { url: self.url.clone(), status: status.as_u16(), reason })
+                Err(TempoError::Refused { url: self.url(), status: status.as_u16(), reason })
             }
         }
     }
 
+    fn url(&self) -> String {
+        self.remote.url().to_owned()
+    }
+
     fn content(&self, problem: String) -> TempoError {
-        TempoError::Content { url: self.url.clone(), problem }
+        TempoError::Content { url: self.url(), problem }
     }
-}
-
-/// The innermost reason: the outer ones only say that something failed.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-fn without_credentials(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}://{}", &url[..scheme], &url[at + 1..]),
-        (None, Some(at)) => url[at + 1..].to_owned(),
-        (_, None) | (Some(_), Some(_)) => url.to_owned(),
-    }
-}
-
-fn parse_headers(text: &str) -> Result<HeaderMap, TempoError> {
-    let mut headers = HeaderMap::new();
-    for pair in text.split(',').filter(|p| !p.trim().is_empty()) {
-        // The value may be a secret: it is not repeated.
-        let bad = || TempoError::Address("TEMPO_HEADERS: expected NAME=VALUE with commas between".to_owned());
-        let (name, value) = pair.split_once('=').ok_or_else(bad)?;
-        let name: HeaderName = name.trim().parse().map_err(|_| bad())?;
-        let mut value: HeaderValue = value.trim().parse().map_err(|_| bad())?;
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    Ok(headers)
 }
 
 /// Percent-encodes a value of a query string.

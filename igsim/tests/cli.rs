@@ -27,7 +27,7 @@ fn exit_codes_say_what_went_wrong() {
         ran
     };
     check(&["--help"], 0, "Exit codes: 0 good, 1 an expectation");
-    check(&["run", "--help"], 0, "Example: igsim run");
+    check(&["run", "--help"], 0, "Examples:\n  igsim run");
     check(&["--version"], 0, "igsim ");
     check(&VIRTUAL, 0, "12 of 12 traces kept");
     let expectation = check(&[&VIRTUAL[..], &["--set", "expectations={ok: {min: 13}}"]].concat(), 1, "ok");

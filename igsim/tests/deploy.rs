@@ -124,10 +124,15 @@ fn the_programs_take_the_options_that_compose_gives_them() {
     let bins = Path::new(env!("CARGO_BIN_EXE_igsim")).parent().unwrap();
     for (name, service) in compose["services"].as_object().unwrap() {
         let command = texts(&service["command"]);
-        let Some((program, options)) = command.split_first().filter(|(p, _)| matches!(**p, "gateway" | "engine-sim"))
+        let Some((program, options)) =
+            command.split_first().filter(|(p, _)| matches!(**p, "gateway" | "engine-sim" | "igsim"))
         else {
             continue;
         };
+        // What the image has of the repository is its scenarios.
+        for scenario in options.iter().filter_map(|o| o.strip_prefix("/scenarios/")) {
+            assert!(common::library().join(scenario).exists(), "{name} runs {scenario}, which is not there");
+        }
         let program = bins.join(program);
         if !program.exists() {
             eprintln!("skipped: options of {name}: {} is not built", program.display());
@@ -346,7 +351,7 @@ fn promql_of_dashboards_names_what_gateway_engines_and_tempo_show() {
 #[test]
 fn scripts_are_valid_and_may_be_run() {
     use std::os::unix::fs::PermissionsExt;
-    for (script, shell) in [("up.sh", "bash"), ("tempo/start.sh", "bash"), ("load.sh", "sh")] {
+    for (script, shell) in [("up.sh", "bash"), ("tempo/start.sh", "bash")] {
         let path = deploy().join(script);
         assert!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o100 != 0, "{script} cannot be run");
         let ran = Command::new(shell).arg("-n").arg(path).output().expect("a shell");

@@ -44,7 +44,7 @@ const ALL_FEATURES: [&str; 20] = [
 fn shorter(name: &str) -> &'static str {
     match name {
         "bursty" => "duration=20s",
-        "multi-turn" | "overload" => "duration=10s",
+        "load" | "multi-turn" | "overload" => "duration=10s",
         "quickstart" | "overhead" | "shared-prefix" => "requests=100",
         "replay-azure" => "trace.path=azure.csv",
         "replay-mooncake" => "trace.path=mooncake.jsonl",

@@ -203,7 +203,7 @@ fn every_scenario_runs_in_virtual_time_without_findings() {
     place.write("mooncake.jsonl", MOONCAKE);
     let shorter = |name: &str| match name {
         "bursty" | "multi-turn" => "duration=30s",
-        "overload" => "duration=10s",
+        "load" | "overload" => "duration=10s",
         "keep-on-outcome" => "duration=30s",
         "faults-crash" | "faults-rates" | "faults-stale-metrics" | "flow-control" | "pd" | "resilience" => "seed=42",
         "pd-precise" => "listen.kv_cache_manager=null",

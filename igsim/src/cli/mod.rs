@@ -50,7 +50,9 @@ Exit codes: 0 good, 1 an expectation of the scenario failed, 2 bad input, 3 coul
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a scenario and report
-    #[command(after_help = "Example: igsim run scenarios/quickstart.yaml --sampling 1.0 --otlp http://127.0.0.1:4317")]
+    #[command(
+        after_help = "Examples:\n  igsim run scenarios/quickstart.yaml --sampling 1.0 --otlp http://127.0.0.1:4317\n  igsim run scenarios/load.yaml --gateway http://127.0.0.1:8080"
+    )]
     Run(RunArgs),
     /// Check scenario files without running them
     #[command(after_help = "Example: igsim validate scenarios/*.yaml")]
@@ -165,6 +167,10 @@ pub(crate) struct TracingArgs {
     recorder: Option<Recorder>,
 }
 
+/// Options of `run` about a gateway, engines and traces that it starts itself.
+const OF_OWN_GATEWAY: [&str; 9] =
+    ["sampling", "otlp", "otlp_metrics", "access_log", "detail", "engine_steps", "scrapes", "recorder", "run_id"];
+
 #[derive(Clone, Debug, Args)]
 struct RunArgs {
     /// Scenario file.
@@ -172,6 +178,10 @@ struct RunArgs {
     /// Run live over HTTP, or in virtual time; the scenario's own mode if not given.
     #[arg(long, value_enum)]
     mode: Option<Mode>,
+    /// Send the requests to this gateway, or other OpenAI-compatible server, which runs already, and start none. Its traces are its own.
+    /// Headers for it, credentials among them, are taken from GATEWAY_HEADERS (NAME=VALUE with commas between).
+    #[arg(long, value_name = "URL", conflicts_with_all = OF_OWN_GATEWAY)]
+    gateway: Option<String>,
     /// Seed of all random choices; the scenario's own if not given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,

@@ -1,64 +1,88 @@
 //! `igsim run`.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal;
+mod finish;
+
 use std::path::Path;
 
 use shared::clock::RunClock;
 use shared::rng::Seed;
 use shared::time::{Anchor, Dur, Time};
+use shared::trace::Telemetry;
 use shared::trace::config::{ExporterConfig, OtlpConfig};
-use shared::trace::{Stats, Telemetry};
 
-use super::{Failure, Format, RunArgs, send};
-use crate::inspect::{Style, TRACES_FILE};
-use crate::live::{self, stack::StackError};
-use crate::report::{EngineFigures, Report, RequestRow, RunFacts, TraceFigures};
+use super::{Failure, Format, RunArgs};
+use crate::inspect::TRACES_FILE;
+use crate::live::running::{HEADERS_VARIABLE, Running};
+use crate::live::stack::StackError;
+use crate::live::{self, Ended, Own};
+use crate::report::{RequestRow, seen_by_the_client};
 use crate::run::collect::Collector;
 use crate::run::interrupt::Interrupt;
-use crate::run::output::{Output, REPORT_FILE, SCENARIO_FILE, print};
+use crate::run::output::{Output, SCENARIO_FILE, print};
 use crate::run::progress::Progress;
 use crate::run::telemetry::{Resolved, resolve};
-use crate::run::verdict::{Looked, figures};
 use crate::scenario::{self, Mode, Scenario};
 use crate::virtual_time::{self, Observer};
 use crate::workload::Plan;
 
+/// Who answers the requests.
+enum Answering {
+    /// The scenario's gateway and engines, in the mode it says.
+    Own(Resolved),
+    /// A gateway that runs already.
+    Running(Running),
+}
+
 /// What a driver hands back.
 struct Driven {
-    engines: EngineFigures,
-    retries: u64,
-    interrupted: bool,
-    collector: Collector,
-    stats: Stats,
-    ratio: f64,
+    ended: Ended,
+    answered: Answered,
+}
+
+/// What is known of those who answered.
+enum Answered {
+    /// Gateway and engines of this run.
+    Own {
+        own: Box<Own>,
+        ratio: f64,
+        /// Who gets the traces when all is over.
+        remote: Vec<OtlpConfig>,
+    },
+    /// The address of a gateway that ran already.
+    Running(String),
 }
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     let scenario = load(&args)?;
     let wall = RunClock::start();
     let plan = Plan::new(&scenario, Seed(scenario.seed)).map_err(Failure::input)?;
-    // Whatever may be wrong with the input is known before a folder is made.
-    let mut telemetry = telemetry(&args, &scenario)?;
+    // Whatever may be wrong with the input, and a gateway that is not there, is known before a folder is made.
+    let answering = match &args.gateway {
+        None => Answering::Own(telemetry(&args, &scenario)?),
+        Some(url) => Answering::Running(running(url, &args, &scenario)?),
+    };
     let output = match &args.out {
         Some(dir) => Output::open(dir, args.overwrite),
         None => Output::fresh(Path::new("runs"), &scenario.name, wall.anchor()),
     };
     let output = output.map_err(Failure::input)?;
-    place_files(&mut telemetry, &output);
     output.write(SCENARIO_FILE, &scenario.to_yaml()).map_err(Failure::run)?;
-    let text = args.format == Format::Text;
-    if text {
-        print(&headline(&scenario, &telemetry));
+    if args.format == Format::Text {
+        print(&headline(&scenario, &answering));
     }
-    let (telemetry, remote) = split_remote(telemetry, scenario.mode, &output);
     let progress = Progress::new(expected(&scenario), false);
     let collector = Collector::new(output.rows().map_err(Failure::run)?, progress, wall);
-    let driven = match scenario.mode {
-        Mode::Live => run_live(&scenario, plan, telemetry, collector)?,
-        Mode::Virtual => run_virtual(&scenario, plan, telemetry, collector)?,
+    let driven = match answering {
+        Answering::Running(gateway) => run_against(&gateway, &scenario, plan, collector)?,
+        Answering::Own(mut telemetry) => {
+            place_files(&mut telemetry, &output);
+            match scenario.mode {
+                Mode::Live => run_live(&scenario, plan, telemetry, collector)?,
+                Mode::Virtual => run_virtual(&scenario, plan, telemetry, collector, &output)?,
+            }
+        }
     };
-    finish(&args, &scenario, &output, driven, &remote)
+    finish::finish(&args, &scenario, &output, driven)
 }
 
 fn load(args: &RunArgs) -> Result<Scenario, Failure> {
@@ -73,8 +97,28 @@ fn load(args: &RunArgs) -> Result<Scenario, Failure> {
     }
     set.extend(args.tracing.overrides());
     let scenario = scenario::load(&args.scenario, &set)?.config;
-    super::warn(&scenario);
+    // Warnings are about the scenario's own gateway.
+    if args.gateway.is_none() {
+        super::warn(&scenario);
+    }
     Ok(scenario)
+}
+
+/// The gateway at `url`, which answers.
+fn running(url: &str, args: &RunArgs, scenario: &Scenario) -> Result<Running, Failure> {
+    if scenario.mode == Mode::Virtual {
+        let path = args.scenario.display();
+        return Err(Failure::input(format!(
+            "{path}: mode: found virtual beside --gateway, expected live: a gateway that runs already has a clock of its own\n\
+             help: --mode live"
+        )));
+    }
+    let headers = std::env::var(HEADERS_VARIABLE).unwrap_or_default();
+    let gateway = Running::new(url, &headers).map_err(|problem| Failure::input(format!("--gateway {problem}")))?;
+    if let Some(doubt) = gateway.reach(scenario).map_err(Failure::run)? {
+        eprintln!("warning: {doubt}");
+    }
+    Ok(gateway)
 }
 
 fn telemetry(args: &RunArgs, scenario: &Scenario) -> Result<Resolved, Failure> {
@@ -100,38 +144,47 @@ fn place_files(telemetry: &mut Resolved, output: &Output) {
 }
 
 /// A virtual run writes files only; endpoints get its traces when it is over.
-fn split_remote(mut telemetry: Resolved, mode: Mode, output: &Output) -> (Resolved, Vec<OtlpConfig>) {
+fn split_remote(mut telemetry: Resolved, output: &Output) -> (Resolved, Vec<OtlpConfig>) {
     let mut remote = Vec::new();
-    if mode == Mode::Virtual {
-        let exporters = &mut telemetry.config.exporters;
-        for exporter in std::mem::take(exporters) {
-            match exporter {
-                ExporterConfig::Otlp(otlp) => remote.push(otlp),
-                local @ (ExporterConfig::File(_)
-                | ExporterConfig::RotatingFile(_)
-                | ExporterConfig::Console(_)
-                | ExporterConfig::Memory(_)) => {
-                    exporters.push(local);
-                }
+    let exporters = &mut telemetry.config.exporters;
+    for exporter in std::mem::take(exporters) {
+        match exporter {
+            ExporterConfig::Otlp(otlp) => remote.push(otlp),
+            local @ (ExporterConfig::File(_)
+            | ExporterConfig::RotatingFile(_)
+            | ExporterConfig::Console(_)
+            | ExporterConfig::Memory(_)) => {
+                exporters.push(local);
             }
         }
-        if !remote.is_empty() && !exporters.iter().any(|e| matches!(e, ExporterConfig::File(_))) {
-            exporters.push(ExporterConfig::File(output.path(TRACES_FILE)));
-        }
+    }
+    if !remote.is_empty() && !exporters.iter().any(|e| matches!(e, ExporterConfig::File(_))) {
+        exporters.push(ExporterConfig::File(output.path(TRACES_FILE)));
     }
     (telemetry, remote)
 }
 
-fn headline(scenario: &Scenario, telemetry: &Resolved) -> String {
+fn headline(scenario: &Scenario, answering: &Answering) -> String {
     let mode = if scenario.mode == Mode::Live { "live" } else { "virtual" };
-    let engines: Vec<String> = scenario
-        .engines
-        .iter()
-        .map(|g| {
-            let what = g.url.as_deref().unwrap_or(&g.profile);
-            format!("{} x {what}", g.count)
-        })
-        .collect();
+    let who = match answering {
+        Answering::Own(telemetry) => format!("{}, 1 gateway  {}", fleet(scenario), tracing(telemetry)),
+        Answering::Running(gateway) => format!("gateway {}, running already", gateway.url()),
+    };
+    format!("igsim {}  seed {}  scenario {} ({mode})  {who}\n", env!("CARGO_PKG_VERSION"), scenario.seed, scenario.name,)
+}
+
+fn fleet(scenario: &Scenario) -> String {
+    let engines = scenario.engines.iter().map(|g| {
+        let what = g.url.as_deref().unwrap_or(&g.profile);
+        format!("{} x {what}", g.count)
+    });
+    engines.collect::<Vec<_>>().join(" + ")
+}
+
+fn tracing(telemetry: &Resolved) -> String {
+    if telemetry.config.disabled {
+        return "tracing off".to_owned();
+    }
     let exporters: Vec<String> = telemetry
         .config
         .exporters
@@ -144,21 +197,10 @@ fn headline(scenario: &Scenario, telemetry: &Resolved) -> String {
             ExporterConfig::Memory(_) => "memory".to_owned(),
         })
         .collect();
-    let tracing = if telemetry.config.disabled {
-        "tracing off".to_owned()
-    } else {
-        format!(
-            "sampling {} -> {}",
-            telemetry.config.sampler.root_ratio(),
-            if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") }
-        )
-    };
     format!(
-        "igsim {}  seed {}  scenario {} ({mode})  {}, 1 gateway  {tracing}\n",
-        env!("CARGO_PKG_VERSION"),
-        scenario.seed,
-        scenario.name,
-        engines.join(" + "),
+        "sampling {} -> {}",
+        telemetry.config.sampler.root_ratio(),
+        if exporters.is_empty() { "nowhere".to_owned() } else { exporters.join(" + ") }
     )
 }
 
@@ -170,7 +212,27 @@ fn expected(scenario: &Scenario) -> Option<u64> {
 fn run_live(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Collector) -> Result<Driven, Failure> {
     let ratio = telemetry.config.sampler.root_ratio();
     let interrupt = Interrupt::listen();
-    let ended = live::run(scenario, plan, telemetry.config, collector, &interrupt).map_err(|error| match error {
+    let (ended, own) = live::run(scenario, plan, telemetry.config, collector, &interrupt).map_err(stopped)?;
+    Ok(Driven { ended, answered: Answered::Own { own: Box::new(own), ratio, remote: Vec::new() } })
+}
+
+fn run_against(gateway: &Running, scenario: &Scenario, plan: Plan, collector: Collector) -> Result<Driven, Failure> {
+    eprintln!("{}", left_out(scenario));
+    let interrupt = Interrupt::listen();
+    let ended = live::run_against(gateway, scenario, plan, collector, &interrupt).map_err(stopped)?;
+    Ok(Driven { ended, answered: Answered::Running(gateway.url().to_owned()) })
+}
+
+/// One line on what of a scenario has no meaning for a gateway that runs already.
+fn left_out(scenario: &Scenario) -> String {
+    let unseen: Vec<&str> =
+        scenario.expectations.keys().map(String::as_str).filter(|path| !seen_by_the_client(path)).collect();
+    let unjudged = if unseen.is_empty() { String::new() } else { format!("; not judged: {}", unseen.join(", ")) };
+    format!("left out of the scenario: its gateway, engines and their faults, tracing, metrics{unjudged}")
+}
+
+fn stopped(error: StackError) -> Failure {
+    match error {
         StackError::Replay(_) => Failure::input(error),
         StackError::Telemetry(_)
         | StackError::Gateway(_)
@@ -179,12 +241,16 @@ fn run_live(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Col
         | StackError::Backend(_)
         | StackError::Bind { .. }
         | StackError::Runtime(_) => Failure::run(error),
-    })?;
-    let live::Ended { engines, retries, interrupted, collector, stats } = ended;
-    Ok(Driven { engines, retries, interrupted, collector, stats, ratio })
+    }
 }
 
-fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: Collector) -> Result<Driven, Failure> {
+fn run_virtual(
+    scenario: &Scenario,
+    plan: Plan,
+    telemetry: Resolved,
+    collector: Collector,
+    output: &Output,
+) -> Result<Driven, Failure> {
     struct Watching(Collector, Interrupt);
     impl Observer for Watching {
         fn request(&mut self, row: &RequestRow, gaps: &[Dur]) {
@@ -194,6 +260,7 @@ fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: 
             !self.1.is_raised()
         }
     }
+    let (telemetry, remote) = split_remote(telemetry, output);
     let ratio = telemetry.config.sampler.root_ratio();
     if !telemetry.config.metrics.otlp.is_empty() {
         eprintln!("warning: metrics are pushed by live runs only");
@@ -204,82 +271,7 @@ fn run_virtual(scenario: &Scenario, plan: Plan, telemetry: Resolved, collector: 
     let ended = virtual_time::run(scenario, plan, seed, &telemetry, &mut watching).map_err(Failure::input)?;
     let stats = telemetry.shutdown(ended.at);
     let Watching(collector, _) = watching;
-    Ok(Driven { engines: ended.engines, retries: 0, interrupted: ended.interrupted, collector, stats, ratio })
-}
-
-/// Looks at the traces, writes the report, and prints what the user wants to know.
-fn finish(
-    args: &RunArgs,
-    scenario: &Scenario,
-    output: &Output,
-    driven: Driven,
-    remote: &[OtlpConfig],
-) -> Result<(), Failure> {
-    let file = output.path(TRACES_FILE);
-    // What cannot be read or was not written is told after the report, which is good all the same.
-    // Of files of bounded size only the last one is there for sure: no trace can be called incomplete.
-    let whole = file.exists() && scenario.tracing.rotating_file().is_none();
-    let (looked, unread) = match whole.then(|| Looked::at(&file)).transpose() {
-        Ok(looked) => (looked, None),
-        Err(error) => (None, Some(error)),
-    };
-    let (summary, unwritten) = driven.collector.finish();
-    let report = summary.finish(RunFacts {
-        versions: versions(),
-        scenario: scenario.name.clone(),
-        mode: if scenario.mode == Mode::Live { "live" } else { "virtual" }.to_owned(),
-        seed: scenario.seed,
-        interrupted: driven.interrupted,
-        tenants: scenario.tenants(),
-        endpoints: (0..scenario.engine_count()).map(|i| format!("engine-{i}")).collect(),
-        paced: scenario.mode == Mode::Live,
-        engines: driven.engines,
-        retries: driven.retries,
-        traces: TraceFigures {
-            by_policy: scenario.tracing.decides_by_policy(),
-            ..figures(&driven.stats, driven.ratio, looked.as_ref())
-        },
-        expectations: scenario.expectations.clone(),
-    });
-    let json = serde_json::to_string_pretty(&report).map_err(Failure::run)?;
-    output.write(REPORT_FILE, &format!("{json}\n")).map_err(Failure::run)?;
-    match args.format {
-        Format::Json => print(&format!("{json}\n")),
-        Format::Text => tell(&report, looked.as_ref(), output),
-    }
-    if let Some(error) = unwritten {
-        return Err(Failure::run(error));
-    }
-    if let Some(error) = unread {
-        return Err(Failure::run(error));
-    }
-    if let Some(set) = looked.map(Looked::into_set).filter(|_| !remote.is_empty()) {
-        let run_id = args.run_id.clone().unwrap_or_else(send::fresh_run_id);
-        for endpoint in remote {
-            send::deliver(set.clone(), endpoint, &run_id)?;
-        }
-    }
-    if report.expectations.iter().all(|e| e.pass) { Ok(()) } else { Err(Failure::Expectation) }
-}
-
-fn tell(report: &Report, looked: Option<&Looked>, output: &Output) {
-    print(&report.table());
-    let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal();
-    if let Some(looked) = looked {
-        if let Some((line, tree)) = looked.slowest(Style { colour, ..Style::PLAIN }) {
-            print(&format!("{line}\n\n{tree}\n"));
-        }
-        for finding in looked.findings().iter().take(5) {
-            print(&format!("finding: {finding}\n"));
-        }
-    }
-    let dir = output.dir().display();
-    print(&format!("Written to {dir}/   next: igsim inspect {dir} --slowest 3\n"));
-}
-
-fn versions() -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("igsim".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("vllm".to_owned(), engine_sim::server::VLLM_VERSION.to_owned()),
-    ])
+    let own = Box::new(Own { engines: ended.engines, retries: 0, stats });
+    let ended = Ended { interrupted: ended.interrupted, collector };
+    Ok(Driven { ended, answered: Answered::Own { own, ratio, remote } })
 }

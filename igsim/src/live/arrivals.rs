@@ -6,14 +6,13 @@ use std::num::NonZeroU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 
-use http::Uri;
 use shared::clock::RunClock;
 use shared::time::{Dur, Time};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Finished;
-use super::outgoing::Writer;
+use super::outgoing::{Destination, Writer};
 use crate::client::{Client, Observed, Outgoing};
 use crate::replay::ReplayError;
 use crate::report::Failure;
@@ -66,7 +65,7 @@ impl Arrivals {
     pub(super) fn start(
         scenario: &Scenario,
         plan: Plan,
-        uri: Uri,
+        to: Destination,
         clock: RunClock,
         interrupt: Interrupt,
         results: UnboundedSender<Finished>,
@@ -74,7 +73,7 @@ impl Arrivals {
         let (sender, ended) = channel();
         let state = Loop {
             plan,
-            writer: Writer::new(scenario, uri),
+            writer: Writer::new(scenario, to),
             client: Client::new(clock, CLIENT_TIMEOUT),
             clock,
             runtime: Handle::current(),

@@ -1,13 +1,14 @@
-//! Live runs: real servers, real HTTP, real time, in one process.
+//! Live runs: real servers, real HTTP, real time; in one process unless the gateway runs already.
 //!
-//! [`stack`] starts gateway and engines, `arrivals` sends the plan's requests when they are due, `outgoing` turns them into
-//! HTTP. Nothing here decides anything.
+//! [`stack`] starts gateway and engines, or they run already ([`running`]); `arrivals` sends the plan's requests when they are due,
+//! `outgoing` turns them into HTTP. Nothing here decides anything.
 
 mod arrivals;
 mod files;
 mod membership;
 mod outgoing;
 mod proxies;
+pub mod running;
 pub mod stack;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use shared::metrics::Pusher;
 use shared::time::Dur;
 use shared::trace::config::MetricsConfig;
 use shared::trace::{Stats, Telemetry, TelemetryConfig};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use crate::client::Observed;
@@ -28,19 +30,29 @@ use crate::run::interrupt::Interrupt;
 use crate::scenario::Scenario;
 use crate::workload::{Answer, Plan, PlannedRequest};
 use arrivals::Arrivals;
+use outgoing::Destination;
+use running::Running;
 use stack::{Ports, Stack, StackError};
+
+/// How long a runtime may take to end what nobody waits for any more.
+const AFTERWARDS: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What a live run leaves behind.
 #[derive(Debug)]
 pub struct Ended {
-    /// What the engines count, and how late they were.
-    pub engines: EngineFigures,
-    /// Further attempts of the gateway after an engine could not be reached.
-    pub retries: u64,
     /// Whether the plan was not done.
     pub interrupted: bool,
     /// Figures and rows.
     pub collector: Collector,
+}
+
+/// What a gateway and engines that were started here say of themselves.
+#[derive(Debug)]
+pub struct Own {
+    /// What the engines count, and how late they were.
+    pub engines: EngineFigures,
+    /// Further attempts of the gateway after an engine could not be reached.
+    pub retries: u64,
     /// What became of records and spans.
     pub stats: Stats,
 }
@@ -74,7 +86,7 @@ impl ServedLog {
     }
 }
 
-/// Runs `scenario` with the requests of `plan`.
+/// Runs `scenario` with the requests of `plan`: its own gateway and engines.
 ///
 /// # Errors
 /// If a server or an exporter cannot be started.
@@ -84,12 +96,12 @@ pub fn run(
     telemetry: TelemetryConfig,
     mut collector: Collector,
     interrupt: &Interrupt,
-) -> Result<Ended, StackError> {
+) -> Result<(Ended, Own), StackError> {
     let clock = RunClock::start();
     let metrics = telemetry.metrics.clone();
     let telemetry = Telemetry::live(telemetry, clock)?;
     fold_on_panic(&telemetry);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StackError::Runtime)?;
+    let runtime = runtime()?;
     let served = ServedLog::default();
     let log = served.clone();
     let hook: engine_sim::server::ServedHook = Arc::new(move |s| log.add(s));
@@ -97,18 +109,54 @@ pub fn run(
         let stack = Stack::start(scenario, &telemetry, clock, Ports::default(), Some(hook)).await?;
         let pushing = Pushing::start(&metrics, &stack, clock)?;
         eprintln!("{}", stack.addresses());
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let uri = stack.uri(scenario.workload.api);
-        let arrivals = Arrivals::start(scenario, plan, uri, clock, interrupt.clone(), sender)?;
-        collect(receiver, &arrivals, &served, &mut collector).await;
-        let interrupted = arrivals.finish().map_err(StackError::Replay)?;
+        let to = stack.destination(scenario.workload.api);
+        let interrupted = load(scenario, plan, to, clock, interrupt, &served, &mut collector).await?;
         let stopped = stack.stop().await;
         pushing.stop();
         Ok::<_, StackError>((stopped, interrupted))
     })?;
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.shutdown_timeout(AFTERWARDS);
     let stats = telemetry.shutdown(clock.now());
-    Ok(Ended { engines, retries: gateway.retries, interrupted, collector, stats })
+    Ok((Ended { interrupted, collector }, Own { engines, retries: gateway.retries, stats }))
+}
+
+/// Sends the requests of `plan` to a gateway that runs already: of `scenario` nothing is started.
+///
+/// # Errors
+/// If the system has no thread to give, or the recorded trace is broken.
+pub fn run_against(
+    gateway: &Running,
+    scenario: &Scenario,
+    plan: Plan,
+    mut collector: Collector,
+    interrupt: &Interrupt,
+) -> Result<Ended, StackError> {
+    let clock = RunClock::start();
+    files::raise(files::of_client(scenario));
+    let (runtime, to, nobody) = (runtime()?, gateway.destination(scenario.workload.api), ServedLog::default());
+    let interrupted = runtime.block_on(load(scenario, plan, to, clock, interrupt, &nobody, &mut collector))?;
+    runtime.shutdown_timeout(AFTERWARDS);
+    Ok(Ended { interrupted, collector })
+}
+
+fn runtime() -> Result<Runtime, StackError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StackError::Runtime)
+}
+
+/// Sends every request and takes in what became of it; true if the plan was not done.
+async fn load(
+    scenario: &Scenario,
+    plan: Plan,
+    to: Destination,
+    clock: RunClock,
+    interrupt: &Interrupt,
+    served: &ServedLog,
+    collector: &mut Collector,
+) -> Result<bool, StackError> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let arrivals = Arrivals::start(scenario, plan, to, clock, interrupt.clone(), sender)?;
+    collect(receiver, &arrivals, served, collector).await;
+    arrivals.finish().map_err(StackError::Replay)
 }
 
 /// Takes in what the clients saw, until all of them are done.

@@ -12,6 +12,13 @@ use crate::client::Outgoing;
 use crate::scenario::{Api, Callers, Scenario, Tenant};
 use crate::workload::{Answer, PlannedRequest};
 
+/// Where requests go, and what goes with each of them.
+#[derive(Clone, Debug)]
+pub(super) struct Destination {
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+}
+
 /// What bodies and headers need of the scenario.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
@@ -21,7 +28,7 @@ pub(super) struct Writer {
     models: Vec<Option<String>>,
     tenants: Vec<Tenant>,
     callers: Callers,
-    uri: Uri,
+    to: Destination,
     tokens: Vec<TokenId>,
 }
 
@@ -31,12 +38,12 @@ pub(super) fn request_id(plan: &PlannedRequest) -> String {
 }
 
 impl Writer {
-    pub(super) fn new(scenario: &Scenario, uri: Uri) -> Writer {
+    pub(super) fn new(scenario: &Scenario, to: Destination) -> Writer {
         let json = |text: &String| serde_json::to_string(text).expect("text serialises");
         let tenants = scenario.workload.tenants.clone();
         let models = tenants.iter().map(|t| t.model.as_ref().map(json)).collect();
         let (model, callers) = (json(&scenario.model()), scenario.callers());
-        Writer { api: scenario.workload.api, model, models, tenants, callers, uri, tokens: Vec::new() }
+        Writer { api: scenario.workload.api, model, models, tenants, callers, to, tokens: Vec::new() }
     }
 
     /// The request, and the answer that our engines give to it.
@@ -45,7 +52,7 @@ impl Writer {
         plan.tokens(&mut self.tokens);
         let answer = Answer { content: output_content(&self.tokens, None), tokens: plan.output_tokens };
         let outgoing = Outgoing {
-            uri: self.uri.clone(),
+            uri: self.to.uri.clone(),
             id: RequestId::sanitise(&request_id(plan)),
             body: Bytes::from(self.body(plan)),
             streaming: plan.streaming,
@@ -105,7 +112,7 @@ impl Writer {
     }
 
     fn headers(&self, plan: &PlannedRequest) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+        let mut headers = self.to.headers.clone();
         if let Some(context) = self.callers.context(plan.index) {
             shared::trace::context::inject(&context, &mut headers);
         }
@@ -141,13 +148,17 @@ mod tests {
     use super::*;
     use crate::workload::Plan;
 
+    fn nowhere() -> Destination {
+        Destination { uri: Uri::from_static("http://127.0.0.1/"), headers: HeaderMap::new() }
+    }
+
     fn check(api: &str) {
         let yaml = format!(
             "name: t\nrequests: 3\nengines: [{{count: 1}}]\nworkload:\n  api: {api}\n  arrivals: {{process: constant, rate: 1}}\n  \
              system_prompt: {{tokens: 5}}\n  prompt_tokens: 7\n  output_tokens: 4\n"
         );
         let scenario = shared::config::load_str::<Scenario>("t", &yaml, &[]).unwrap().config;
-        let mut writer = Writer::new(&scenario, Uri::from_static("http://127.0.0.1/"));
+        let mut writer = Writer::new(&scenario, nowhere());
         let mut plan = Plan::new(&scenario, Seed(1)).unwrap();
         while let Some(request) = plan.next_arrival().unwrap() {
             let (outgoing, _) = writer.write(&request);
@@ -165,7 +176,7 @@ mod tests {
         let yaml = "name: t\nrequests: 3\nengines: [{count: 1}]\nworkload:\n  arrivals: {process: closed, concurrency: 1}\n  \
                     system_prompt: {tokens: 5}\n  sessions: {turns: 3}\n  prompt_tokens: 7\n  output_tokens: 4\n";
         let scenario = shared::config::load_str::<Scenario>("t", yaml, &[]).unwrap().config;
-        let mut writer = Writer::new(&scenario, Uri::from_static("http://127.0.0.1/"));
+        let mut writer = Writer::new(&scenario, nowhere());
         let mut plan = Plan::new(&scenario, Seed(1)).unwrap();
         let mut next = plan.next_arrival().unwrap();
         let mut roles = Vec::new();

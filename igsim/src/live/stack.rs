@@ -9,7 +9,7 @@ use engine_sim::server::pacing::{Lateness, Pacer};
 use engine_sim::server::{self as engine_server, Frontend, ServedHook, ServerConfig, VLLM_VERSION};
 use gateway::core::config::GatewayConfig;
 use gateway::server::{Backend, BadBackend, KvManager, ServeError, Server as GatewayServer, Stats as GatewayStats};
-use http::Uri;
+use http::HeaderMap;
 use shared::clock::RunClock;
 use shared::metrics::Source;
 use shared::rng::Seed;
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::membership::{self, Change};
+use super::outgoing::Destination;
 use super::proxies::Proxies;
 use crate::replay::ReplayError;
 use crate::report::{EngineFigures, FaultFigures, PdFigures};
@@ -105,7 +106,7 @@ impl Stack {
         ports: Ports,
         served: Option<ServedHook>,
     ) -> Result<Stack, StackError> {
-        super::files::raise(scenario);
+        super::files::raise(super::files::of_all(scenario));
         let pacer = Pacer::start(clock, simulated(scenario))?;
         let (stop, phase) = watch::channel(Phase::Serving);
         let mut stack = Starting { scenario, telemetry, clock, served, phase: phase.clone(), pacer: &pacer, own: 0 };
@@ -173,10 +174,11 @@ impl Stack {
         })
     }
 
-    /// The gateway's URL of an endpoint.
-    pub fn uri(&self, api: Api) -> Uri {
+    /// Where requests go.
+    pub(super) fn destination(&self, api: Api) -> Destination {
         let text = format!("http://{}{}", self.gateway, path_of(api));
-        text.parse().expect("an address and a path are a URL")
+        let uri = text.parse().expect("an address and a path are a URL");
+        Destination { uri, headers: HeaderMap::new() }
     }
 
     /// Base URL of the gateway.

@@ -13,6 +13,7 @@ use crate::stats::Quantiles;
 
 /// The report of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Report {
     /// Versions of the program and of what it imitates, by name.
     pub versions: BTreeMap<String, String>,
@@ -22,6 +23,10 @@ pub struct Report {
     pub mode: String,
     /// The seed.
     pub seed: u64,
+    /// The gateway, where it ran already and only requests were sent. Then nobody knows `engines`, `gateway_added_us`, `routing.retries` and
+    /// `traces`, and the report as it is written does not have them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayFigures>,
     /// From the start of the run to the end of the last request, in seconds.
     pub duration_s: f64,
     /// Whether the run was stopped before its plan was done.
@@ -69,6 +74,45 @@ pub struct Report {
     pub expectations: Vec<Verdict>,
 }
 
+/// What only whoever starts gateway and engines can know, by its path in the report.
+const UNSEEN: [&str; 4] = ["engines", "gateway_added_us", "routing.retries", "traces"];
+
+/// Whether the client alone knows the figure at `path`.
+pub fn seen_by_the_client(path: &str) -> bool {
+    UNSEEN.iter().all(|unseen| path.strip_prefix(unseen).is_none_or(|rest| !(rest.is_empty() || rest.starts_with('.'))))
+}
+
+impl Report {
+    /// The report as it is written: without what nobody knows.
+    pub fn to_json(&self) -> String {
+        let text = match self.gateway {
+            None => serde_json::to_string_pretty(self),
+            Some(_) => serde_json::to_string_pretty(&self.known()),
+        };
+        format!("{}\n", text.expect("figures serialise"))
+    }
+
+    /// Its figures, without those that nobody knows.
+    pub(super) fn known(&self) -> serde_json::Value {
+        let mut all = serde_json::to_value(self).unwrap_or_default();
+        for path in UNSEEN.iter().filter(|_| self.gateway.is_some()) {
+            let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
+            let parent = if parent.is_empty() { Some(&mut all) } else { all.get_mut(parent) };
+            parent.and_then(serde_json::Value::as_object_mut).and_then(|figures| figures.remove(key));
+        }
+        all
+    }
+}
+
+/// A gateway that ran already.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GatewayFigures {
+    /// Its address.
+    pub url: String,
+    /// Answers that named a trace which is kept (`traceresponse`).
+    pub traces_named: u64,
+}
+
 /// Rates over the whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Throughput {
@@ -97,6 +141,7 @@ pub struct Routing {
     /// Share of prompt tokens of answered requests that was found in a prefix cache, 0 to 1.
     pub prefix_hit_ratio: f64,
     /// Attempts beyond the first.
+    #[serde(default)]
     pub retries: u64,
     /// Each engine, by name.
     pub endpoints: Vec<EndpointFigures>,

@@ -13,8 +13,8 @@ mod tenants;
 
 pub use expect::{Bound, Verdict, evaluate, figure_exists};
 pub use figures::{
-    EndpointFigures, EngineFigures, ExporterFigures, FaultFigures, LetGo, Pacing, Report, Routing, Throughput, Tokens,
-    TraceFigures,
+    EndpointFigures, EngineFigures, ExporterFigures, FaultFigures, GatewayFigures, LetGo, Pacing, Report, Routing,
+    Throughput, Tokens, TraceFigures, seen_by_the_client,
 };
 pub use pd::{PdFigures, PdTally};
 pub use rows::{Failure, Outcome, RequestRow, RowWriter};

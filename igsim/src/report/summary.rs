@@ -6,7 +6,9 @@ use std::sync::Arc;
 use shared::time::{Dur, Time};
 
 use super::expect::{Bound, evaluate};
-use super::figures::{EndpointFigures, EngineFigures, Pacing, Report, Routing, Throughput, Tokens, TraceFigures};
+use super::figures::{
+    EndpointFigures, EngineFigures, GatewayFigures, Pacing, Report, Routing, Throughput, Tokens, TraceFigures,
+};
 use super::rows::{Failure, Outcome, RequestRow};
 use super::tenants::Tallies;
 use crate::stats::{Distribution, Unit, binomial_99, rounded};
@@ -31,6 +33,7 @@ pub struct Summary {
     e2e: Distribution,
     added: Distribution,
     lateness: Distribution,
+    traces_named: u64,
     end: Time,
 }
 
@@ -45,6 +48,8 @@ pub struct RunFacts {
     pub mode: String,
     /// The seed.
     pub seed: u64,
+    /// Address of the gateway, if it ran already.
+    pub gateway: Option<String>,
     /// Whether the run was stopped before its plan was done.
     pub interrupted: bool,
     /// Every tenant's name and priority, in order.
@@ -75,6 +80,7 @@ impl Summary {
         self.tokens.prompt += u64::from(row.prompt_tokens);
         self.tokens.cached += u64::from(row.cached_tokens);
         self.tokens.output += u64::from(row.output_tokens);
+        self.traces_named += u64::from(row.sampled);
         self.retries += u64::from(row.attempts.saturating_sub(1));
         self.end = self.end.max(row.done.unwrap_or(row.sent));
         self.lateness.record(row.lateness());
@@ -156,6 +162,7 @@ impl Summary {
             scenario: facts.scenario,
             mode: facts.mode,
             seed: facts.seed,
+            gateway: facts.gateway.map(|url| GatewayFigures { url, traces_named: self.traces_named }),
             interrupted: facts.interrupted,
             engines: facts.engines,
             traces: TraceFigures { expected_low, expected_high, ..facts.traces },

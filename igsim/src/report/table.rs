@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::figures::{LetGo, Report, Routing, TraceFigures};
+use super::figures::{GatewayFigures, LetGo, Report, Routing, TraceFigures};
 use super::tenants;
 use crate::stats::Quantiles;
 
@@ -25,11 +25,14 @@ impl Report {
         self.requests(out)?;
         self.latency(out)?;
         tenants::lines(out, &self.tenants)?;
-        routing(out, &self.routing, self.engines.preemptions)?;
+        self.routing(out)?;
         self.prefills(out)?;
         self.faults(out)?;
         self.pacing(out)?;
-        tracing(out, &self.traces)?;
+        match &self.gateway {
+            None => tracing(out, &self.traces)?,
+            Some(gateway) => traced_elsewhere(out, gateway, self.sent)?,
+        }
         self.expected(out)
     }
 
@@ -83,6 +86,29 @@ impl Report {
             writeln!(out)?;
         }
         Ok(())
+    }
+
+    /// Where requests went, as far as it is known.
+    fn routing(&self, out: &mut String) -> fmt::Result {
+        let (routing, theirs) = (&self.routing, self.gateway.is_some());
+        write!(out, "Routing    ")?;
+        if theirs && routing.endpoints.is_empty() {
+            write!(out, "no answer names its engine")?;
+        } else {
+            shares(out, routing)?;
+        }
+        if theirs && self.tokens.cached == 0 {
+            write!(out, "  no prefix hits told")?;
+        } else {
+            write!(out, "  prefix hits {:.0} % of prompt tokens", 100.0 * routing.prefix_hit_ratio)?;
+        }
+        if !theirs {
+            write!(out, "  preemptions {}", thousands(self.engines.preemptions))?;
+        }
+        if routing.retries > 0 {
+            write!(out, "  retries {}", thousands(routing.retries))?;
+        }
+        writeln!(out)
     }
 
     fn requests(&self, out: &mut String) -> fmt::Result {
@@ -147,31 +173,31 @@ impl Report {
     }
 }
 
-fn routing(out: &mut String, routing: &Routing, preemptions: u64) -> fmt::Result {
-    write!(out, "Routing    ")?;
+/// How requests were spread over engines.
+fn shares(out: &mut String, routing: &Routing) -> fmt::Result {
     match routing.endpoints.len() {
-        0 => write!(out, "no request reached an engine")?,
+        0 => write!(out, "no request reached an engine"),
         1..=8 => {
             let shares: Vec<String> = routing.endpoints.iter().map(|e| format!("{:.0}", 100.0 * e.share)).collect();
-            write!(out, "share {} %", shares.join("/"))?;
+            write!(out, "share {} %", shares.join("/"))
         }
         n => {
             let share = |pick: fn(f64, f64) -> f64| {
                 100.0 * routing.endpoints.iter().map(|e| e.share).reduce(pick).unwrap_or_default()
             };
-            write!(out, "share {:.2} to {:.2} % over {n} engines", share(f64::min), share(f64::max))?;
+            write!(out, "share {:.2} to {:.2} % over {n} engines", share(f64::min), share(f64::max))
         }
     }
-    write!(
-        out,
-        "  prefix hits {:.0} % of prompt tokens  preemptions {}",
-        100.0 * routing.prefix_hit_ratio,
-        thousands(preemptions)
-    )?;
-    if routing.retries > 0 {
-        write!(out, "  retries {}", thousands(routing.retries))?;
+}
+
+/// What answers of a gateway that ran already say of its traces.
+fn traced_elsewhere(out: &mut String, gateway: &GatewayFigures, sent: u64) -> fmt::Result {
+    match gateway.traces_named {
+        0 => writeln!(out, "Tracing    the gateway's own: no answer names a trace"),
+        n => {
+            writeln!(out, "Tracing    the gateway's own: {} of {} answers name a trace", thousands(n), thousands(sent))
+        }
     }
-    writeln!(out)
 }
 
 fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
@@ -344,6 +370,39 @@ mod tests {
           FAIL  errors  12  (at most 0)
           FAIL  no.such  no such figure  (at least 1)
           pass  ttft_ms.p99  40.0  (at most 500)
+        ");
+    }
+
+    /// A client knows nothing of engines and traces of others.
+    #[test]
+    fn of_a_gateway_that_ran_already_only_what_was_seen_is_told() {
+        let check = |cached_tokens: u32, endpoint: Option<&str>, sampled: bool| {
+            let mut summary = Summary::new();
+            let endpoint = endpoint.map(std::sync::Arc::from);
+            (0..3).for_each(|i| {
+                summary.add(&RequestRow { cached_tokens, endpoint: endpoint.clone(), sampled, added: None, ..row(i) });
+            });
+            let facts = RunFacts { gateway: Some("http://g".into()), ..RunFacts::default() };
+            let report = summary.finish(facts);
+            let known: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
+            for unseen in ["/engines", "/traces", "/gateway_added_us", "/routing/retries"] {
+                assert_eq!(known.pointer(unseen), None, "{unseen}");
+            }
+            assert_eq!(serde_json::from_value::<super::super::Report>(known).unwrap(), report);
+            let table = report.table();
+            table
+                .lines()
+                .filter(|l| ["Routing", "Tracing"].iter().any(|k| l.starts_with(k)))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        insta::assert_snapshot!(check(208, Some("pod-a"), true), @r"
+        Routing    share 100 %  prefix hits 42 % of prompt tokens
+        Tracing    the gateway's own: 3 of 3 answers name a trace
+        ");
+        insta::assert_snapshot!(check(0, None, false), @r"
+        Routing    no answer names its engine  no prefix hits told
+        Tracing    the gateway's own: no answer names a trace
         ");
     }
 

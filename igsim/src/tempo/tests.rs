@@ -18,7 +18,8 @@ fn an_address_is_checked_and_credentials_are_not_repeated() {
     }
     let tempo = Tempo::new("http://host/tempo/", "X-Scope-OrgID=a,Authorization=Basic eA==").unwrap();
     assert_eq!(format!("{tempo:?}"), "Tempo(http://host/tempo)");
-    assert_eq!((tempo.headers["x-scope-orgid"].as_bytes(), tempo.headers.len()), (&b"a"[..], 2));
+    let headers = tempo.remote.headers();
+    assert_eq!((headers["x-scope-orgid"].as_bytes(), headers.len()), (&b"a"[..], 2));
 }
 
 #[test]
