@@ -98,6 +98,11 @@ fn json_is_one_document_and_its_folder_has_no_traces() {
     assert!(report.table().contains("the gateway's own: no answer names a trace"), "{}", report.table());
     assert_eq!(ran.out, std::fs::read_to_string(place.path("out/report.json")).unwrap());
     assert!(!place.path("out").join(TRACES_FILE).exists());
+    for command in ["inspect", "check", "explain"] {
+        let ran = place.ran(&[command, "out"]);
+        assert_eq!(ran.code, 2, "{ran:#?}");
+        assert!(ran.err.contains("help: the run only sent requests") && ran.err.contains(&served.url), "{}", ran.err);
+    }
     served.stop();
 }
 

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use shared::trace::otlp_json;
 use shared::units::HumanDur;
 
 use super::{Failure, Format};
@@ -124,7 +123,7 @@ fn of_tempo(url: &str, args: &CheckArgs, options: &Options) -> Result<Checked, F
 
 fn of_path(path: &Path, options: &mut Options) -> Result<Checked, Failure> {
     let file = traces_file(path);
-    let set = otlp_json::read_file(&file).map_err(Failure::input)?;
+    let set = super::traces::read(path)?;
     let folder = path.is_dir().then(|| Folder::open(path));
     if set.spans.is_empty() && !folder.as_ref().is_some_and(Folder::has_report) {
         return Err(Failure::input(format!("{}: found no span, expected traces to check", file.display())));

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use shared::trace::otlp_json;
 
 use super::{Failure, Format};
+use crate::inspect::Traces;
 use crate::inspect::explain::{self, Explanation};
-use crate::inspect::{Traces, traces_file};
 use crate::run::output;
 
 #[derive(Clone, Debug, Args)]
@@ -23,7 +22,7 @@ pub(super) struct ExplainArgs {
 }
 
 pub(super) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
-    let set = otlp_json::read_file(traces_file(&args.path)).map_err(Failure::input)?;
+    let set = super::traces::read(&args.path)?;
     let traces = Traces::of(&set);
     match &args.trace {
         Some(prefix) => {

@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
+use shared::trace::TraceSet;
 use shared::trace::check::{CheckOptions, Finding, check};
 use shared::trace::registry::Registry;
-use shared::trace::{TraceSet, otlp_json};
 
 use super::{Failure, Format, InspectArgs};
-use crate::inspect::{Overview, Style, Traces, traces_file};
+use crate::inspect::{Overview, Style, Traces};
 use crate::run::output;
 
 /// Traces printed at most by `--errors`.
@@ -17,8 +17,7 @@ const MOST_ERRORS: usize = 20;
 const MOST_LINES: usize = 20;
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
-    let path = traces_file(&args.path);
-    let set = otlp_json::read_file(&path).map_err(Failure::input)?;
+    let set = super::traces::read(&args.path)?;
     let traces = Traces::of(&set);
     let registry = Registry::builtin().map_err(Failure::run)?;
     let findings = check(&set, &CheckOptions { registry: Some(&registry), ..CheckOptions::default() });

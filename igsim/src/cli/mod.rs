@@ -12,6 +12,7 @@ mod query;
 mod run;
 mod sampling;
 mod send;
+mod traces;
 mod up;
 
 use std::ffi::OsString;
@@ -168,8 +169,18 @@ pub(crate) struct TracingArgs {
 }
 
 /// Options of `run` about a gateway, engines and traces that it starts itself.
-const OF_OWN_GATEWAY: [&str; 9] =
-    ["sampling", "otlp", "otlp_metrics", "access_log", "detail", "engine_steps", "scrapes", "recorder", "run_id"];
+const OF_OWN_GATEWAY: [&str; 10] = [
+    "sampling",
+    "otlp",
+    "otlp_metrics",
+    "access_log",
+    "detail",
+    "engine_steps",
+    "scrapes",
+    "recorder",
+    "naming",
+    "run_id",
+];
 
 #[derive(Clone, Debug, Args)]
 struct RunArgs {

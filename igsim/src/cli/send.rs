@@ -3,16 +3,15 @@
 use shared::rng::Stream;
 use shared::trace::config::{ExporterChoice, ExporterConfig, Layer, OtlpChoice, OtlpConfig, OtlpEncoding};
 use shared::trace::stats::ExporterStats;
-use shared::trace::{TelemetryConfig, TraceSet, otlp_json};
+use shared::trace::{TelemetryConfig, TraceSet};
 
 use super::{Failure, SendArgs};
-use crate::inspect::traces_file;
 use crate::report::Report;
 use crate::run::output::{REPORT_FILE, print};
 use crate::send::{SendOptions, send as send_set};
 
 pub(super) fn send(args: &SendArgs) -> Result<(), Failure> {
-    let set = otlp_json::read_file(traces_file(&args.path)).map_err(Failure::input)?;
+    let set = super::traces::read(&args.path)?;
     let run_id = args.run_id.clone().or_else(|| is_virtual(args).then(fresh_run_id));
     let endpoint = endpoint(&args.otlp)?;
     let spans = set.spans.len() as u64;

@@ -43,7 +43,7 @@ pub struct Extras {
     pub engine_steps: bool,
     /// An arm with a real delay of this share of the median; the lab fills the delay in when it knows the median.
     pub delay_share: Option<f64>,
-    /// The only arms to measure, if any are named.
+    /// The arms to measure in place of the usual ones, if any are named.
     pub arms: Option<Vec<Arm>>,
 }
 
@@ -54,10 +54,10 @@ impl RegimePlan {
             Some(named) => named.clone(),
             None => usual(regime, extent),
         };
-        if extras.faults && extras.arms.is_none() {
+        if extras.faults {
             arms.extend(faulty());
         }
-        if extras.engine_steps && extras.arms.is_none() {
+        if extras.engine_steps {
             arms.push(Arm::traced(Path::Direct, 0.1).with_steps(0.01));
         }
         if extras.delay_share.is_some() {
@@ -265,11 +265,13 @@ mod tests {
     }
 
     #[test]
-    fn extras_are_added_and_named_arms_stand_alone() {
+    fn extras_are_added_to_the_usual_arms_or_to_those_that_are_named() {
         let extras = Extras { faults: true, engine_steps: true, delay_share: Some(0.1), arms: None };
         let plan = RegimePlan::of(Regime::Floor, Extent::Quick, ROUNDS, &extras);
         assert_eq!(plan.arms.len(), 5 + 6 + 1 + 1);
         let named = Extras { arms: Some(vec![Arm::Control, Arm::traced(Path::Direct, 0.5)]), ..Extras::default() };
         assert_eq!(RegimePlan::of(Regime::Floor, Extent::Full, 3, &named).arms.len(), 2);
+        let both = Extras { faults: true, ..named };
+        assert_eq!(RegimePlan::of(Regime::Realistic, Extent::Quick, 3, &both).arms.len(), 2 + 6);
     }
 }

@@ -282,6 +282,9 @@ pub struct TraceFigures {
     /// Traces of the gateway's scrapes, not counted above either.
     #[serde(default)]
     pub scrapes: u64,
+    /// Traces of batches of KV events, not counted above either.
+    #[serde(default)]
+    pub kv_events: u64,
     /// Spans made from records.
     pub spans_created: u64,
     /// Each exporter: created = exported + dropped.

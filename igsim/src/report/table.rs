@@ -229,6 +229,9 @@ fn tracing(out: &mut String, t: &TraceFigures) -> fmt::Result {
     if t.engine_steps > 0 {
         writeln!(out, "  steps    {} engine steps traced on their own", thousands(t.engine_steps))?;
     }
+    if t.kv_events > 0 {
+        writeln!(out, "  events   {} batches of KV events traced on their own", thousands(t.kv_events))?;
+    }
     if t.scrapes > 0 {
         writeln!(out, "  scrapes  {} scrapes of engines traced on their own", thousands(t.scrapes))?;
     }

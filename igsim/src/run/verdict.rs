@@ -93,6 +93,7 @@ pub fn figures(stats: &Stats, ratio: f64, looked: Option<&Looked>) -> TraceFigur
         malformed_contexts: stats.malformed_contexts,
         engine_steps: stats.own_traces_sampled,
         scrapes: stats.scrape_traces_sampled,
+        kv_events: stats.kv_event_traces_sampled,
         spans_created: stats.spans_created,
         exporters: exporters.collect(),
         ..TraceFigures::default()
