@@ -46,7 +46,7 @@ fn telemetry(receiver: &Receiver, clock: RunClock) -> Telemetry {
 
 fn spec(stack: &Stack, scenario: &Scenario, pattern: Pattern) -> LoadSpec {
     LoadSpec {
-        uri: stack.uri(Api::Chat),
+        uri: format!("{}/v1/chat/completions", stack.gateway_url()).parse().unwrap(),
         api: Api::Chat,
         model: scenario.model().to_owned(),
         headers: HeaderMap::new(),
