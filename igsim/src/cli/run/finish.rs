@@ -20,7 +20,8 @@ pub(super) fn finish(args: &RunArgs, scenario: &Scenario, output: &Output, drive
     // What cannot be read or was not written is told after the report, which is good all the same.
     // Of files of bounded size only the last one is there for sure: no trace can be called incomplete.
     let whole = file.exists() && scenario.tracing.rotating_file().is_none();
-    let (looked, unread) = match whole.then(|| Looked::at(&file)).transpose() {
+    let naming = scenario.tracing.naming.map(Into::into).unwrap_or_default();
+    let (looked, unread) = match whole.then(|| Looked::at(&file, naming)).transpose() {
         Ok(looked) => (looked, None),
         Err(error) => (None, Some(error)),
     };
