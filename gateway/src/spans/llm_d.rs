@@ -161,7 +161,7 @@ impl<D: Draft, S: Form<Draft = D>> Fold<GatewayFact, S> for LlmdFold<D> {
         if ending.abandoned {
             self.root.error("nobody finished the request");
         }
-        self.of_flow();
+        flow(&mut self.root, self.fairness.as_ref());
         super::close(cx, self.root, end);
     }
 }
@@ -191,10 +191,6 @@ impl<D: Draft> LlmdFold<D> {
         time: (Time, Time),
     ) -> D {
         self.span(cx, name, Kind::Internal, parent, time)
-    }
-
-    fn of_flow(&mut self) {
-        flow(&mut self.root, self.fairness.as_ref());
     }
 
     fn above(&self) -> SpanId {

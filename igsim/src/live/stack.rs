@@ -348,11 +348,12 @@ async fn kv_manager(
     let Some(address) = scenario.listen.kv_cache_manager else { return Ok(None) };
     let resource = Resource::new("kv-cache-manager", "kv-cache-manager-0").here();
     let tracer = scenario.tracer(telemetry, resource, None);
-    let pools = scenario.gateway_config().pool_configs();
+    let gateway = scenario.gateway_config();
+    let pools = gateway.pool_configs();
     let reads = pools.iter().find(|config| config.reads_kv_events());
     let config = reads.or(pools.first()).map(|config| config.precise_prefix.clone()).unwrap_or_default();
     let manager = KvManager::bind(address, config, backends.to_vec(), tracer, clock).await?;
-    let manager = manager.access_log(scenario.gateway_config().access_log);
+    let manager = manager.access_log(gateway.access_log);
     Ok(Some((manager.local_addr(), tokio::spawn(manager.run(reached(phase, Phase::StopEngines))))))
 }
 
